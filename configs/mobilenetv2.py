@@ -1,0 +1,13 @@
+"""Train and test MobileNetV2.
+
+python launch.py --config=configs/mobilenetv2.py --workdir=runs/mobilenetv2
+"""
+
+from ctfake_jax import config as config_lib
+
+
+def get_config():
+  config = config_lib.defaults()
+  config.task = 'classifier'
+  config.model.name = 'mobilenetv2'
+  return config

@@ -1,0 +1,13 @@
+"""Train and test ResNet50.
+
+python launch.py --config=configs/resnet50.py --workdir=runs/resnet50
+"""
+
+from ctfake_jax import config as config_lib
+
+
+def get_config():
+  config = config_lib.defaults()
+  config.task = 'classifier'
+  config.model.name = 'resnet50'
+  return config

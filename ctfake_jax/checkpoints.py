@@ -1,0 +1,96 @@
+"""Orbax checkpoints of a training run: asynchronous, the newest few and the best are kept."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from ctfake_jax.types import UserError
+
+
+@dataclasses.dataclass
+class Progress:
+  """What the loop carries beside the state.
+
+  Attributes:
+    best_score: of the evaluations so far, higher is better.
+    best_step: where it was reached; -1 before the first evaluation.
+    evals_since_best: counts towards the early stop.
+    step: the last step of the loop.
+    seconds: training time summed over restarts.
+    finished: the run has reached its end.
+  """
+
+  best_score: float = float('-inf')
+  best_step: int = -1
+  evals_since_best: int = 0
+  step: int = 0
+  seconds: float = 0.0
+  finished: bool = False
+
+
+class Checkpoints:
+  """Saves and restores (state, Progress) under `workdir/checkpoints`."""
+
+  def __init__(self, workdir: Path, keep: int):
+    policy = preservation_policy.AnyPreservationPolicy(
+      [
+        preservation_policy.LatestN(keep),
+        preservation_policy.BestN(
+          get_metric_fn=lambda metrics: metrics['score'],
+          n=1,
+          keep_checkpoints_without_metrics=False,
+        ),
+      ]
+    )
+    self._manager = ocp.CheckpointManager(
+      (workdir / 'checkpoints').absolute(),
+      options=ocp.CheckpointManagerOptions(preservation_policy=policy),
+    )
+
+  def save(self, step: int, state: Any, progress: Progress, score: float) -> None:
+    """Starts a save and returns; `close` waits for it."""
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state),
+        progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
+      ),
+      metrics={'score': score},
+    )
+
+  def latest_step(self) -> int | None:
+    """Step of the newest whole checkpoint."""
+    return self._manager.latest_step()
+
+  def restore(self, step: int, abstract_state: Any) -> tuple[Any, Progress]:
+    """State with the shapes and shardings of `abstract_state`, and the progress beside it."""
+    restored = self._manager.restore(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(abstract_state), progress=ocp.args.JsonRestore()
+      ),
+    )
+    return restored['state'], Progress(**restored['progress'])
+
+  def close(self) -> None:
+    """Waits for pending saves."""
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+
+def restore_part(workdir: Path, step: int, part: str) -> Any:
+  """One field of a saved state as nested dicts of NumPy arrays; needs no model code."""
+  path = (workdir / 'checkpoints' / str(step) / 'state').absolute()
+  if not path.is_dir():
+    raise UserError(f'{workdir}: checkpoint {step} is missing; train again or name another workdir')
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    tree = checkpointer.metadata(path).item_metadata.tree
+    target = {part: jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree[part])}
+    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+    args = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
+    return checkpointer.restore(path, args=args)[part]

@@ -1,0 +1,310 @@
+"""The resolved configuration: every key with its meaning and default, and its validation.
+
+`defaults()` lists every key once. A file in `configs/` starts from it and overrides a few; the
+command line overrides those (`--config.train.epochs=5`). `validate` runs before any work.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from ctfake_jax.types import UserError
+
+TASKS = ('classifier', 'gan', 'generate', 'evaluate', 'predict', 'study')
+CLASSIFIERS = ('cnn', 'resnet18', 'resnet50', 'mobilenetv2')
+# Keys that may change between a run and its continuation in the same workdir.
+SAFE_TO_CHANGE = ('dry_run', 'train.epochs', 'train.log_every', 'train.keep_checkpoints')
+
+
+def defaults() -> ml_collections.ConfigDict:
+  """Every key with its default; sections in the order in which data flows."""
+  c = ml_collections.ConfigDict()
+  c.task = 'classifier'
+  c.seed = 0  # of initialisation, batch order, augmentation and bootstrap
+  c.dry_run = False  # print counts, parameters, memory, time; then stop
+
+  c.data = ml_collections.ConfigDict()
+  c.data.source = 'phantom'  # phantom, folders, dicom or tfds
+  c.data.path = ''  # root of the images; not used by the phantom
+  c.data.labels_csv = ''  # dicom: SeriesInstanceUID or path -> label
+  c.data.classes = ()  # folders: take these classes only; () takes all
+  c.data.patient_folders = False  # folders: class/<patient>/image
+  c.data.max_pixels = 2**26  # larger images are refused unread
+  c.data.image_size = 32  # side of what a model sees, pixels
+  c.data.window_center_hu = -600.0  # lung window
+  c.data.window_width_hu = 1500.0
+  c.data.aspect = 'crop'  # crop (centre) or letterbox
+
+  c.phantom = ml_collections.ConfigDict()
+  c.phantom.patients = 400
+  c.phantom.slices_per_patient = 4
+  c.phantom.size = 32  # reconstruction matrix, pixels
+  c.phantom.seed = 0  # of anatomy, lesions and noise
+  c.phantom.scanners = ('A', 'B', 'C')
+
+  c.split = ml_collections.ConfigDict()
+  c.split.by = 'auto'  # patient, duplicates, slice; auto: patient where known, else duplicates
+  c.split.duplicate_correlation = 0.95  # 32x32 mean-free pixels, linked above this
+  c.split.folds = 0  # 0: one split; k >= 3: k-fold
+  c.split.fold = 0  # which fold is the test part
+  c.split.val_fraction = 0.15
+  c.split.test_fraction = 0.2  # of a single split
+  c.split.seed = 0
+  c.split.random_labels = False  # control: what leakage alone reaches
+
+  c.augment = ml_collections.ConfigDict()
+  c.augment.shift = 0.06  # of the side, each way
+  c.augment.scale = 0.1  # 1 +- this
+  c.augment.rotate_degrees = 8.0
+  c.augment.flip = False  # left-right; a chest is not symmetric
+  c.augment.intensity = 0.1  # contrast 1 +- this, brightness +- this
+  c.augment.mixup = 0.0  # Beta(a, a) of mixup (Zhang et al. 2018); 0: off
+
+  c.model = ml_collections.ConfigDict()
+  c.model.name = 'cnn'
+  c.model.dtype = 'float32'  # compute dtype: float32 or bfloat16
+  c.model.pretrained = ''  # .safetensors or .npz with torchvision's names
+  c.model.cnn = ml_collections.ConfigDict()
+  c.model.cnn.widths = (32, 64, 128, 256)
+  c.model.cnn.convs = 1  # convolutions in a block
+  c.model.cnn.dropout = 0.3
+
+  c.train = ml_collections.ConfigDict()
+  c.train.batch_size = 32
+  c.train.epochs = 30
+  c.train.optimizer = 'adamw'  # adamw, adam or sgd
+  c.train.learning_rate = 1e-3  # peak
+  c.train.schedule = 'cosine'  # cosine or constant
+  c.train.warmup_epochs = 1.0
+  c.train.weight_decay = 1e-2
+  c.train.label_smoothing = 0.05
+  c.train.class_weights = True  # loss weighted by inverse class frequency
+  c.train.ema_decay = 0.99  # moving average of parameters; 0: off
+  c.train.eval_every_epochs = 1
+  c.train.early_stop_evals = 0  # evaluations without progress; 0: off
+  c.train.log_every = 20  # steps
+  c.train.keep_checkpoints = 3
+
+  c.gan = ml_collections.ConfigDict()
+  c.gan.name = 'dcgan'
+  c.gan.width = 64
+  c.gan.latent = 100
+  c.gan.conditional = True
+  c.gan.batch_size = 64
+  c.gan.updates = 6000
+  c.gan.learning_rate_generator = 2e-4
+  c.gan.learning_rate_discriminator = 2e-4
+  c.gan.beta1 = 0.5
+  c.gan.ema_decay = 0.995  # of the generator's parameters
+  c.gan.augment = True  # differentiable augmentation of what the discriminator sees
+  c.gan.eval_every = 500  # updates
+  c.gan.quality_images = 500  # fakes and reals in the Frechet distance
+  c.gan.keep_checkpoints = 3
+  c.gan.dtype = 'float32'
+
+  c.generate = ml_collections.ConfigDict()
+  c.generate.checkpoint = ''  # workdir of a gan task
+  c.generate.count = 500  # in all, spread over the classes
+  c.generate.dicom = False  # also CT DICOM files; generators trained on HU only
+
+  c.input = ''  # predict: image or folder; evaluate: the data section decides
+  c.checkpoint = ''  # predict, evaluate: workdir of a classifier task
+
+  c.study = ml_collections.ConfigDict()
+  c.study.classifiers = CLASSIFIERS
+  c.study.folds = 1  # how many of split.folds are run
+  c.study.retrain = True  # train the best architecture on other deepfakes
+  c.study.label_shuffles = 1  # control: fakes with random labels
+  c.study.per_model = ml_collections.ConfigDict(
+    {name: ml_collections.ConfigDict({'epochs': 0, 'folds': 0}) for name in CLASSIFIERS}
+  )  # 0: as train.epochs, study.folds
+
+  c.mesh = ml_collections.ConfigDict()
+  c.mesh.distributed = False  # call jax.distributed.initialize
+  c.mesh.coordinator = config_dict.placeholder(str)  # host:port; None: found by the cluster
+  c.mesh.num_processes = config_dict.placeholder(int)
+  c.mesh.process_id = config_dict.placeholder(int)
+  return c
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """What a value must satisfy, in words and in code."""
+
+  allowed: str
+  holds: Callable[[Any], bool]
+
+
+def _one_of(*names: str) -> Rule:
+  return Rule('one of ' + ', '.join(names), lambda v: v in names)
+
+
+def _between(low: float, high: float) -> Rule:
+  return Rule(f'a number from {low:g} to {high:g}', lambda v: math.isfinite(v) and low <= v <= high)
+
+
+def _at_least(low: float) -> Rule:
+  return Rule(f'a number of at least {low:g}', lambda v: math.isfinite(v) and v >= low)
+
+
+_POWER_OF_TWO = Rule('a power of two from 32 to 256', lambda v: 32 <= v <= 256 and v & (v - 1) == 0)
+
+RULES: dict[str, Rule] = {
+  'task': _one_of(*TASKS),
+  'seed': _between(0, 2**31 - 1),
+  'data.source': _one_of('phantom', 'folders', 'dicom', 'tfds'),
+  'data.image_size': _between(16, 1024),
+  'data.max_pixels': _at_least(1),
+  'data.window_width_hu': _between(1, 65536),
+  'data.window_center_hu': _between(-2048, 65536),
+  'data.aspect': _one_of('crop', 'letterbox'),
+  'phantom.patients': _at_least(8),
+  'phantom.slices_per_patient': _between(1, 64),
+  'phantom.size': _between(16, 512),
+  'phantom.seed': _between(0, 2**31 - 1),
+  'split.by': _one_of('auto', 'patient', 'duplicates', 'slice'),
+  'split.duplicate_correlation': _between(0.5, 1),
+  'split.folds': Rule('0 or from 3 to 100', lambda v: v == 0 or 3 <= v <= 100),
+  'split.fold': _at_least(0),
+  'split.val_fraction': _between(0.01, 0.5),
+  'split.test_fraction': _between(0.01, 0.5),
+  'augment.shift': _between(0, 0.5),
+  'augment.scale': _between(0, 0.5),
+  'augment.rotate_degrees': _between(0, 180),
+  'augment.intensity': _between(0, 0.9),
+  'augment.mixup': _between(0, 10),
+  'model.name': _one_of(*CLASSIFIERS),
+  'model.dtype': _one_of('float32', 'bfloat16'),
+  'model.cnn.widths': Rule(
+    'one or more positive widths', lambda v: len(v) > 0 and all(int(w) == w and w > 0 for w in v)
+  ),
+  'model.cnn.convs': _between(1, 8),
+  'model.cnn.dropout': _between(0, 0.95),
+  'train.batch_size': _at_least(2),
+  'train.epochs': _at_least(1),
+  'train.optimizer': _one_of('adamw', 'adam', 'sgd'),
+  'train.learning_rate': _between(1e-8, 10),
+  'train.schedule': _one_of('cosine', 'constant'),
+  'train.warmup_epochs': _at_least(0),
+  'train.weight_decay': _between(0, 1),
+  'train.label_smoothing': _between(0, 0.9),
+  'train.ema_decay': _between(0, 0.99999),
+  'train.eval_every_epochs': _at_least(1),
+  'train.early_stop_evals': _at_least(0),
+  'train.log_every': _at_least(1),
+  'train.keep_checkpoints': _at_least(1),
+  'gan.name': _one_of('dcgan'),
+  'gan.width': _between(1, 512),
+  'gan.latent': _between(1, 4096),
+  'gan.batch_size': _at_least(2),
+  'gan.updates': _at_least(1),
+  'gan.learning_rate_generator': _between(1e-8, 1),
+  'gan.learning_rate_discriminator': _between(1e-8, 1),
+  'gan.beta1': _between(0, 0.999),
+  'gan.ema_decay': _between(0, 0.99999),
+  'gan.eval_every': _at_least(1),
+  'gan.quality_images': _at_least(8),
+  'gan.keep_checkpoints': _at_least(1),
+  'gan.dtype': _one_of('float32', 'bfloat16'),
+  'generate.count': _between(1, 10**7),
+  'study.classifiers': Rule(
+    'one or more of ' + ', '.join(CLASSIFIERS),
+    lambda v: len(v) > 0 and len(set(v)) == len(v) and set(v) <= set(CLASSIFIERS),
+  ),
+  'study.folds': _at_least(1),
+  'study.label_shuffles': _at_least(0),
+}
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+  """Raises UserError naming the key, its value and what is allowed."""
+  values = dict(_leaves(config))
+  _check_keys_and_types(values)
+  for key, rule in RULES.items():
+    if not rule.holds(values[key]):
+      raise UserError(f'config.{key} = {values[key]!r}: must be {rule.allowed}')
+  for needs, keys in _REQUIRED_PATHS.items():
+    if needs == config.task:
+      for key in keys:
+        if not values[key]:
+          raise UserError(f'config.{key} is empty: {needs} needs it, set --config.{key}=PATH')
+  if config.data.source != 'phantom' and not config.data.path and config.task not in _READ_NO_DATA:
+    raise UserError(
+      f'config.data.path is empty: source {config.data.source!r} needs --config.data.path=FOLDER'
+    )
+  if config.split.folds and config.split.fold >= config.split.folds:
+    raise UserError(
+      f'config.split.fold = {config.split.fold}: must be below split.folds = {config.split.folds}'
+    )
+  if config.task in ('gan', 'study') and not _POWER_OF_TWO.holds(config.data.image_size):
+    raise UserError(
+      f'config.data.image_size = {config.data.image_size}: a GAN needs {_POWER_OF_TWO.allowed}'
+    )
+
+
+_REQUIRED_PATHS = {
+  'generate': ('generate.checkpoint',),
+  'predict': ('checkpoint', 'input'),
+  'evaluate': ('checkpoint',),
+}
+_READ_NO_DATA = ('generate', 'predict')
+
+
+def changed_keys(old: dict, new: dict) -> list[str]:
+  """Dotted keys whose values differ between two resolved configs and may not."""
+  a, b = dict(_leaves(old)), dict(_leaves(new))
+  return sorted(
+    k
+    for k in a.keys() | b.keys()
+    if k not in SAFE_TO_CHANGE and _plain(a.get(k)) != _plain(b.get(k))
+  )
+
+
+def as_dict(config: ml_collections.ConfigDict) -> dict:
+  """Nested plain dict, ready for JSON."""
+  return {
+    k: as_dict(v) if isinstance(v, ml_collections.ConfigDict) else _plain(v)
+    for k, v in config.items()
+  }
+
+
+def from_dict(saved: dict) -> ml_collections.ConfigDict:
+  """The config that `as_dict` wrote, on top of today's defaults; keys unknown today raise."""
+  config = defaults()
+  with config.unlocked():
+    config.update_from_flattened_dict(
+      {k: tuple(v) if isinstance(v, list) else v for k, v in _leaves(saved) if v is not None}
+    )
+  validate(config)
+  return config
+
+
+def _plain(value: Any) -> Any:
+  return list(value) if isinstance(value, tuple) else value
+
+
+def _leaves(tree: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
+  for key, value in tree.items():
+    if isinstance(value, dict | ml_collections.ConfigDict):
+      yield from _leaves(value, f'{prefix}{key}.')
+    else:
+      yield prefix + key, value
+
+
+def _check_keys_and_types(values: dict[str, Any]) -> None:
+  known = dict(_leaves(defaults()))
+  for key, value in values.items():
+    if key not in known:
+      raise UserError(f'config.{key}: unknown key; have: {", ".join(sorted(known))}')
+    want = known[key]
+    number = isinstance(want, float) and type(value) is int
+    if value is not None and want is not None and type(value) is not type(want) and not number:
+      raise UserError(
+        f'config.{key} = {value!r}: must be {type(want).__name__}, not {type(value).__name__}'
+      )
+  for key in known.keys() - values.keys():
+    raise UserError(f'config.{key} is missing: start from ctfake_jax.config.defaults()')

@@ -1,0 +1,1 @@
+"""From files or the phantom to preprocessed, split, batched images."""

@@ -1,0 +1,104 @@
+"""Random changes of training images, pure and jitted: f32[b, h, w, 1] in [-1, 1] to the same.
+
+Shift, scale, rotation and flip are one bilinear resampling; what comes from outside is the
+nearest edge pixel. Intensity is a random contrast and brightness.
+"""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+
+def augment(images: jax.Array, key: jax.Array, config: ml_collections.ConfigDict) -> jax.Array:
+  """A random variant of each image within the bounds of `config.augment`."""
+  geometry, contrast, brightness = jax.random.split(key, 3)
+  images = _resample(images, _inverse_maps(geometry, images, config))
+  shape, bound = (images.shape[0], 1, 1, 1), config.intensity
+  gain = 1 + jax.random.uniform(contrast, shape, minval=-bound, maxval=bound)
+  offset = jax.random.uniform(brightness, shape, minval=-bound, maxval=bound)
+  return jnp.clip(images * gain + offset, -1, 1)
+
+
+def mixup(
+  images: jax.Array, targets: jax.Array, key: jax.Array, alpha: float
+) -> tuple[jax.Array, jax.Array]:
+  """Convex pairs of images and of their targets f32[b, c] (Zhang et al. 2018, arXiv:1710.09412)."""
+  share = jax.random.beta(key, alpha, alpha, (images.shape[0], 1))
+  share = jnp.maximum(share, 1 - share)
+  mixed = share[..., None, None] * images + (1 - share[..., None, None]) * images[::-1]
+  return mixed, share * targets + (1 - share) * targets[::-1]
+
+
+def discriminator_view(images: jax.Array, key: jax.Array) -> jax.Array:
+  """Differentiable brightness, contrast, translation and cutout for a GAN's discriminator.
+
+  The policy of Zhao et al. 2020 (arXiv:2006.10738) without saturation: brightness +-0.5,
+  contrast 0.5 to 1.5, shifts up to an eighth of the side, a square of half the side cut out.
+  """
+  b, height, width, _ = images.shape
+  keys = jax.random.split(key, 6)
+
+  def uniform(k, low, high):
+    return jax.random.uniform(k, (b, 1, 1, 1), minval=low, maxval=high)
+
+  images = images + uniform(keys[0], -0.5, 0.5)
+  mean = images.mean((1, 2, 3), keepdims=True)
+  images = (images - mean) * uniform(keys[1], 0.5, 1.5) + mean
+  images = jnp.einsum('bij,bjkc->bikc', _shift_matrix(keys[2], b, height), images)
+  images = jnp.einsum('bij,bkjc->bkic', _shift_matrix(keys[3], b, width), images)
+  rows = _outside_window(keys[4], b, height)[:, :, None, None]
+  columns = _outside_window(keys[5], b, width)[:, None, :, None]
+  return images * (rows | columns)
+
+
+def _shift_matrix(key, b: int, side: int) -> jax.Array:
+  """f32[b, side, side] moving an axis by up to an eighth of its length, zeros behind."""
+  shift = jax.random.randint(key, (b, 1, 1), -(side // 8), side // 8 + 1)
+  rows, columns = jnp.arange(side)[None, :, None], jnp.arange(side)[None, None, :]
+  return (rows - columns == shift).astype(jnp.float32)
+
+
+def _outside_window(key, b: int, side: int) -> jax.Array:
+  """bool[b, side], False within a random window of half the side."""
+  start = jax.random.randint(key, (b, 1), -(side // 4), side - side // 4)
+  position = jnp.arange(side)[None]
+  return (position < start) | (position >= start + side // 2)
+
+
+def _inverse_maps(key, images, config) -> jax.Array:
+  """f32[b, 2, 3]: where each output pixel comes from, in pixels about the centre."""
+  b, height, width, _ = images.shape
+  keys = jax.random.split(key, 5)
+
+  def draw(k, bound):
+    return jax.random.uniform(k, (b,), minval=-bound, maxval=bound)
+
+  angle = jnp.deg2rad(draw(keys[0], config.rotate_degrees))
+  zoom = 1 / (1 + draw(keys[1], config.scale))
+  mirror = jnp.where(jax.random.bernoulli(keys[2], 0.5, (b,)), -1.0, 1.0) if config.flip else 1.0
+  dy, dx = draw(keys[3], config.shift) * height, draw(keys[4], config.shift) * width
+  cos, sin = zoom * jnp.cos(angle), zoom * jnp.sin(angle)
+  rows = jnp.stack([cos, sin * mirror, dy], -1)
+  columns = jnp.stack([-sin, cos * mirror, dx], -1)
+  return jnp.stack([rows, columns], 1)
+
+
+def _resample(images, maps) -> jax.Array:
+  b, height, width, _ = images.shape
+  centre_y, centre_x = (height - 1) / 2, (width - 1) / 2
+  y, x = jnp.meshgrid(jnp.arange(height) - centre_y, jnp.arange(width) - centre_x, indexing='ij')
+  grid = jnp.stack([y.ravel(), x.ravel(), jnp.ones(height * width)])
+  source = jnp.einsum('bij,jp->bip', maps, grid)
+  y = jnp.clip(source[:, 0] + centre_y, 0, height - 1)
+  x = jnp.clip(source[:, 1] + centre_x, 0, width - 1)
+  y0, x0 = jnp.floor(y).astype(jnp.int32), jnp.floor(x).astype(jnp.int32)
+  y1, x1 = jnp.minimum(y0 + 1, height - 1), jnp.minimum(x0 + 1, width - 1)
+  fy, fx = y - y0, x - x0
+  flat = images.reshape(b, height * width)
+
+  def at(rows, columns):
+    return jnp.take_along_axis(flat, rows * width + columns, axis=1)
+
+  top = at(y0, x0) * (1 - fx) + at(y0, x1) * fx
+  bottom = at(y1, x0) * (1 - fx) + at(y1, x1) * fx
+  return (top * (1 - fy) + bottom * fy).reshape(images.shape)

@@ -1,0 +1,65 @@
+"""What must stand beside an accuracy: how far one comes without a network.
+
+Chance, the nearest neighbour on small pixels, a model on file facts alone, and a count of what
+leaks between the parts.
+"""
+
+import ml_collections
+import numpy as np
+from sklearn.ensemble import RandomForestClassifier
+
+from ctfake_jax import metrics
+from ctfake_jax.data import splits
+from ctfake_jax.types import ImageSet
+
+
+def describe(images: ImageSet) -> dict:
+  """Counts of an image set for results.json."""
+  counts = np.bincount(images.labels, minlength=len(images.class_names))
+  patients = {record.patient_id for record in images.records} - {None}
+  return {
+    'images': len(images),
+    'classes': dict(zip(images.class_names, counts.tolist())),
+    'patients': len(patients) or None,
+    'unit': images.unit,
+    'image_size': images.images.shape[1],
+    'unreadable': [{'path': e.path, 'reason': e.reason} for e in images.unreadable],
+  }
+
+
+def measure(
+  images: ImageSet, parts: splits.Split, config: ml_collections.ConfigDict, seed: int
+) -> dict:
+  """Accuracies on the test part, with intervals over groups, and the leak audit."""
+  seen = np.concatenate([parts.train, parts.val])
+  guesses = {
+    'chance': majority(images.labels[seen], len(parts.test)),
+    'nearest_neighbour': nearest_neighbour(images, seen, parts.test),
+    'file_facts': file_facts(images, seen, parts.test, seed),
+  }
+  groups, truth = parts.groups[parts.test], images.labels[parts.test]
+  rows = {
+    name: metrics.accuracy_with_ci(guess == truth, groups=groups, seed=seed)
+    for name, guess in guesses.items()
+  }
+  audit = splits.leak_audit(images, parts, config.duplicate_correlation)
+  return {**rows, 'leak_audit': audit, 'split_by': parts.by}
+
+
+def majority(labels: np.ndarray, n: int) -> np.ndarray:
+  """The commonest label, n times."""
+  return np.full(n, np.bincount(labels).argmax())
+
+
+def nearest_neighbour(images: ImageSet, seen: np.ndarray, test: np.ndarray) -> np.ndarray:
+  """Label of the seen image whose small pixels correlate best with each test image."""
+  small = splits.small_pixels(images.images)
+  return images.labels[seen][(small[test] @ small[seen].T).argmax(1)]
+
+
+def file_facts(images: ImageSet, seen: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
+  """Labels guessed by a random forest on height, width and aspect alone."""
+  height, width = images.native_sizes.T
+  facts = np.stack([height, width, width / height], 1)
+  forest = RandomForestClassifier(200, random_state=seed, min_samples_leaf=2)
+  return forest.fit(facts[seen], images.labels[seen]).predict(facts[test])

@@ -1,0 +1,119 @@
+"""From a source to an image set in host memory, and from there to batches.
+
+Batches are dicts {image f32[b, h, w, 1], label i32[b]}, evaluation batches also {mask bool[b]}.
+Which images a training batch holds is a pure function of seed and step: a resumed run repeats a
+straight one without saving an iterator.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+from tqdm import tqdm
+
+from ctfake_jax.data.preprocess import Preprocess
+from ctfake_jax.types import UNKNOWN_LABEL, ImageSet, Source, UnreadableImageError, UserError
+
+
+def open_source(config: ml_collections.ConfigDict) -> Source:
+  """The source that `config.data` and `config.phantom` name."""
+  data = config.data
+  if data.source == 'phantom':
+    from ctfake_jax.data.phantom import PhantomSource
+
+    options = config.phantom.to_dict()
+    return PhantomSource(**{**options, 'scanners': tuple(options['scanners'])})
+  if data.source == 'folders':
+    from ctfake_jax.data.folders import FolderSource
+
+    return FolderSource(
+      Path(data.path),
+      classes=tuple(data.classes),
+      max_pixels=data.max_pixels,
+      patient_folders=data.patient_folders,
+    )
+  if data.source == 'dicom':
+    from ctfake_jax.data.dicom import DicomSource
+
+    labels = Path(data.labels_csv) if data.labels_csv else None
+    return DicomSource(Path(data.path), labels_csv=labels, max_pixels=data.max_pixels)
+  from ctfake_jax.data.tfds_builder import TfdsSource
+
+  return TfdsSource(Path(data.path))
+
+
+def gather(source: Source, view: Preprocess, *, labelled: bool = True) -> ImageSet:
+  """Decodes and preprocesses all of a source; unreadable images are listed, not dropped silently.
+
+  Raises:
+    UserError: nothing readable, an image without a label, or fewer than two classes, where
+      `labelled`.
+  """
+  images, records, sizes, unreadable = [], [], [], list(source.unreadable)
+  unit = 'grey'
+  for i in tqdm(range(len(source)), 'reading', mininterval=5, disable=len(source) < 2000):
+    try:
+      image = source[i]
+    except UnreadableImageError as error:
+      unreadable.append(error)
+      continue
+    images.append(view(image))
+    records.append(source.records[i])
+    sizes.append(image.pixels.shape)
+    unit = image.unit
+  if not images:
+    reasons = '; '.join(str(error) for error in unreadable[:3])
+    raise UserError(f'no readable image among {len(unreadable)}: {reasons}')
+  result = ImageSet(
+    images=np.stack(images),
+    labels=np.array([record.label for record in records], np.int32),
+    records=tuple(records),
+    native_sizes=np.array(sizes, np.int32),
+    class_names=source.class_names,
+    unit=unit,
+    unreadable=tuple(unreadable),
+  )
+  if labelled:
+    _check_labels(result)
+  return result
+
+
+def load(config: ml_collections.ConfigDict) -> ImageSet:
+  """The labelled image set that the config names."""
+  return gather(open_source(config), Preprocess.from_config(config.data))
+
+
+def train_batch(images: ImageSet, batch_size: int, seed: int, step: int) -> dict[str, np.ndarray]:
+  """The full batch of a step: epoch permutations laid end to end, the remainder carried over."""
+  n = len(images)
+  positions = np.arange(step * batch_size, (step + 1) * batch_size)
+  epochs = np.unique(positions // n)
+  order = {e: np.random.default_rng((seed, e)).permutation(n) for e in epochs}
+  rows = np.array([order[p // n][p % n] for p in positions])
+  return {'image': images.images[rows], 'label': images.labels[rows]}
+
+
+def eval_batches(images: ImageSet, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+  """Every image once; the last batch is padded and masked."""
+  for start in range(0, len(images), batch_size):
+    rows = np.arange(start, min(start + batch_size, len(images)))
+    padding = batch_size - len(rows)
+    mask = np.arange(batch_size) < len(rows)
+    rows = np.concatenate([rows, np.zeros(padding, rows.dtype)])
+    yield {'image': images.images[rows], 'label': images.labels[rows], 'mask': mask}
+
+
+def _check_labels(images: ImageSet) -> None:
+  unlabelled = [r.provenance for r in images.records if r.label == UNKNOWN_LABEL]
+  if unlabelled:
+    raise UserError(
+      f'{len(unlabelled)} images have no label, {unlabelled[0]} first: '
+      'sort them into class folders or give data.labels_csv'
+    )
+  counts = np.bincount(images.labels, minlength=len(images.class_names))
+  if len(counts) < 2:
+    raise UserError(f'only one class ({", ".join(images.class_names)}): need at least two')
+  for name, count in zip(images.class_names, counts):
+    if not count:
+      raise UserError(f'class {name!r} has no readable image: remove it or add images')

@@ -1,0 +1,76 @@
+"""What a model sees: the one definition of the way from a decoded slice to its input, and back.
+
+A `Slice` (float32[h, w], HU or grey in [0, 1]) leaves as float32[size, size, 1] in [-1, 1]:
+window in HU, aspect, resize with antialiasing, range. The window is linear as in DICOM PS3.3
+C.11.2.1.3.2 (LINEAR_EXACT): centre - width / 2 maps to -1, centre + width / 2 to 1.
+"""
+
+import dataclasses
+
+import ml_collections
+import numpy as np
+from PIL import Image
+
+from ctfake_jax.types import Slice
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+  """The view's parameters: side in pixels, window in HU, and how the aspect is kept.
+
+  Attributes:
+    aspect: 'crop' cuts the longer side about the centre, 'letterbox' pads the shorter with black.
+  """
+
+  size: int
+  window_center_hu: float
+  window_width_hu: float
+  aspect: str
+
+  @classmethod
+  def from_config(cls, data: ml_collections.ConfigDict) -> 'Preprocess':
+    """Reads the keys of `config.data`."""
+    return cls(data.image_size, data.window_center_hu, data.window_width_hu, data.aspect)
+
+  def __call__(self, image: Slice) -> np.ndarray:
+    """float32[size, size, 1] in [-1, 1]."""
+    grey = self.window(image.pixels) if image.unit == 'HU' else image.pixels
+    square = _centre_crop(grey) if self.aspect == 'crop' else _letterbox(grey)
+    return (2 * resize(square, self.size) - 1).clip(-1, 1)[..., None].astype(np.float32)
+
+  def window(self, hu: np.ndarray) -> np.ndarray:
+    """HU to [0, 1], clipped."""
+    low = self.window_center_hu - self.window_width_hu / 2
+    return ((hu - low) / self.window_width_hu).clip(0, 1)
+
+  def to_hu(self, images: np.ndarray) -> np.ndarray:
+    """Model range [-1, 1] back to HU; what the window clipped stays clipped."""
+    return images * (self.window_width_hu / 2) + self.window_center_hu
+
+
+def resize(grey: np.ndarray, size: int) -> np.ndarray:
+  """float32[h, w] to float32[size, size], bilinear with the support of the coarser grid."""
+  if grey.shape == (size, size):
+    return grey.astype(np.float32)
+  return np.asarray(
+    Image.fromarray(grey.astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR)
+  )
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+  """Model range [-1, 1] to 0..255, rounded."""
+  return np.round((np.asarray(images) + 1) * 127.5).clip(0, 255).astype(np.uint8)
+
+
+def _centre_crop(grey: np.ndarray) -> np.ndarray:
+  side = min(grey.shape)
+  top, left = ((length - side) // 2 for length in grey.shape)
+  return grey[top : top + side, left : left + side]
+
+
+def _letterbox(grey: np.ndarray) -> np.ndarray:
+  side = max(grey.shape)
+  square = np.zeros((side, side), grey.dtype)
+  top, left = ((side - length) // 2 for length in grey.shape)
+  square[top : top + grey.shape[0], left : left + grey.shape[1]] = grey
+  return square

@@ -1,0 +1,150 @@
+"""Who trains, who validates, who tests; and what a split might leak.
+
+Groups keep together what is not independent: a patient's slices, or near-duplicates where no
+patient is known. Every function takes an `ImageSet` of n images and returns indices into it.
+"""
+
+import dataclasses
+
+import ml_collections
+import numpy as np
+from scipy import sparse
+from scipy.sparse import csgraph
+from sklearn.model_selection import StratifiedGroupKFold
+
+from ctfake_jax.data.preprocess import resize
+from ctfake_jax.types import ImageSet, UserError
+
+SMALL_SIDE = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """Disjoint index arrays into an image set.
+
+  Attributes:
+    groups: int[n], images that share a number are never parted.
+    by: 'patient', 'duplicates', 'slice' or 'given' (prescribed by the source).
+  """
+
+  train: np.ndarray
+  val: np.ndarray
+  test: np.ndarray
+  groups: np.ndarray
+  by: str
+
+  def as_json(self, images: ImageSet) -> dict:
+    """Provenance of every image by part."""
+    parts = {'train': self.train, 'val': self.val, 'test': self.test}
+    names = {part: [images.records[i].provenance for i in rows] for part, rows in parts.items()}
+    return {'by': self.by, **names}
+
+
+def split(images: ImageSet, config: ml_collections.ConfigDict, fold: int) -> Split:
+  """The parts for `fold` (0 for a single split), stratified by class, fixed by `config.seed`."""
+  by, groups = group(images, config)
+  rest, test = _given_test(images) if not config.folds else (None, None)
+  if test is not None:
+    by = 'given'
+  else:
+    parts = config.folds or round(1 / config.test_fraction)
+    rest, test = _part(images.labels, groups, np.arange(len(images)), parts, fold, config.seed)
+  train, val = _given_val(images, rest) if by == 'given' else (None, None)
+  if val is None:
+    parts = max(2, round(1 / config.val_fraction))
+    train, val = _part(images.labels, groups, rest, parts, 0, config.seed + 1)
+  result = Split(train, val, test, groups, by)
+  _check(images, result)
+  return result
+
+
+def group(images: ImageSet, config: ml_collections.ConfigDict) -> tuple[str, np.ndarray]:
+  """How images are grouped, and their group numbers int[n]."""
+  patients = [record.patient_id for record in images.records]
+  by = config.by
+  if by == 'auto':
+    by = 'patient' if all(patients) else 'duplicates'
+  if by == 'patient':
+    if not all(patients):
+      raise UserError(
+        'config.split.by = patient: the source knows no patients; '
+        'use duplicates or slice, or data.patient_folders'
+      )
+    return by, np.unique(np.asarray(patients), return_inverse=True)[1]
+  if by == 'duplicates':
+    return by, near_duplicate_groups(images.images, config.duplicate_correlation)
+  return by, np.arange(len(images))
+
+
+def small_pixels(images: np.ndarray) -> np.ndarray:
+  """Unit vectors float32[n, 1024]: 32x32 pixels less their mean; the dot is a correlation."""
+  small = np.stack([resize(image[..., 0], SMALL_SIDE).ravel() for image in images])
+  small -= small.mean(1, keepdims=True)
+  return small / np.maximum(np.linalg.norm(small, axis=1, keepdims=True), 1e-6)
+
+
+def near_duplicate_groups(images: np.ndarray, correlation: float) -> np.ndarray:
+  """Connected components int[n] of pairs whose small pixels correlate above `correlation`."""
+  small = small_pixels(images)
+  rows, columns = [], []
+  for start in range(0, len(small), 1024):
+    r, c = np.nonzero(small[start : start + 1024] @ small.T > correlation)
+    rows.append(r + start)
+    columns.append(c)
+  pairs = (np.concatenate(rows), np.concatenate(columns))
+  links = sparse.coo_matrix((np.ones(len(pairs[0]), bool), pairs), (len(small), len(small)))
+  return csgraph.connected_components(links, directed=False)[1]
+
+
+def leak_audit(images: ImageSet, parts: Split, correlation: float) -> dict:
+  """Counts of what the test part shares with the training and validation parts."""
+  seen = np.concatenate([parts.train, parts.val])
+  small = small_pixels(images.images)
+  nearest = np.array([(small[seen] @ small[i]).max() for i in parts.test])
+  known = {record.patient_id for record in (images.records[i] for i in seen)} - {None}
+  pixels = {images.images[i].tobytes() for i in seen}
+  return {
+    'test_images': len(parts.test),
+    'exact_duplicates': sum(images.images[i].tobytes() in pixels for i in parts.test),
+    'near_duplicates': int((nearest > correlation).sum()),
+    'near_duplicate_correlation': correlation,
+    'shared_groups': len(set(parts.groups[parts.test]) & set(parts.groups[seen])),
+    'shared_patients': len({images.records[i].patient_id for i in parts.test} & known),
+  }
+
+
+def _part(labels, groups, rows, parts, which, seed) -> tuple[np.ndarray, np.ndarray]:
+  """Splits `rows` into the rest and the `which`-th of `parts` stratified, grouped parts."""
+  if len(np.unique(groups[rows])) < parts:
+    raise UserError(
+      f'config.split: {len(np.unique(groups[rows]))} groups cannot be split into {parts} parts; '
+      'add data, use fewer folds or larger fractions'
+    )
+  folds = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
+  rest, part = list(folds.split(rows, labels[rows], groups[rows]))[which]
+  return rows[rest], rows[part]
+
+
+def _given_test(images: ImageSet) -> tuple[np.ndarray | None, np.ndarray | None]:
+  names = np.array([record.split or '' for record in images.records])
+  if not (names == 'test').any() or not (names == 'train').any():
+    return None, None
+  return np.nonzero(names != 'test')[0], np.nonzero(names == 'test')[0]
+
+
+def _given_val(images: ImageSet, rest) -> tuple[np.ndarray | None, np.ndarray | None]:
+  names = np.array([images.records[i].split or '' for i in rest])
+  if not (names == 'val').any():
+    return None, None
+  return rest[names != 'val'], rest[names == 'val']
+
+
+def _check(images: ImageSet, parts: Split) -> None:
+  for name, rows in (('train', parts.train), ('val', parts.val), ('test', parts.test)):
+    missing = set(range(len(images.class_names))) - set(images.labels[rows].tolist())
+    if missing:
+      names = ', '.join(images.class_names[i] for i in sorted(missing))
+      raise UserError(
+        f'config.split: no image of {names} in the {name} part ({len(rows)} images); '
+        'add data, or change split.seed or the fractions'
+      )

@@ -1,0 +1,69 @@
+"""Trained classifiers at work: load one from its workdir, run it over any number of images."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from ctfake_jax import checkpoints
+from ctfake_jax import config as config_lib
+from ctfake_jax import mesh as mesh_lib
+from ctfake_jax import workdir as workdir_lib
+from ctfake_jax.data.preprocess import Preprocess
+from ctfake_jax.models import zoo
+from ctfake_jax.types import UserError
+
+BATCH_SIZE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A classifier ready for use: `trained.view(slice)` makes its input, `predict` its output."""
+
+  model: nn.Module
+  variables: dict
+  config: ml_collections.ConfigDict
+  class_names: tuple[str, ...]
+  view: Preprocess
+
+  def predict(self, images: np.ndarray) -> np.ndarray:
+    """Class probabilities f32[n, c] of images f32[n, h, w, 1] in [-1, 1]."""
+    return np.asarray(jax.nn.softmax(run(self.model, self.variables, images)[0], axis=-1))
+
+
+def load(workdir: Path) -> Trained:
+  """The best checkpoint of a finished classifier run; UserError where there is none."""
+  saved = workdir_lib.read_json(workdir / 'config.json')
+  results = workdir_lib.read_json(workdir / 'results.json')
+  if saved['config']['task'] not in ('classifier', 'study') or 'best_step' not in results:
+    raise UserError(f'{workdir} holds no trained classifier: name the workdir of such a run')
+  config = config_lib.from_dict(saved['config'])
+  class_names = tuple(saved['class_names'])
+  model = zoo.classifier(config.model.name, len(class_names), config.model.dtype, config.model.cnn)
+  variables = checkpoints.restore_part(workdir, results['best_step'], 'ema')
+  return Trained(model, variables, config, class_names, Preprocess.from_config(config.data))
+
+
+def run(model: nn.Module, variables: dict, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Logits f32[n, c] and pooled features f32[n, d], in batches of one shape over the mesh."""
+  mesh = mesh_lib.data_mesh()
+  batch_size = -(-BATCH_SIZE // jax.device_count()) * jax.device_count()
+  outputs = []
+  for start in range(0, len(images), batch_size):
+    batch = images[start : start + batch_size]
+    padded = np.concatenate([batch, np.zeros((batch_size - len(batch), *batch.shape[1:]), 'f4')])
+    sharded = mesh_lib.shard_batch(mesh, {'image': padded})['image']
+    logits, pooled = mesh_lib.to_host(_forward(model, variables, sharded))
+    outputs.append((logits[: len(batch)], pooled[: len(batch)]))
+  return tuple(np.concatenate(part) for part in zip(*outputs))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(model, variables, images) -> tuple[jax.Array, jax.Array]:
+  logits, features = model.apply(variables, images, train=False)
+  return logits.astype(jnp.float32), features['pre_logits']

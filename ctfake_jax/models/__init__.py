@@ -1,0 +1,1 @@
+"""Pure Flax networks: every one maps images to `(logits, features)`."""

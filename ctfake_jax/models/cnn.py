@@ -1,0 +1,45 @@
+"""The custom CNN: a plain stack of blocks, then global pooling, dropout and a dense layer.
+
+Enters f[b, h, w, c] in [-1, 1]; leaves logits f32[b, classes] and named features. Each block is
+`convs` times (3x3 convolution, batch norm, ReLU) and a 2x2 maximum pooling. Lesions are told by
+texture and density at a few pixels' scale wherever they lie, so the filters stay 3x3, the widths
+double while the resolution halves, and global average pooling throws the position away; batch
+norm and dropout stand against the small data sets of this field.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ctfake_jax.models import layers
+
+
+class CNN(nn.Module):
+  """Plain convolutional classifier.
+
+  Attributes:
+    num_classes: length of the logits.
+    widths: channels of each block.
+    convs: convolutions in a block.
+    dropout: rate before the dense layer.
+    dtype: compute dtype.
+  """
+
+  num_classes: int
+  widths: tuple[int, ...] = (32, 64, 128, 256)
+  convs: int = 1
+  dropout: float = 0.5
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+    features = {}
+    for i, width in enumerate(self.widths, 1):
+      for j in range(self.convs):
+        x = layers.Conv(width, dtype=self.dtype, name=f'block{i}_conv{j + 1}')(x)
+        x = nn.relu(layers.BatchNorm(dtype=self.dtype, name=f'block{i}_bn{j + 1}')(x, train=train))
+      x = layers.max_pool(x, window=2, stride=2)
+      features[f'stage{i}'] = x
+    x = features['pre_logits'] = x.mean((1, 2)).astype(jnp.float32)
+    x = nn.Dropout(self.dropout, deterministic=not train)(x)
+    return nn.Dense(self.num_classes, name='fc')(x), features

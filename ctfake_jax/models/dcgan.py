@@ -1,0 +1,96 @@
+"""DCGAN (Radford, Metz & Chintala 2016, arXiv:1511.06434), any power-of-two side from 32 to 256.
+
+The generator maps a latent f[b, latent] to images f[b, size, size, channels] in [-1, 1], the
+discriminator maps such images to one logit each. Kernels and normalisation scales start from
+N(0, 0.02) around 0 and 1. With `num_classes` > 0 both take labels: the generator beside its
+latent, the discriminator by projection (Miyato & Koyama 2018, arXiv:1802.05637).
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ctfake_jax.models import layers
+
+MIN_SIZE, MAX_SIZE = 32, 256
+normal_002 = nn.initializers.normal(0.02)
+
+
+def _around_one(key, shape, dtype=jnp.float32):
+  return 1 + normal_002(key, shape, dtype)
+
+
+def doublings(size: int) -> int:
+  """Stages between 4x4 and half of `size`; ValueError unless a power of two in 32..256."""
+  if size & (size - 1) or not MIN_SIZE <= size <= MAX_SIZE:
+    raise ValueError(f'image size {size} must be a power of two from {MIN_SIZE} to {MAX_SIZE}')
+  return size.bit_length() - 4
+
+
+class Generator(nn.Module):
+  """Fractionally strided convolutions from a 1x1 latent to the image, tanh at the end.
+
+  Attributes:
+    size: side of the image.
+    width: channels before the last layer; doubles towards the latent.
+    channels: of the image.
+    num_classes: 0 for an unconditional generator.
+    dtype: compute dtype.
+  """
+
+  size: int
+  width: int = 64
+  channels: int = 1
+  num_classes: int = 0
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, latent: jax.Array, labels: jax.Array | None = None, *, train: bool
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    conv = functools.partial(
+      layers.Conv, kernel_size=4, transpose=True, kernel_init=normal_002, dtype=self.dtype
+    )
+    norm = functools.partial(layers.BatchNorm, scale_init=_around_one, dtype=self.dtype)
+    stages = doublings(self.size)
+    if self.num_classes:
+      latent = jnp.concatenate([latent, jax.nn.one_hot(labels, self.num_classes)], axis=-1)
+    x = latent[:, None, None, :]
+    features = {}
+    for i in range(stages + 1):
+      stride, padding = (1, 0) if i == 0 else (2, 1)
+      width = self.width * 2 ** (stages - i)
+      x = conv(width, stride=stride, padding=padding, name=f'conv{i}')(x)
+      x = features[f'stage{i + 1}'] = nn.relu(norm(name=f'bn{i}')(x, train=train))
+    x = conv(self.channels, stride=2, padding=1, name=f'conv{stages + 1}')(x)
+    return jnp.tanh(x.astype(jnp.float32)), features
+
+
+class Discriminator(nn.Module):
+  """Strided convolutions with leaky ReLU down to one logit; attributes as `Generator`."""
+
+  size: int
+  width: int = 64
+  num_classes: int = 0
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, labels: jax.Array | None = None, *, train: bool
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    conv = functools.partial(layers.Conv, kernel_size=4, kernel_init=normal_002, dtype=self.dtype)
+    norm = functools.partial(layers.BatchNorm, scale_init=_around_one, dtype=self.dtype)
+    features = {}
+    for i in range(doublings(self.size) + 1):
+      x = conv(self.width * 2**i, stride=2, padding=1, name=f'conv{i}')(x)
+      if i > 0:
+        x = norm(name=f'bn{i}')(x, train=train)
+      x = features[f'stage{i + 1}'] = nn.leaky_relu(x, 0.2)
+    logits = conv(1, padding=0, name=f'conv{i + 1}')(x)[:, 0, 0, 0].astype(jnp.float32)
+    pooled = features['pre_logits'] = x.mean((1, 2)).astype(jnp.float32)
+    if self.num_classes:
+      embed = nn.Embed(self.num_classes, pooled.shape[-1], embedding_init=normal_002, name='embed')
+      logits = logits + (embed(labels) * pooled).sum(-1)
+    return logits, features

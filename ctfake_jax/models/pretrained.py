@@ -1,0 +1,78 @@
+"""Published weights: a file with torchvision's names onto our ResNets and MobileNetV2.
+
+Tensors come as safetensors or npz, convolutions as [o, i, kh, kw], dense layers as [o, i]. Every
+tensor must find its place and every place its tensor; `num_batches_tracked` counters are
+ignored, the dense head is taken only where its number of classes agrees.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+from flax import traverse_util
+from safetensors.numpy import load_file
+
+HEADS = ('fc', 'classifier_1')
+LEAVES = {
+  'kernel': 'weight',
+  'scale': 'weight',
+  'bias': 'bias',
+  'mean': 'running_mean',
+  'var': 'running_var',
+}
+
+
+def load(path: Path, name: str, variables: dict) -> dict:
+  """`variables` {params, batch_stats} with the file's values; same shapes and names.
+
+  Raises:
+    ValueError: unknown file type or network, a tensor too many, missing or of another shape.
+  """
+  if name == 'cnn':
+    raise ValueError('config.model.pretrained: the custom CNN has no published weights')
+  tensors = _read(path)
+  filled = {
+    collection: traverse_util.unflatten_dict(
+      {
+        key: _take(tensors, key, leaf)
+        for key, leaf in traverse_util.flatten_dict(variables[collection]).items()
+      }
+    )
+    for collection in ('params', 'batch_stats')
+  }
+  if tensors:
+    raise ValueError(f'{path.name}: {name} has no place for {", ".join(sorted(tensors)[:5])}')
+  return filled
+
+
+def torch_name(key: tuple[str, ...]) -> str:
+  """('layer1_0', 'downsample_1', 'mean') -> 'layer1.0.downsample.1.running_mean'."""
+  modules = [re.sub(r'_(?=\d)', '.', module) for module in key[:-1]]
+  return '.'.join([*modules, LEAVES[key[-1]]])
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+  if path.suffix == '.safetensors':
+    tensors = load_file(path)
+  elif path.suffix == '.npz':
+    with np.load(path, allow_pickle=False) as file:
+      tensors = dict(file)
+  else:
+    raise ValueError(f'config.model.pretrained = {path.name}: must be .safetensors or .npz')
+  return {k: v for k, v in tensors.items() if not k.endswith('num_batches_tracked')}
+
+
+def _take(tensors: dict[str, np.ndarray], key: tuple[str, ...], like) -> np.ndarray:
+  name = torch_name(key)
+  if name not in tensors:
+    raise ValueError(f'config.model.pretrained: the file lacks {name}')
+  value = tensors.pop(name).astype(np.float32)
+  if key[-1] == 'kernel':
+    value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+    if value.ndim == 4 and value.shape[2] == 3 and like.shape[2] == 1:
+      value = value.sum(2, keepdims=True)
+  if key[0] in HEADS and value.shape != like.shape:
+    return np.asarray(like)
+  if value.shape != like.shape:
+    raise ValueError(f'config.model.pretrained: {name} has shape {value.shape}, not {like.shape}')
+  return value

@@ -1,0 +1,43 @@
+"""The networks by name: one dict of classifiers, one of (generator, discriminator) pairs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from ctfake_jax.models import cnn, dcgan, mobilenetv2, resnet
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+  'cnn': cnn.CNN,
+  'resnet18': resnet.ResNet18,
+  'resnet50': resnet.ResNet50,
+  'mobilenetv2': mobilenetv2.MobileNetV2,
+}
+
+GENERATORS: dict[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]] = {
+  'dcgan': (dcgan.Generator, dcgan.Discriminator),
+}
+
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+
+
+def classifier(name: str, num_classes: int, dtype: str, cnn_options: Any) -> nn.Module:
+  """The classifier `name`; `cnn_options` (widths, convs, dropout) concern the custom CNN only."""
+  options = {}
+  if name == 'cnn':
+    options = {
+      'widths': tuple(cnn_options.widths),
+      'convs': cnn_options.convs,
+      'dropout': cnn_options.dropout,
+    }
+  return MODELS[name](num_classes=num_classes, dtype=DTYPES[dtype], **options)
+
+
+def gan(
+  name: str, size: int, width: int, num_classes: int, dtype: str
+) -> tuple[nn.Module, nn.Module]:
+  """Generator and discriminator of the family `name` for square grey images."""
+  generator, discriminator = GENERATORS[name]
+  options = {'size': size, 'width': width, 'num_classes': num_classes, 'dtype': DTYPES[dtype]}
+  return generator(**options), discriminator(**options)

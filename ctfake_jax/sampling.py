@@ -1,0 +1,108 @@
+"""Images from a generator: fresh batch statistics first, then seeded samples.
+
+A moving average of parameters has activations of its own, so the running statistics of training
+do not fit it; they are measured anew over a fixed number of latents.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from ctfake_jax import checkpoints
+from ctfake_jax import config as config_lib
+from ctfake_jax import workdir as workdir_lib
+from ctfake_jax.models import layers, zoo
+from ctfake_jax.types import UserError
+
+BATCH_SIZE = 64
+CALIBRATION_BATCHES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+  """A generator ready to sample: its variables hold statistics that fit its parameters."""
+
+  generator: nn.Module
+  variables: dict
+  latent: int
+  num_classes: int
+
+  def sample(self, labels: np.ndarray, seed: int) -> np.ndarray:
+    """Images f32[n, h, w, 1] in [-1, 1], one for each of labels i32[n]."""
+    images = []
+    for i, start in enumerate(range(0, len(labels), BATCH_SIZE)):
+      asked = labels[start : start + BATCH_SIZE]
+      padded = np.resize(asked, BATCH_SIZE)
+      latent = _latents(seed, i, self.latent)
+      batch = _generate(self.generator, self.variables, latent, padded)
+      images.append(np.asarray(batch)[: len(asked)])
+    return np.concatenate(images)
+
+
+def make_sampler(generator: nn.Module, variables: dict, latent: int, num_classes: int) -> Sampler:
+  """Re-estimates the batch statistics of `variables` {params, batch_stats}."""
+  labels = jnp.arange(BATCH_SIZE) % num_classes
+  stats = [
+    _batch_statistics(generator, variables, _latents(0, i, latent), labels)
+    for i in range(CALIBRATION_BATCHES)
+  ]
+  mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *stats)
+  return Sampler(generator, {'params': variables['params'], 'batch_stats': mean}, latent, num_classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedGan:
+  """A sampler with what its images mean: classes, config, and 'HU' or 'grey'."""
+
+  sampler: Sampler
+  config: ml_collections.ConfigDict
+  class_names: tuple[str, ...]
+  unit: str
+  step: int
+
+
+def load(workdir: Path) -> TrainedGan:
+  """The best generator of a finished gan run; UserError where there is none."""
+  saved = workdir_lib.read_json(workdir / 'config.json')
+  results = workdir_lib.read_json(workdir / 'results.json')
+  if 'frechet_validation' not in results:
+    raise UserError(f'{workdir} holds no trained generator: name the workdir of a gan run')
+  config = config_lib.from_dict(saved['config'])
+  class_names, step = tuple(saved['class_names']), results['best_step']
+  classes = len(class_names) if config.gan.conditional else 0
+  generator, _ = zoo.gan(
+    config.gan.name, config.data.image_size, config.gan.width, classes, config.gan.dtype
+  )
+  variables = checkpoints.restore_part(workdir, step, 'ema')
+  sampler = make_sampler(generator, variables, config.gan.latent, len(class_names))
+  return TrainedGan(sampler, config, class_names, saved['unit'], step)
+
+
+def _latents(seed: int, batch: int, latent: int) -> jax.Array:
+  key = jax.random.fold_in(jax.random.key(seed), batch)
+  return jax.random.normal(key, (BATCH_SIZE, latent))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _generate(generator, variables, latent, labels) -> jax.Array:
+  return generator.apply(variables, latent, labels, train=False)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _batch_statistics(generator, variables, latent, labels) -> dict:
+  """Statistics of this one batch: what an update from zero adds, momentum undone."""
+  zeros = jax.tree.map(jnp.zeros_like, variables['batch_stats'])
+  _, updates = generator.apply(
+    {'params': variables['params'], 'batch_stats': zeros},
+    latent,
+    labels,
+    train=True,
+    mutable=['batch_stats'],
+  )
+  return jax.tree.map(lambda s: s / (1 - layers.MOMENTUM), updates['batch_stats'])

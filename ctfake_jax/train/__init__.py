@@ -1,0 +1,1 @@
+"""Training: the loop, and the pure steps of the classifier and the GAN."""

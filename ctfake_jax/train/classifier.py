@@ -1,0 +1,274 @@
+"""Training and testing one classifier on one split.
+
+The pure step lives in `make_train_step`; `fit` puts it on the mesh, runs the loop and tests the
+best checkpoint.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from ctfake_jax import inference, metrics
+from ctfake_jax import mesh as mesh_lib
+from ctfake_jax import workdir as workdir_lib
+from ctfake_jax.data import augment, baselines, pipeline, splits
+from ctfake_jax.data.splits import Split
+from ctfake_jax.models import pretrained, zoo
+from ctfake_jax.train import loop
+from ctfake_jax.types import ImageSet, UserError
+
+
+class State(flax.struct.PyTreeNode):
+  """Everything a step changes; `ema` holds averaged {params, batch_stats} used for evaluation."""
+
+  step: jax.Array
+  params: dict
+  batch_stats: dict
+  opt_state: optax.OptState
+  ema: dict
+  first_bad_step: jax.Array
+
+
+def init_state(model: nn.Module, tx: optax.GradientTransformation, size: int, seed: int) -> State:
+  """Fresh state for grey images of side `size`."""
+  variables = model.init(jax.random.key(seed), jnp.zeros((1, size, size, 1)), train=False)
+  params, batch_stats = variables['params'], variables['batch_stats']
+  return State(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    batch_stats=batch_stats,
+    opt_state=tx.init(params),
+    ema=jax.tree.map(jnp.copy, {'params': params, 'batch_stats': batch_stats}),
+    first_bad_step=jnp.full((), -1, jnp.int32),
+  )
+
+
+def make_optimizer(
+  config: ml_collections.ConfigDict, steps_per_epoch: int
+) -> optax.GradientTransformation:
+  """Optimiser and schedule of `config.train`; kernels alone decay."""
+  c = config.train
+  total = c.epochs * steps_per_epoch
+  warmup = min(round(c.warmup_epochs * steps_per_epoch), total // 2)
+  rate: optax.Schedule = optax.constant_schedule(c.learning_rate)
+  if c.schedule == 'cosine':
+    rate = optax.cosine_decay_schedule(c.learning_rate, max(total - warmup, 1))
+  if warmup:
+    rate = optax.join_schedules(
+      [optax.linear_schedule(0.0, c.learning_rate, warmup), rate], [warmup]
+    )
+
+  def kernels(params):
+    return jax.tree.map(lambda p: p.ndim > 1, params)
+
+  if c.optimizer == 'adamw':
+    return optax.adamw(rate, weight_decay=c.weight_decay, mask=kernels)
+  decay = optax.add_decayed_weights(c.weight_decay, kernels)
+  plain = optax.adam(rate) if c.optimizer == 'adam' else optax.sgd(rate, 0.9, nesterov=True)
+  return optax.chain(decay, plain)
+
+
+def make_train_step(
+  model: nn.Module,
+  tx: optax.GradientTransformation,
+  config: ml_collections.ConfigDict,
+  class_weights: np.ndarray,
+) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
+  """The pure step (state, {image, label}, key) -> (state, {loss, accuracy})."""
+  classes, smoothing = len(class_weights), config.train.label_smoothing
+
+  def loss_fn(params, state, images, targets, weights, key):
+    (logits, _), updates = model.apply(
+      {'params': params, 'batch_stats': state.batch_stats},
+      images,
+      train=True,
+      mutable=['batch_stats'],
+      rngs={'dropout': key},
+    )
+    losses = optax.softmax_cross_entropy(logits, targets)
+    return (weights * losses).sum() / weights.sum(), (logits, updates['batch_stats'])
+
+  def train_step(state, batch, key):
+    change, mix, drop = jax.random.split(key, 3)
+    images = augment.augment(batch['image'], change, config.augment)
+    targets = optax.smooth_labels(jax.nn.one_hot(batch['label'], classes), smoothing)
+    if config.augment.mixup:
+      images, targets = augment.mixup(images, targets, mix, config.augment.mixup)
+    weights = jnp.asarray(class_weights)[batch['label']]
+    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+      state.params, state, images, targets, weights, drop
+    )
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    now = {'params': params, 'batch_stats': batch_stats}
+    bad = (state.first_bad_step < 0) & ~jnp.isfinite(loss)
+    state = state.replace(
+      step=state.step + 1,
+      params=params,
+      batch_stats=batch_stats,
+      opt_state=opt_state,
+      ema=moving_average(state.ema, now, config.train.ema_decay, state.step),
+      first_bad_step=jnp.where(bad, state.step, state.first_bad_step),
+    )
+    return state, {'loss': loss, 'accuracy': (logits.argmax(-1) == batch['label']).mean()}
+
+  return train_step
+
+
+def moving_average(old: dict, new: dict, decay: float, step: jax.Array) -> dict:
+  """Exponential moving average whose memory grows with the run up to `decay`."""
+  decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+  return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
+  """The task `classifier`: data, split, baselines, training, test."""
+  images = pipeline.load(config)
+  parts = splits.split(images, config.split, config.split.fold)
+  workdir_lib.write_json(workdir / 'split.json', parts.as_json(images))
+  fit(config, images, parts, workdir)
+  results = workdir_lib.read_json(workdir / 'results.json')
+  results['data'] = baselines.describe(images)
+  results['baselines'] = baselines.measure(images, parts, config.split, config.seed)
+  workdir_lib.write_json(workdir / 'results.json', results)
+  return results
+
+
+def fit(
+  config: ml_collections.ConfigDict,
+  images: ImageSet,
+  parts: Split,
+  workdir: Path,
+) -> dict:
+  """Trains `config.model` on `parts.train`, keeps the best by `parts.val`, tests on `parts.test`.
+
+  Returns:
+    The classifier's row of results.json with `validation_accuracy`; also written to the workdir
+    with the test predictions beside it.
+  """
+  facts = {'class_names': list(images.class_names), 'data': workdir_lib.fingerprint(images)}
+  workdir_lib.record_config(workdir, config, facts)
+  train, val = images.take(parts.train), images.take(parts.val)
+  model = build(config, len(images.class_names))
+  state, progress = _train(config, model, train, val, workdir)
+  variables = mesh_lib.to_host(state.ema)
+  tested, predictions = test(model, variables, images, parts.test, parts.groups, config.seed)
+  logits, _ = inference.run(model, variables, val.images)
+  result = {
+    **tested,
+    'validation_accuracy': float((logits.argmax(-1) == val.labels).mean()),
+    'parameters': sum(p.size for p in jax.tree.leaves(variables['params'])),
+    'train_images': len(train),
+    'train_seconds': progress.seconds,
+    'images_per_s': progress.step * config.train.batch_size / progress.seconds,
+    'best_step': progress.best_step,
+  }
+  np.savez(workdir / 'predictions.npz', **predictions)
+  workdir_lib.write_json(workdir / 'results.json', result)
+  return result
+
+
+def build(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
+  """The classifier that `config.model` names."""
+  return zoo.classifier(config.model.name, num_classes, config.model.dtype, config.model.cnn)
+
+
+def _train(config, model, train: ImageSet, val: ImageSet, workdir: Path):
+  batch_size = config.train.batch_size
+  mesh_lib.check_batch_size('train.batch_size', batch_size)
+  if len(train) < batch_size:
+    raise UserError(
+      f'config.train.batch_size = {batch_size}: only {len(train)} training images; '
+      'lower it or add data'
+    )
+  steps_per_epoch = max(1, len(train) // batch_size)
+  tx = make_optimizer(config, steps_per_epoch)
+  mesh = mesh_lib.data_mesh()
+  everywhere = mesh_lib.replicated(mesh)
+
+  def init():
+    state = init_state(model, tx, config.data.image_size, config.seed)
+    if config.model.pretrained:
+      variables = pretrained.load(Path(config.model.pretrained), config.model.name, state.ema)
+      state = state.replace(**variables, ema=variables)
+    return state
+
+  abstract = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+    jax.eval_shape(lambda: init_state(model, tx, config.data.image_size, config.seed)),
+  )
+  step = jax.jit(
+    make_train_step(model, tx, config, class_weights(train, config.train.class_weights)),
+    donate_argnums=0,
+  )
+
+  def evaluate(state, _):
+    logits, _ = inference.run(model, state.ema, val.images)
+    accuracy = float((logits.argmax(-1) == val.labels).mean())
+    loss = float(optax.softmax_cross_entropy_with_integer_labels(logits, val.labels).mean())
+    return accuracy - 1e-3 * loss, {'accuracy': accuracy, 'loss': loss}
+
+  return loop.run(
+    name=f'{config.model.name} {workdir.name}',
+    workdir=workdir,
+    schedule=loop.Schedule(
+      total=config.train.epochs * steps_per_epoch,
+      eval_every=config.train.eval_every_epochs * steps_per_epoch,
+      log_every=config.train.log_every,
+      early_stop=config.train.early_stop_evals,
+    ),
+    keep=config.train.keep_checkpoints,
+    seed=config.seed,
+    abstract_state=abstract,
+    init=lambda: jax.device_put(init(), everywhere),
+    train_step=step,
+    batch_at=lambda t: mesh_lib.shard_batch(
+      mesh, pipeline.train_batch(train, batch_size, config.seed, t)
+    ),
+    evaluate=evaluate,
+  )
+
+
+def test(
+  model: nn.Module,
+  variables: dict,
+  images: ImageSet,
+  rows: np.ndarray,
+  groups: np.ndarray,
+  seed: int,
+) -> tuple[dict, dict[str, np.ndarray]]:
+  """The report on images[rows], and the arrays behind it."""
+  chosen = images.take(rows)
+  logits, features = inference.run(model, variables, chosen.images)
+  predictions = {
+    'rows': rows,
+    'labels': chosen.labels,
+    'groups': groups[rows],
+    'logits': logits,
+    'features': features,
+  }
+  return report(predictions, images.class_names, seed), predictions
+
+
+def report(predictions: dict[str, np.ndarray], class_names: tuple[str, ...], seed: int) -> dict:
+  """Accuracy with its interval, per class, AUROC and confusion of stored predictions."""
+  return metrics.classification_report(
+    predictions['labels'],
+    np.asarray(jax.nn.softmax(predictions['logits'], axis=-1)),
+    groups=predictions['groups'],
+    class_names=class_names,
+    seed=seed,
+  )
+
+
+def class_weights(train: ImageSet, balanced: bool) -> np.ndarray:
+  """f32[classes], mean 1 over images; all ones unless `balanced`."""
+  counts = np.bincount(train.labels, minlength=len(train.class_names)).astype(np.float32)
+  return len(train) / (len(counts) * counts) if balanced else np.ones_like(counts)

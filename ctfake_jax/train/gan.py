@@ -1,0 +1,281 @@
+"""Training a DCGAN on the training part alone.
+
+One step is one update of the discriminator (a real and a fake batch, each with its own batch
+statistics) and one of the generator (Radford, Metz & Chintala 2016). What the discriminator
+sees is augmented differentiably (Zhao et al. 2020, arXiv:2006.10738), since medical data sets
+are small. Samples come from a moving average of the generator whose batch statistics are
+re-estimated first.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from ctfake_jax import mesh as mesh_lib
+from ctfake_jax import workdir as workdir_lib
+from ctfake_jax.data import pipeline, splits
+from ctfake_jax.data.augment import discriminator_view
+from ctfake_jax.data.splits import Split
+from ctfake_jax.figures import save_grid
+from ctfake_jax.models import zoo
+from ctfake_jax.quality import frechet_distance
+from ctfake_jax.sampling import make_sampler
+from ctfake_jax.train import loop
+from ctfake_jax.train.classifier import moving_average
+from ctfake_jax.types import ImageSet, UserError
+from ctfake_jax.yardstick import phantom_extractor
+
+# Below this share of the reals' pairwise distance the fixed latents give one image: collapse.
+COLLAPSED_DIVERSITY = 0.2
+PREVIEW_PER_CLASS = 8
+
+
+class State(flax.struct.PyTreeNode):
+  """Everything a step changes; `ema` averages the generator's parameters."""
+
+  step: jax.Array
+  generator: dict
+  discriminator: dict
+  opt_generator: optax.OptState
+  opt_discriminator: optax.OptState
+  ema: dict
+  first_bad_step: jax.Array
+
+
+class Networks(flax.struct.PyTreeNode):
+  """The two modules and their optimisers, all static."""
+
+  generator: nn.Module = flax.struct.field(pytree_node=False)
+  discriminator: nn.Module = flax.struct.field(pytree_node=False)
+  tx_generator: optax.GradientTransformation = flax.struct.field(pytree_node=False)
+  tx_discriminator: optax.GradientTransformation = flax.struct.field(pytree_node=False)
+
+
+def build(config: ml_collections.ConfigDict, num_classes: int) -> Networks:
+  """The pair that `config.gan` names; 0 classes where it is not conditional."""
+  c = config.gan
+  classes = num_classes if c.conditional else 0
+  generator, discriminator = zoo.gan(c.name, config.data.image_size, c.width, classes, c.dtype)
+  return Networks(
+    generator,
+    discriminator,
+    optax.adam(c.learning_rate_generator, b1=c.beta1),
+    optax.adam(c.learning_rate_discriminator, b1=c.beta1),
+  )
+
+
+def init_state(networks: Networks, size: int, latent: int, seed: int) -> State:
+  """Fresh state."""
+  key_g, key_d = jax.random.split(jax.random.key(seed))
+  labels = jnp.zeros((2,), jnp.int32)
+  generator = networks.generator.init(key_g, jnp.zeros((2, latent)), labels, train=True)
+  images = jnp.zeros((2, size, size, 1))
+  discriminator = networks.discriminator.init(key_d, images, labels, train=True)
+  return State(
+    step=jnp.zeros((), jnp.int32),
+    generator=dict(generator),
+    discriminator=dict(discriminator),
+    opt_generator=networks.tx_generator.init(generator['params']),
+    opt_discriminator=networks.tx_discriminator.init(discriminator['params']),
+    ema=jax.tree.map(jnp.copy, dict(generator)),
+    first_bad_step=jnp.full((), -1, jnp.int32),
+  )
+
+
+def make_train_step(
+  networks: Networks, config: ml_collections.ConfigDict, num_classes: int
+) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
+  """The pure step (state, {image, label}, key) -> (state, losses and discriminator accuracies)."""
+  c = config.gan
+
+  def discriminate(params, stats, images, labels, key):
+    images = discriminator_view(images, key) if c.augment else images
+    (logits, _), updates = networks.discriminator.apply(
+      {'params': params, 'batch_stats': stats}, images, labels, train=True, mutable=['batch_stats']
+    )
+    return logits, updates['batch_stats']
+
+  def generate(params, stats, latent, labels):
+    (images, _), updates = networks.generator.apply(
+      {'params': params, 'batch_stats': stats}, latent, labels, train=True, mutable=['batch_stats']
+    )
+    return images, updates['batch_stats']
+
+  def discriminator_loss(params, stats, real, real_labels, fake, fake_labels, key):
+    key_real, key_fake = jax.random.split(key)
+    on_real, stats = discriminate(params, stats, real, real_labels, key_real)
+    on_fake, stats = discriminate(params, stats, fake, fake_labels, key_fake)
+    loss = _bce(on_real, 1.0) + _bce(on_fake, 0.0)
+    return loss, (stats, (on_real > 0).mean(), (on_fake < 0).mean())
+
+  def train_step(state, batch, key):
+    keys = jax.random.split(key, 4)
+    real, real_labels = batch['image'], batch['label']
+    latent = jax.random.normal(keys[0], (real.shape[0], c.latent))
+    labels = jax.random.randint(keys[1], real_labels.shape, 0, num_classes)
+    fake, pull_back, g_stats = jax.vjp(
+      lambda p: generate(p, state.generator['batch_stats'], latent, labels),
+      state.generator['params'],
+      has_aux=True,
+    )
+    (d_loss, (d_stats, right_real, right_fake)), d_grads = jax.value_and_grad(
+      discriminator_loss, has_aux=True
+    )(
+      state.discriminator['params'],
+      state.discriminator['batch_stats'],
+      real,
+      real_labels,
+      fake,
+      labels,
+      keys[2],
+    )
+    updates, opt_d = networks.tx_discriminator.update(d_grads, state.opt_discriminator)
+    d_params = optax.apply_updates(state.discriminator['params'], updates)
+
+    def generator_loss(images):
+      return _bce(discriminate(d_params, d_stats, images, labels, keys[3])[0], 1.0)
+
+    g_loss, cotangent = jax.value_and_grad(generator_loss)(fake)
+    updates, opt_g = networks.tx_generator.update(pull_back(cotangent)[0], state.opt_generator)
+    g_params = optax.apply_updates(state.generator['params'], updates)
+    generator = {'params': g_params, 'batch_stats': g_stats}
+    bad = (state.first_bad_step < 0) & ~jnp.isfinite(d_loss + g_loss)
+    state = state.replace(
+      step=state.step + 1,
+      generator=generator,
+      discriminator={'params': d_params, 'batch_stats': d_stats},
+      opt_generator=opt_g,
+      opt_discriminator=opt_d,
+      ema=moving_average(state.ema, generator, c.ema_decay, state.step),
+      first_bad_step=jnp.where(bad, state.step, state.first_bad_step),
+    )
+    return state, {
+      'loss_discriminator': d_loss,
+      'loss_generator': g_loss,
+      'accuracy_real': right_real,
+      'accuracy_fake': right_fake,
+    }
+
+  return train_step
+
+
+def _bce(logits: jax.Array, target: float) -> jax.Array:
+  return optax.sigmoid_binary_cross_entropy(logits, jnp.full_like(logits, target)).mean()
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
+  """The task `gan`: data, split, training on the training part."""
+  images = pipeline.load(config)
+  parts = splits.split(images, config.split, config.split.fold)
+  workdir_lib.write_json(workdir / 'split.json', parts.as_json(images))
+  return fit(config, images, parts, workdir)
+
+
+def fit(config: ml_collections.ConfigDict, images: ImageSet, parts: Split, workdir: Path) -> dict:
+  """Trains on `parts.train`, keeps the generator nearest to `parts.val`; writes results.json."""
+  facts = {
+    'class_names': list(images.class_names),
+    'data': workdir_lib.fingerprint(images),
+    'unit': images.unit,
+  }
+  workdir_lib.record_config(workdir, config, facts)
+  train, val = images.take(parts.train), images.take(parts.val)
+  _check_sizes(config, train)
+  networks = build(config, len(images.class_names))
+  state, progress = _train(config, networks, train, val, workdir)
+  count = {
+    name: sum(p.size for p in jax.tree.leaves(getattr(state, name)['params']))
+    for name in ('generator', 'discriminator')
+  }
+  result = {
+    'best_step': progress.best_step,
+    'frechet_validation': -progress.best_score,
+    'train_seconds': progress.seconds,
+    'images_per_s': progress.step * config.gan.batch_size / progress.seconds,
+    'parameters': count,
+    'train_images': len(train),
+  }
+  workdir_lib.write_json(workdir / 'results.json', result)
+  return result
+
+
+def _check_sizes(config, train: ImageSet) -> None:
+  mesh_lib.check_batch_size('gan.batch_size', config.gan.batch_size)
+  if len(train) < config.gan.batch_size:
+    raise UserError(
+      f'config.gan.batch_size = {config.gan.batch_size}: only {len(train)} training images; '
+      'lower it or add data'
+    )
+
+
+def _train(config, networks: Networks, train: ImageSet, val: ImageSet, workdir: Path):
+  c, mesh = config.gan, mesh_lib.data_mesh()
+  everywhere = mesh_lib.replicated(mesh)
+  fresh = functools.partial(
+    init_state, networks, config.data.image_size, c.latent, config.seed
+  )
+  abstract = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+    jax.eval_shape(fresh),
+  )
+  step = make_train_step(networks, config, len(train.class_names))
+  return loop.run(
+    name=f'{c.name} {workdir.name}',
+    workdir=workdir,
+    schedule=loop.Schedule(c.updates, c.eval_every, config.train.log_every),
+    keep=c.keep_checkpoints,
+    seed=config.seed,
+    abstract_state=abstract,
+    init=lambda: jax.device_put(fresh(), everywhere),
+    train_step=jax.jit(step, donate_argnums=0),
+    batch_at=lambda t: mesh_lib.shard_batch(
+      mesh, pipeline.train_batch(train, c.batch_size, config.seed, t)
+    ),
+    evaluate=_evaluator(config, networks, val, workdir),
+  )
+
+
+def _evaluator(config, networks: Networks, val: ImageSet, workdir: Path):
+  """Judges a generator by the Frechet distance to validation reals; writes a sample grid."""
+  extract = phantom_extractor(config.data.image_size)
+  classes = len(val.class_names)
+  real_features = extract(val.images)
+  real_diversity = diversity(val.images, val.labels, classes, seed=config.seed)
+  labels = np.arange(config.gan.quality_images, dtype=np.int32) % classes
+  preview = np.repeat(np.arange(classes, dtype=np.int32), PREVIEW_PER_CLASS)
+
+  def evaluate(state, step):
+    sampler = make_sampler(networks.generator, state.ema, config.gan.latent, classes)
+    fakes = sampler.sample(labels, config.seed)
+    save_grid(
+      workdir / 'samples' / f'step_{step:06d}.png',
+      sampler.sample(preview, config.seed + 1),
+      columns=PREVIEW_PER_CLASS,
+    )
+    distance = frechet_distance(extract(fakes), real_features)
+    spread = diversity(fakes, labels, classes, seed=config.seed) / real_diversity
+    if spread < COLLAPSED_DIVERSITY:
+      print(f'step {step}: mode collapse, fakes vary {spread:.0%} as much as reals')
+    return -distance, {'frechet': distance, 'diversity': spread}
+
+  return evaluate
+
+
+def diversity(images: np.ndarray, labels: np.ndarray, classes: int, seed: int) -> float:
+  """Mean root-mean-square difference of random pairs within a class."""
+  rng = np.random.default_rng(seed)
+  differences = []
+  for label in range(classes):
+    rows = np.nonzero(labels == label)[0]
+    if len(rows) > 1:
+      a, b = rng.permutation(rows)[: len(rows) // 2 * 2].reshape(2, -1)
+      differences.append(np.sqrt(((images[a] - images[b]) ** 2).mean((1, 2, 3))).mean())
+  return float(np.mean(differences))

@@ -1,0 +1,132 @@
+"""The training loop: step, log, evaluate, checkpoint, resume. It knows no model.
+
+`train_step(state, batch, key) -> (state, metrics)` is pure; the state carries `step` and
+`first_bad_step` (int32, -1 while all losses were finite). Step t takes the batch and the key of
+t alone, so a resumed run repeats a straight one.
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from ctfake_jax import mesh as mesh_lib
+from ctfake_jax import workdir as workdir_lib
+from ctfake_jax.checkpoints import Checkpoints, Progress
+from ctfake_jax.types import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """When things happen, in steps; `early_stop` counts evaluations without progress, 0 is off."""
+
+  total: int
+  eval_every: int
+  log_every: int
+  early_stop: int = 0
+
+
+class DivergedError(UserError):
+  """The loss stopped being finite."""
+
+
+def run(
+  *,
+  name: str,
+  workdir: Path,
+  schedule: Schedule,
+  keep: int,
+  seed: int,
+  abstract_state: Any,
+  init: Callable[[], Any],
+  train_step: Callable[[Any, Any, jax.Array], tuple[Any, dict]],
+  batch_at: Callable[[int], Any],
+  evaluate: Callable[[Any, int], tuple[float, dict[str, float]]],
+) -> tuple[Any, Progress]:
+  """Trains from scratch or from the newest checkpoint; returns the best state and the progress.
+
+  `init` makes the state at step 0 with the shapes and shardings of `abstract_state`; `batch_at`
+  gives the device batch of a step; `evaluate` maps (state, step) to a score, higher is better,
+  and metrics to log; `name` stands beside the progress bar.
+
+  Raises:
+    DivergedError: a loss was not finite; the last good checkpoint is kept.
+  """
+  checkpoints = Checkpoints(workdir, keep)
+  start = checkpoints.latest_step() or 0
+  state, progress = checkpoints.restore(start, abstract_state) if start else (init(), Progress())
+  log = workdir_lib.MetricLog(workdir, start)
+  key = jax.random.key(seed)
+  pending: list[dict] = []
+  begun = time.perf_counter() - progress.seconds
+  bar = progress_bar(name, start, schedule.total)
+  try:
+    for step in range(start, schedule.total):
+      if progress.finished:
+        break
+      state, metrics = train_step(state, batch_at(step), jax.random.fold_in(key, step))
+      pending.append(metrics)
+      bar.update()
+      done = step + 1
+      last = done == schedule.total
+      if done % schedule.log_every == 0 or last:
+        _write_means(log, bar, done, pending, begun)
+        pending = []
+      if done % schedule.eval_every == 0 or last:
+        _check_finite(state, checkpoints, workdir)
+        score, values = evaluate(state, done)
+        log.write(done, {f'val/{k}': v for k, v in values.items()})
+        _advance(progress, score, done, time.perf_counter() - begun, schedule)
+        checkpoints.save(done, state, progress, score)
+  finally:
+    bar.close()
+    log.close()
+    checkpoints.close()
+  return _best(workdir, keep, progress, abstract_state), progress
+
+
+def progress_bar(name: str, start: int, total: int) -> tqdm:
+  """A bar on a terminal, a line now and then in a file."""
+  interval = 0.5 if sys.stderr.isatty() else 30
+  return tqdm(desc=name, initial=start, total=total, mininterval=interval, dynamic_ncols=True)
+
+
+def _write_means(log, bar, step, pending, begun) -> None:
+  values = jax.device_get(pending)
+  means = {k: float(np.mean([v[k] for v in values])) for k in values[0]}
+  log.write(step, {**means, 'seconds': time.perf_counter() - begun})
+  bar.set_postfix({k: f'{v:.3g}' for k, v in list(means.items())[:4]}, refresh=False)
+
+
+def _check_finite(state, checkpoints, workdir) -> None:
+  bad = int(mesh_lib.to_host(state.first_bad_step))
+  if bad >= 0:
+    kept = checkpoints.latest_step()
+    raise DivergedError(
+      f'{workdir.name}: the loss was not finite at step {bad}; the last good checkpoint is '
+      f'{kept if kept is not None else "none"}. Lower the learning rate or check the data.'
+    )
+
+
+def _advance(progress: Progress, score: float, step: int, seconds: float, schedule) -> None:
+  if score > progress.best_score:
+    progress.best_score, progress.best_step, progress.evals_since_best = score, step, 0
+  else:
+    progress.evals_since_best += 1
+  progress.step, progress.seconds = step, seconds
+  stop = schedule.early_stop and progress.evals_since_best >= schedule.early_stop
+  progress.finished = bool(stop) or step == schedule.total
+
+
+def _best(workdir, keep, progress, abstract_state):
+  checkpoints = Checkpoints(workdir, keep)
+  try:
+    return checkpoints.restore(progress.best_step, abstract_state)[0]
+  finally:
+    checkpoints.close()

@@ -1,0 +1,110 @@
+"""What passes between the rooms: slices, image sets, batches.
+
+Shape letters used in every docstring: b batch, n images, h height, w width,
+c channels or classes, z slices of a series.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+Unit = Literal['HU', 'grey']
+UNKNOWN_LABEL = -1
+
+
+class UserError(ValueError):
+  """A mistake in what the user gave: shown as one message, without a traceback."""
+
+
+class UnreadableImageError(UserError):
+  """One image that cannot be decoded; listed in the result, never silently dropped."""
+
+  def __init__(self, path: str, reason: str):
+    super().__init__(f'{path}: {reason}')
+    self.path, self.reason = path, reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """What a source knows of an image before decoding it.
+
+  Attributes:
+    label: index into the source's `class_names`, `UNKNOWN_LABEL` where none is given.
+    patient_id: who was scanned, None where the source cannot know.
+    provenance: path relative to the source's root, or the phantom's recipe.
+    split: 'train', 'val' or 'test' where the source prescribes it, else None.
+  """
+
+  label: int
+  patient_id: str | None
+  provenance: str
+  split: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+  """One decoded image.
+
+  Attributes:
+    pixels: float32[h, w]; HU, or grey in [0, 1] as stored (0 black, 1 the type's maximum).
+    unit: 'HU' or 'grey'.
+    spacing_mm: side of a (square) pixel in mm, None where unknown.
+  """
+
+  pixels: np.ndarray
+  unit: Unit
+  spacing_mm: float | None
+
+
+@runtime_checkable
+class Source(Protocol):
+  """Random access to images with their facts; index i of `records` is index i of `[]`.
+
+  `source[i]` raises `UnreadableImageError`; `unreadable` lists what could not even be indexed.
+  """
+
+  class_names: tuple[str, ...]
+  records: Sequence[Record]
+  unreadable: Sequence[UnreadableImageError]
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Slice: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+  """Decoded, preprocessed images in host memory.
+
+  Attributes:
+    images: float32[n, h, w, 1] in [-1, 1].
+    labels: int32[n].
+    records: one per image, in order.
+    native_sizes: int32[n, 2], height and width before resizing.
+    class_names: what a label means.
+    unit: of the pixels before the window.
+    unreadable: what was left out and why.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  records: tuple[Record, ...]
+  native_sizes: np.ndarray
+  class_names: tuple[str, ...]
+  unit: Unit
+  unreadable: tuple[UnreadableImageError, ...] = ()
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def take(self, indices: np.ndarray) -> 'ImageSet':
+    """The images at `indices`, in that order."""
+    return dataclasses.replace(
+      self,
+      images=self.images[indices],
+      labels=self.labels[indices],
+      records=tuple(self.records[i] for i in indices),
+      native_sizes=self.native_sizes[indices],
+    )

@@ -1,0 +1,152 @@
+"""What a run leaves behind: lock, resolved config, results, metric rows, events.
+
+Every JSON is written to a temporary file and renamed, so that a reader sees a whole file or none.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import tensorboardX
+
+from ctfake_jax import config as config_lib
+from ctfake_jax.types import ImageSet, UserError
+
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'ctfake-jax')
+
+
+def write_json(path: Path, content: Any) -> None:
+  """Atomic; NaN and infinity become null, so that any JSON reader can read the file."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f'.{path.name}.tmp')
+  temporary.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + '\n')
+  temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+  """The parsed file; UserError names it where it is missing or broken."""
+  try:
+    return json.loads(path.read_text())
+  except FileNotFoundError:
+    raise UserError(f'{path} is missing: is this the workdir of a finished run?') from None
+  except json.JSONDecodeError as error:
+    raise UserError(f'{path} is not valid JSON ({error}): restore it or start afresh') from None
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+  """Holds the workdir for one run; the kernel frees it when the owner dies."""
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    raise UserError(f'--workdir={workdir}: cannot be a folder ({error.strerror})') from None
+  with open(workdir / '.lock', 'w') as handle:
+    try:
+      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise UserError(f'{workdir} is in use by another run: choose another --workdir') from None
+    yield
+
+
+def record_config(workdir: Path, config: ml_collections.ConfigDict, facts: dict) -> None:
+  """Writes config.json with `facts`, or checks that a run here may go on with these keys."""
+  path, resolved = workdir / 'config.json', config_lib.as_dict(config)
+  if path.exists():
+    changed = config_lib.changed_keys(read_json(path)['config'], resolved)
+    if changed:
+      raise UserError(
+        f'{workdir} was begun with other values of {", ".join(changed)}: '
+        'use the same values or another --workdir'
+      )
+  write_json(path, {'config': resolved, **facts, **environment()})
+
+
+def environment() -> dict:
+  """Package versions, devices, threads and the code's commit."""
+  versions = {}
+  for package in PACKAGES:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      versions[package] = importlib.metadata.version(package)
+  return {
+    'packages': versions,
+    'python': platform.python_version(),
+    'devices': [f'{d.platform}:{d.device_kind}' for d in jax.devices()],
+    'cpu_count': os.cpu_count(),
+    'commit': _commit(),
+  }
+
+
+def fingerprint(images: ImageSet) -> str:
+  """SHA-256 over pixels, labels and provenance."""
+  digest = hashlib.sha256(np.ascontiguousarray(images.images).data)
+  digest.update(images.labels.tobytes())
+  digest.update('\n'.join(record.provenance for record in images.records).encode())
+  return digest.hexdigest()
+
+
+class MetricLog:
+  """metrics.jsonl and TensorBoard events; rows after `from_step` of an earlier run are dropped."""
+
+  def __init__(self, workdir: Path, from_step: int):
+    self._path = workdir / 'metrics.jsonl'
+    kept = [row for row in read_rows(self._path) if row['step'] <= from_step]
+    workdir.mkdir(parents=True, exist_ok=True)
+    self._path.write_text(''.join(json.dumps(row) + '\n' for row in kept))
+    self._events = tensorboardX.SummaryWriter(str(workdir / 'events'), purge_step=from_step)
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    """One row; values are plain numbers."""
+    row = {'step': step, **_finite(values)}
+    with open(self._path, 'a') as handle:
+      handle.write(json.dumps(row) + '\n')
+    for key, value in values.items():
+      self._events.add_scalar(key, value, step)
+
+  def close(self) -> None:
+    """Flushes the events."""
+    self._events.close()
+
+
+def read_rows(path: Path) -> list[dict]:
+  """Rows of a metrics.jsonl; a torn last line is passed over."""
+  rows = []
+  for line in path.read_text().splitlines() if path.exists() else ():
+    with contextlib.suppress(json.JSONDecodeError):
+      rows.append(json.loads(line))
+  return rows
+
+
+def csv_safe(text: str) -> str:
+  """Text that no spreadsheet takes for a formula (OWASP, CSV Injection)."""
+  return "'" + text if text[:1] in ('=', '+', '-', '@', '\t', '\r') else text
+
+
+def _finite(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {str(k): _finite(v) for k, v in value.items()}
+  if isinstance(value, np.ndarray):
+    return _finite(value.tolist())
+  if isinstance(value, Sequence) and not isinstance(value, str):
+    return [_finite(v) for v in value]
+  if isinstance(value, np.generic):
+    return _finite(value.item())
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _commit() -> str | None:
+  command = ['git', '-C', str(Path(__file__).parent), 'rev-parse', 'HEAD']
+  with contextlib.suppress(OSError, subprocess.CalledProcessError):
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+  return None

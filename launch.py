@@ -1,0 +1,67 @@
+"""The one door: python launch.py --config=configs/TASK.py --workdir=DIR [--config.key=value]."""
+
+import logging
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file; see configs/.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'Where results go; default runs/CONFIG_NAME.')
+DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of a user error.')
+
+
+def main(argv: list[str]) -> int:
+  """Validates the config, joins the cluster, runs the task; 0, or 1 after a user error."""
+  if len(argv) > 1:
+    return _fail(f'unexpected argument {argv[1]!r}: flags look like --config.key=value')
+  if CONFIG.value is None:
+    return _usage()
+  try:
+    _run()
+  except _user_errors() as error:
+    if DEBUG.value:
+      raise
+    return _fail(str(error))
+  return 0
+
+
+def _run() -> None:
+  from ctfake_jax import config as config_lib
+  from ctfake_jax import mesh, tasks, workdir
+
+  config_lib.validate(CONFIG.value)
+  mesh.start(CONFIG.value)
+  name = Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
+  folder = Path(WORKDIR.value or Path('runs') / name)
+  if CONFIG.value.dry_run:
+    print(tasks.estimate(CONFIG.value))
+    return
+  with workdir.locked(folder):
+    tasks.TASKS[CONFIG.value.task](CONFIG.value, folder)
+  print(f'results: {folder}')
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+  from ctfake_jax.types import UserError
+
+  return (UserError,)
+
+
+def _usage() -> int:
+  print('python launch.py --config=configs/TASK.py [--workdir=DIR] [--config.key=value ...]\n')
+  for path in sorted(Path(__file__).parent.glob('configs/*.py')):
+    first = path.read_text().split('"""')[1].strip().splitlines()[0]
+    print(f'  configs/{path.name:18s} {first}')
+  return 1
+
+
+def _fail(message: str) -> int:
+  print(f'error: {message}', file=sys.stderr)
+  return 1
+
+
+if __name__ == '__main__':
+  logging.getLogger('absl').setLevel(logging.WARNING)
+  app.run(main)
