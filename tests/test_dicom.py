@@ -1,0 +1,504 @@
+import os
+import pathlib
+
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom import uid
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset, FileMetaDataset
+
+from ctfake_jax.data import dicom_frame
+from ctfake_jax.data.dicom import DicomSource
+from ctfake_jax.types import UNKNOWN_LABEL, Source, UnreadableImageError, UserError
+
+CT_SMALL = pathlib.Path(get_testdata_file('CT_small.dcm'))
+SERIES = '1.2.3.4'
+DATA = os.environ.get('CTFAKE_DATA')
+real_data = pytest.mark.skipif(not DATA, reason='CTFAKE_DATA is not set')
+
+
+def _ct(pixels=((0, 1), (2, 3)), **changes) -> Dataset:
+  """A small CT; a change to None deletes the attribute."""
+  stored = np.asarray(pixels, np.int16)
+  ds = Dataset()
+  ds.file_meta = FileMetaDataset()
+  ds.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+  ds.SOPClassUID, ds.SOPInstanceUID = uid.CTImageStorage, uid.generate_uid()
+  ds.SeriesInstanceUID, ds.StudyInstanceUID, ds.PatientID = SERIES, '1.2.3', 'Doe'
+  ds.Modality, ds.ImageType = 'CT', ['ORIGINAL', 'PRIMARY', 'AXIAL']
+  ds.Rows, ds.Columns = stored.shape[-2:]
+  if stored.ndim == 3:
+    ds.NumberOfFrames = len(stored)
+  ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, 'MONOCHROME2'
+  ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 1
+  ds.RescaleSlope, ds.RescaleIntercept = 1, -1024
+  ds.PixelSpacing, ds.InstanceNumber = [0.7, 0.7], 1
+  ds.PixelData = stored.tobytes()
+  for keyword, value in changes.items():
+    if value is None:
+      delattr(ds, keyword)
+    else:
+      setattr(ds, keyword, value)
+  return ds
+
+
+def _save(ds: Dataset, path: pathlib.Path) -> pathlib.Path:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
+  ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+  ds.save_as(path, enforce_file_format=True)
+  return path
+
+
+def _source(root, labels_csv=None, max_pixels=2**20) -> DicomSource:
+  return DicomSource(root, labels_csv=labels_csv, max_pixels=max_pixels)
+
+
+def _pixels(tmp_path, ds: Dataset) -> np.ndarray:
+  return _source(_save(ds, tmp_path / 'one.dcm'))[0].pixels
+
+
+def _group(**macros) -> Dataset:
+  group = Dataset()
+  for sequence, attributes in macros.items():
+    item = Dataset()
+    for keyword, value in attributes.items():
+      setattr(item, keyword, value)
+    setattr(group, sequence, [item])
+  return group
+
+
+def _enhanced() -> Dataset:
+  """Two frames, the upper first, each with a rescale of its own."""
+  ds = _ct(
+    [[[10, 20], [30, 40]], [[1, 2], [3, 4]]],
+    SOPClassUID=uid.EnhancedCTImageStorage,
+    RescaleSlope=None,
+    RescaleIntercept=None,
+    PixelSpacing=None,
+  )
+  ds.SharedFunctionalGroupsSequence = [
+    _group(
+      PixelMeasuresSequence={'PixelSpacing': [0.5, 0.5]},
+      PlaneOrientationSequence={'ImageOrientationPatient': [1, 0, 0, 0, 1, 0]},
+    )
+  ]
+  ds.PerFrameFunctionalGroupsSequence = [
+    _group(
+      PlanePositionSequence={'ImagePositionPatient': [0, 0, z]},
+      PixelValueTransformationSequence={
+        'RescaleSlope': slope,
+        'RescaleIntercept': -1000,
+        'RescaleType': 'HU',
+      },
+    )
+    for z, slope in ((5, 2), (0, 10))
+  ]
+  return ds
+
+
+def test_ct_small_in_hu():
+  source = _source(CT_SMALL)
+  image = source[0]
+  assert isinstance(source, Source)
+  assert (image.unit, image.spacing_mm) == ('HU', 0.661468)
+  assert image.pixels.dtype == np.float32
+  # Words of (7FE0,0010) read from a hex dump of the file, by hand through slope 1 and intercept
+  # -1024: row 0 begins 00AF 00B4 00A6 008F, row 64 has 088D 088F 084A from column 60 (the
+  # brightest pixel among them), the last row ends 0397 038F 0388 038D.
+  np.testing.assert_array_equal(image.pixels[0, :4], [-849, -844, -858, -881])
+  np.testing.assert_array_equal(image.pixels[64, 60:63], [1165, 1167, 1098])
+  np.testing.assert_array_equal(image.pixels[-1, -4:], [-105, -113, -120, -115])
+  assert image.pixels.max() == 1167
+  assert source.class_names == ()
+  assert source.records[0].label == UNKNOWN_LABEL
+
+
+@real_data
+@pytest.mark.parametrize('name', ['CT1', 'CT2'])
+def test_every_transfer_syntax(name):
+  source = _source(pathlib.Path(DATA, 'dicom', 'transfer_syntaxes'))
+  assert len(source) == 12
+  assert not source.unreadable
+  images = {
+    record.provenance: source[i].pixels
+    for i, record in enumerate(source.records)
+    if record.provenance.startswith(name)
+  }
+  lossless = images[f'{name}_RLE']
+  for suffix in ('J2KR', 'JLSL', 'JPLL'):
+    np.testing.assert_array_equal(images[f'{name}_{suffix}'], lossless)
+  # CT1 pads with -2000, which is -1024 HU here; CT2 declares no padding and has intercept 0.
+  assert lossless.min() == {'CT1': -1024, 'CT2': -2048}[name]
+  assert lossless.max() == {'CT1': 2278 - 1024, 'CT2': 1433}[name]
+  inside = lossless > -1000
+  # Near-lossless JPEG-LS bounds each error (ISO/IEC 14495-1), here by 4 as measured; the lossy
+  # JPEG 2000 is a strong compression (mean error 28 and 19 HU).
+  assert np.abs(images[f'{name}_JLSN'] - lossless)[inside].max() == 4
+  assert np.abs(images[f'{name}_J2KI'] - lossless)[inside].mean() < 30
+
+
+@real_data
+def test_whole_series_is_sorted_by_position():
+  root = pathlib.Path(DATA, 'dicom', 'chest_series_49')
+  source = _source(root)
+  assert len(source) == 49
+  assert len({record.patient_id for record in source.records}) == 1
+  heights = [
+    float(pydicom.dcmread(root / record.provenance).ImagePositionPatient[2])
+    for record in source.records
+  ]
+  np.testing.assert_allclose(np.diff(heights), 4, atol=1e-3)  # 5 mm thick, overlapping
+  assert source[0].spacing_mm == 1.3671875
+  for i in range(49):
+    hu = source[i].pixels
+    assert hu.shape == (512, 512)
+    assert hu.min() == -1024
+    assert 0 < np.median(hu[hu > -200]) < 80  # what is neither air nor lung is mostly muscle
+
+
+def test_rescale_comes_first(tmp_path):
+  pixels = _pixels(tmp_path, _ct([[0, 100], [-200, 4]], RescaleSlope=2.5, RescaleIntercept=-1000))
+  np.testing.assert_array_equal(pixels, [[-1000, -750], [-1500, -990]])
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+  slope=st.sampled_from([-1, 0.5, 1, 4]),
+  intercept=st.integers(-2000, 2000),
+  low=st.integers(-2000, 0),
+)
+def test_rescale_is_linear(tmp_path_factory, slope, intercept, low):
+  stored = np.array([[low, low + 7], [11, 1200]])
+  ds = _ct(stored, RescaleSlope=slope, RescaleIntercept=intercept)
+  pixels = _pixels(tmp_path_factory.mktemp('linear'), ds)
+  np.testing.assert_allclose(pixels, stored * slope + intercept)
+
+
+@pytest.mark.parametrize('signed', [False, True])
+def test_padding_becomes_air(tmp_path, signed):
+  ds = _ct([[-2000, 1024], [1034, -1999]], PixelRepresentation=int(signed))
+  # The element's VR contradicts the pixels on purpose: both readings are the same 16 bits.
+  ds.add_new('PixelPaddingValue', *(('US', 63536) if signed else ('SS', -2000)))
+  pixels = _pixels(tmp_path, ds)
+  beside = -1999 if signed else 65536 - 1999
+  np.testing.assert_array_equal(pixels, [[-1024, 0], [10, beside - 1024]])
+
+
+def test_padding_range_and_implicit_vr(tmp_path):
+  ds = _ct([[-2000, -1500], [-1499, 0]], PixelPaddingValue=-2000, PixelPaddingRangeLimit=-1500)
+  ds.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian
+  np.testing.assert_array_equal(_pixels(tmp_path, ds), [[-1024, -1024], [-1499 - 1024, -1024]])
+
+
+def test_monochrome1_leaves_hu_and_inverts_grey(tmp_path):
+  ds = _ct([[1024, 2024], [24, 0]], PhotometricInterpretation='MONOCHROME1')
+  np.testing.assert_array_equal(_pixels(tmp_path, ds), [[0, 1000], [-1000, -1024]])
+  shape = {'BitsStored': 8, 'HighBit': 7, 'PixelRepresentation': 0}
+  ds = _ct([[0, 255], [51, 102]], RescaleType='US', **shape)
+  assert _source(_save(ds, tmp_path / 'one.dcm'))[0].unit == 'grey'
+  np.testing.assert_allclose(_pixels(tmp_path, ds), [[0, 1], [0.2, 0.4]], rtol=1e-6)
+  ds.PhotometricInterpretation = 'MONOCHROME1'
+  np.testing.assert_allclose(_pixels(tmp_path, ds), [[1, 0], [0.8, 0.6]], rtol=1e-6)
+
+
+def test_no_rescale_at_all_is_grey(tmp_path):
+  ds = _ct([[-32768, 32767], [0, 0]], RescaleSlope=None, RescaleIntercept=None)
+  np.testing.assert_allclose(_pixels(tmp_path, ds), [[0, 1], [0.5, 0.5]], atol=1e-5)
+
+
+def test_modality_lut(tmp_path):
+  ds = _ct([[5, 6], [7, 9]], RescaleSlope=None, RescaleIntercept=None)
+  lut = Dataset()
+  lut.add_new('LUTDescriptor', 'SS', [3, 5, 16])
+  lut.add_new('LUTData', 'US', [100, 200, 300])
+  lut.ModalityLUTType = 'HU'
+  ds.ModalityLUTSequence = [lut]
+  np.testing.assert_array_equal(_pixels(tmp_path, ds), [[100, 200], [300, 300]])
+
+
+def test_enhanced_multi_frame(tmp_path):
+  source = _source(_save(_enhanced(), tmp_path / 'multi.dcm'))
+  assert [record.provenance for record in source.records] == ['multi.dcm#2', 'multi.dcm#1']
+  np.testing.assert_array_equal(source[0].pixels, [[-990, -980], [-970, -960]])
+  np.testing.assert_array_equal(source[1].pixels, [[-980, -960], [-940, -920]])
+  assert source[1].spacing_mm == 0.5
+
+
+def test_compressed_multi_frame_is_decoded_frame_by_frame(tmp_path):
+  ds = _enhanced()
+  ds.compress(uid.RLELossless)
+  source = _source(_save(ds, tmp_path / 'multi.dcm'))
+  np.testing.assert_array_equal(source[0].pixels, [[-990, -980], [-970, -960]])
+
+
+def test_one_bad_frame_leaves_the_others(tmp_path):
+  ds = _enhanced()
+  item = ds.PerFrameFunctionalGroupsSequence[1].PixelValueTransformationSequence[0]
+  item.RescaleSlope = 0
+  source = _source(_save(ds, tmp_path / 'multi.dcm'))
+  assert [record.provenance for record in source.records] == ['multi.dcm#1']
+  assert source.unreadable[0].path == 'multi.dcm#2'
+
+
+def test_order_is_by_position_not_by_name(tmp_path):
+  # Oblique: the normal of these axes is -y, so that the order is by falling y.
+  axes = {'ImageOrientationPatient': [1, 0, 0, 0, 0, 1]}
+  for name, y in (('a', 3.5), ('b', -20), ('c', 40)):
+    _save(_ct(ImagePositionPatient=[7, y, 7], **axes), tmp_path / name)
+  assert [record.provenance for record in _source(tmp_path).records] == ['c', 'a', 'b']
+
+
+def test_order_by_instance_number_without_position(tmp_path):
+  for name, number in (('a', 3), ('b', 1), ('c', 2)):
+    _save(_ct(InstanceNumber=number), tmp_path / name)
+  assert [record.provenance for record in _source(tmp_path).records] == ['b', 'c', 'a']
+
+
+def test_series_are_kept_together(tmp_path):
+  for name, series in (('a', '1.1'), ('b', '1.2'), ('c', '1.1')):
+    _save(_ct(SeriesInstanceUID=series), tmp_path / name)
+  assert [record.provenance for record in _source(tmp_path).records] == ['a', 'c', 'b']
+
+
+def test_anisotropic_spacing_becomes_square(tmp_path):
+  ramp = np.repeat(np.arange(8)[:, None] * 100, 6, axis=1)
+  image = _source(_save(_ct(ramp, PixelSpacing=[1.5, 0.5]), tmp_path / 'one.dcm'))[0]
+  assert image.pixels.shape == (24, 6)
+  assert image.spacing_mm == 0.5
+  # Away from the border, pixel i of the fine grid has its centre at (i + 0.5) / 3 - 0.5 rows.
+  rows = (np.arange(2, 22) + 0.5) / 3 - 0.5
+  np.testing.assert_allclose(image.pixels[2:22, 3], rows * 100 - 1024, atol=0.01)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'reason'),
+  [
+    ({'PixelSpacing': None}, 'Pixel Spacing is missing'),
+    ({'PixelSpacing': ''}, 'Pixel Spacing is missing'),
+    ({'PixelSpacing': [0, 0]}, 'Pixel Spacing 0 x 0 mm'),
+    ({'PixelSpacing': [0.7, -0.7]}, 'Pixel Spacing 0.7 x -0.7 mm'),
+    ({'PixelSpacing': [700, 700]}, 'Pixel Spacing 700 x 700 mm'),
+    ({'PixelSpacing': [0.7]}, 'need two values'),
+    ({'PixelSpacing': [20, 0.01], 'Rows': 512, 'Columns': 512}, 'truncated'),
+    ({'Modality': 'MR'}, 'Modality MR, need CT'),
+    ({'Modality': None}, 'Modality missing, need CT'),
+    ({'SOPClassUID': uid.SecondaryCaptureImageStorage}, 'Secondary Capture'),
+    ({'ImageType': ['ORIGINAL', 'PRIMARY', 'LOCALIZER']}, 'localizer'),
+    ({'PhotometricInterpretation': 'RGB', 'SamplesPerPixel': 3}, 'RGB, need grey'),
+    ({'RescaleSlope': 0}, 'Rescale Slope'),
+    ({'RescaleIntercept': None}, 'Rescale Slope'),
+    ({'RescaleType': 'Z_EFF'}, 'Rescale Type Z_EFF'),
+    ({'Rows': 4096, 'Columns': 4096}, 'above the limit'),
+    ({'NumberOfFrames': 10**6}, 'truncated'),
+  ],
+)
+def test_refused_by_header(tmp_path, changes, reason):
+  _save(_ct(), tmp_path / 'good')
+  _save(_ct(**changes), tmp_path / 'bad')
+  source = _source(tmp_path)
+  assert [record.provenance for record in source.records] == ['good']
+  (error,) = source.unreadable
+  assert error.path == 'bad'
+  assert reason in error.reason
+  with pytest.raises(UserError, match='no usable CT image'):
+    _source(tmp_path / 'bad')
+
+
+def test_resampling_is_bounded(tmp_path):
+  ds = _ct(np.zeros((64, 64)), PixelSpacing=[20, 0.02])
+  with pytest.raises(UserError, match='with square pixels 64000 x 64 is above'):
+    _source(_save(ds, tmp_path / 'long.dcm'))
+
+
+def test_float_pixels_with_nan(tmp_path):
+  ds = _ct(PixelData=None, BitsAllocated=32, PixelRepresentation=None)
+  ds.FloatPixelData = np.array([[0, 1], [np.nan, 2]], np.float32).tobytes()
+  source = _source(_save(ds, tmp_path / 'one.dcm'))
+  with pytest.raises(UnreadableImageError, match=r'one\.dcm: holds NaN'):
+    source[0]
+
+
+def test_overflowing_rescale(tmp_path):
+  source = _source(_save(_ct(RescaleSlope='1e300'), tmp_path / 'one.dcm'))
+  with pytest.raises(UnreadableImageError, match='infinite'):
+    source[0]
+
+
+@pytest.mark.parametrize('keep', [0.5, 0.95])
+def test_truncated_native(tmp_path, keep):
+  path = _save(_ct(np.zeros((64, 64))), tmp_path / 'sub' / 'one.dcm')
+  path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+  _save(_ct(), tmp_path / 'sub' / 'two.dcm')
+  source = _source(tmp_path)
+  errors = list(source.unreadable)
+  for i in range(len(source)):
+    try:
+      source[i]
+    except UnreadableImageError as error:
+      errors.append(error)
+  assert [error.path for error in errors] == ['sub/one.dcm']
+  assert str(tmp_path) not in str(errors[0])
+
+
+@real_data
+@pytest.mark.parametrize('name', ['CT1_J2KR', 'CT1_JLSL', 'CT1_JPLL', 'CT1_RLE'])
+def test_truncated_compressed(tmp_path, name):
+  data = pathlib.Path(DATA, 'dicom', 'transfer_syntaxes', name).read_bytes()
+  path = tmp_path / name
+  path.write_bytes(data[: int(0.9 * len(data))])
+  with pytest.raises(UnreadableImageError, match=f'{name}: '):
+    _source(path)[0]
+
+
+@real_data
+@pytest.mark.parametrize('name', ['CT1_J2KR', 'CT1_JLSL', 'CT1_JPLL'])
+def test_compressed_image_larger_than_its_header(tmp_path, name):
+  ds = pydicom.dcmread(pathlib.Path(DATA, 'dicom', 'transfer_syntaxes', name))
+  ds.Rows = 256
+  with pytest.raises(UnreadableImageError, match='512 x 512 pixels, header says 256 x 512'):
+    _source(_save(ds, tmp_path / name))[0]
+
+
+def test_deflated_bomb(tmp_path):
+  ds = _ct(np.zeros((512, 512)))
+  ds.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
+  path = _save(ds, tmp_path / 'one.dcm')
+  assert _source(path)[0].pixels.shape == (512, 512)
+  ds.EncapsulatedDocument = bytes(2**22)
+  _save(ds, path)
+  with pytest.raises(UserError, match='inflates to more than'):
+    _source(path, max_pixels=2**18)
+
+
+def test_what_is_no_dicom(tmp_path):
+  _save(_ct(), tmp_path / 'image')
+  (tmp_path / 'README.md').write_text('x' * 500)
+  (tmp_path / 'empty').write_bytes(b'')
+  (tmp_path / 'junk.dcm').write_bytes(b'x' * 500)
+  (tmp_path / 'broken').write_bytes(bytes(128) + b'DICM' + bytes(range(256)))
+  source = _source(tmp_path)
+  assert len(source) == 1
+  assert sorted(error.path for error in source.unreadable) == ['broken', 'junk.dcm']
+
+
+def test_no_root_and_no_ct(tmp_path):
+  with pytest.raises(UserError, match='no such file or folder'):
+    _source(tmp_path / 'nowhere')
+  with pytest.raises(UserError, match='no usable CT image'):
+    _source(tmp_path)
+
+
+def test_patient_id_is_a_stable_pseudonym(tmp_path):
+  _save(_ct(PatientID='Doe '), tmp_path / 'a')
+  _save(_ct(PatientID='Doe'), tmp_path / 'b')
+  _save(_ct(PatientID='Roe'), tmp_path / 'c')
+  _save(_ct(PatientID=''), tmp_path / 'd')
+  _save(_ct(PatientID='', StudyInstanceUID=''), tmp_path / 'e')
+  records = {record.provenance: record.patient_id for record in _source(tmp_path).records}
+  assert records['a'] == records['b']
+  assert len(set(records.values())) == 4
+  assert records['e'] is None
+  assert 'Doe' not in records['a']
+
+
+def test_links_out_of_the_root(tmp_path):
+  root = tmp_path / 'root'
+  outside = _save(_ct(), tmp_path / 'outside' / 'image.dcm')
+  inside = _save(_ct(), root / 'image.dcm')
+  (root / 'file').symlink_to(outside)
+  (root / 'folder').symlink_to(outside.parent)
+  (root / 'loop').symlink_to(root)
+  (root / 'again').symlink_to(inside)
+  source = _source(root)
+  assert sorted(record.provenance for record in source.records) == ['again', 'image.dcm']
+  assert sorted(error.path for error in source.unreadable) == ['file', 'folder']
+
+
+def test_labels_from_folders(tmp_path):
+  for name in ('normal/p1/1', 'covid/p2/1', 'covid/p3/1'):
+    _save(_ct(SeriesInstanceUID=uid.generate_uid()), tmp_path / name)
+  source = _source(tmp_path)
+  assert source.class_names == ('covid', 'normal')
+  assert [record.label for record in source.records] == [0, 0, 1]
+  _save(_ct(), tmp_path / 'loose')
+  assert _source(tmp_path).class_names == ()
+
+
+@pytest.fixture
+def two_series(tmp_path):
+  root = tmp_path / 'root'
+  for name, series in (('x/1', '1.1'), ('x/2', '1.1'), ('y', '1.2')):
+    _save(_ct(SeriesInstanceUID=series), root / name)
+  return root
+
+
+def _csv(tmp_path, text: str) -> pathlib.Path:
+  path = tmp_path / 'labels.csv'
+  path.write_text(text)
+  return path
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    'SeriesInstanceUID,label\n1.1,sick\n1.2,fit\n',
+    '\ufeffpath,label\nx,sick\ny,fit\n',
+    'label,path,note\nsick,./x/1,\nsick,x\\2,hm\n\nfit,y,\n',
+  ],
+)
+def test_labels_from_csv(tmp_path, two_series, text):
+  source = _source(two_series, _csv(tmp_path, text))
+  assert source.class_names == ('fit', 'sick')
+  assert [source.class_names[record.label] for record in source.records] == ['sick', 'sick', 'fit']
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('', 'need .label.'),
+    ('file,label\nx,a\n', 'need .label.'),
+    ('path,label\nx,a\n', '1 images have no row .*: y'),
+    ('path,label\nx,a\ny,b\nz,a\n', '1 rows .* match no file .*: z'),
+    ('path,label\nx,a\ny,b\nx/1,b\n', '1 images have several labels .*: x/1'),
+    ('path,label\nx,a\nx,b\n', 'row 3: x has two labels'),
+    ('path,label\nx,\ny,b\n', 'row 2'),
+    ('path,label\nx,"a\n', 'cannot be read'),
+  ],
+)
+def test_wrong_csv(tmp_path, two_series, text, message):
+  with pytest.raises(UserError, match=message):
+    _source(two_series, _csv(tmp_path, text))
+
+
+def test_csv_may_name_what_turned_out_unreadable(tmp_path, two_series):
+  _save(_ct(Modality='MR'), two_series / 'z')
+  (two_series / 'junk.dcm').write_bytes(b'junk')
+  table = _csv(tmp_path, 'path,label\nx,a\ny,b\nz,a\njunk.dcm,b\n')
+  assert len(_source(two_series, table)) == 3
+
+
+@settings(max_examples=25, deadline=None)
+@given(at=st.integers(132, 900), value=st.integers(0, 255))
+def test_a_flipped_byte_never_escapes_as_another_error(tmp_path_factory, at, value):
+  path = _save(_ct(np.zeros((4, 4))), tmp_path_factory.mktemp('flip') / 'one.dcm')
+  data = bytearray(path.read_bytes())
+  data[at % len(data)] = value
+  path.write_bytes(data)
+  try:
+    assert _source(path)[0].pixels.dtype == np.float32
+  except UserError as error:
+    assert '\n' not in str(error)  # noqa: PT017
+    assert len(str(error)) < 600 + len(str(path))  # noqa: PT017
+
+
+def test_quiet_about_pydicom_only(tmp_path, recwarn):
+  with dicom_frame.quiet_pydicom():
+    ds = Dataset()
+    ds.PatientBirthDate = 'no date'
+  assert not recwarn.list
+  with dicom_frame.quiet_pydicom(), pytest.warns(RuntimeWarning):
+    np.float32(1) / np.float32(0)
