@@ -1,10 +1,9 @@
 """The one door: python launch.py --config=configs/TASK.py --workdir=DIR [--config.key=value]."""
 
-import logging
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file; see configs/.')
@@ -14,6 +13,7 @@ DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of a user error.')
 
 def main(argv: list[str]) -> int:
   """Validates the config, joins the cluster, runs the task; 0, or 1 after a user error."""
+  logging.set_verbosity(logging.WARNING)
   if len(argv) > 1:
     return _fail(f'unexpected argument {argv[1]!r}: flags look like --config.key=value')
   if CONFIG.value is None:
@@ -29,14 +29,14 @@ def main(argv: list[str]) -> int:
 
 def _run() -> None:
   from ctfake_jax import config as config_lib
-  from ctfake_jax import mesh, tasks, workdir
+  from ctfake_jax import estimate, mesh, tasks, workdir
 
   config_lib.validate(CONFIG.value)
   mesh.start(CONFIG.value)
   name = Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
   folder = Path(WORKDIR.value or Path('runs') / name)
   if CONFIG.value.dry_run:
-    print(tasks.estimate(CONFIG.value))
+    print(estimate.describe(CONFIG.value))
     return
   with workdir.locked(folder):
     tasks.TASKS[CONFIG.value.task](CONFIG.value, folder)
@@ -63,5 +63,4 @@ def _fail(message: str) -> int:
 
 
 if __name__ == '__main__':
-  logging.getLogger('absl').setLevel(logging.WARNING)
   app.run(main)

@@ -42,7 +42,7 @@ def defaults() -> ml_collections.ConfigDict:
   c.phantom = ml_collections.ConfigDict()
   c.phantom.patients = 400
   c.phantom.slices_per_patient = 4
-  c.phantom.size = 32  # reconstruction matrix, pixels
+  c.phantom.size = 0  # reconstruction matrix, pixels; 0: data.image_size
   c.phantom.seed = 0  # of anatomy, lesions and noise
   c.phantom.scanners = ('A', 'B', 'C')
 
@@ -164,7 +164,7 @@ RULES: dict[str, Rule] = {
   'data.aspect': _one_of('crop', 'letterbox'),
   'phantom.patients': _at_least(8),
   'phantom.slices_per_patient': _between(1, 64),
-  'phantom.size': _between(16, 512),
+  'phantom.size': Rule('0 or from 16 to 512', lambda v: v == 0 or 16 <= v <= 512),
   'phantom.seed': _between(0, 2**31 - 1),
   'split.by': _one_of('auto', 'patient', 'duplicates', 'slice'),
   'split.duplicate_correlation': _between(0.5, 1),

@@ -14,14 +14,17 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ctfake_jax import sampling
+from ctfake_jax import __version__, sampling
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data.dicom_writer import SyntheticSeries, write_synthetic_ct
 from ctfake_jax.data.preprocess import Preprocess, to_uint8
 from ctfake_jax.figures import save_grid
+from ctfake_jax.sampling import TrainedGan
 from ctfake_jax.types import UserError
 
 UNLABELLED = 'unlabelled'
+# A chest's usual reconstruction circle; a model's view keeps no spacing of its own.
+TYPICAL_FIELD_OF_VIEW_MM = 350.0
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
@@ -42,7 +45,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     'files': write_pngs(workdir, images, labels, gan),
   }
   if config.generate.dicom:
-    manifest['files'] += write_dicoms(workdir, images, labels, gan)
+    manifest['files'] += write_dicoms(workdir, images, labels, gan, config.seed)
   workdir_lib.write_json(workdir / 'manifest.json', manifest)
   save_grid(workdir / 'samples' / 'first.png', images[:64], columns=8)
   return manifest
@@ -53,41 +56,46 @@ def spread_labels(count: int, classes: int) -> np.ndarray:
   return np.sort(np.arange(count, dtype=np.int32) % classes)
 
 
-def write_pngs(workdir: Path, images: np.ndarray, labels: np.ndarray, gan) -> list[dict]:
+def write_pngs(
+  workdir: Path, images: np.ndarray, labels: np.ndarray, gan: TrainedGan
+) -> list[dict]:
   """8-bit grey PNGs by class folder; one manifest row each."""
   rows = []
   for i, pixels in enumerate(tqdm(to_uint8(images[..., 0]), 'writing PNG', mininterval=5)):
     name = _class_of(gan, labels[i])
-    path = workdir / 'images' / _folder_name(name) / f'{i:06d}.png'
+    path = workdir / 'images' / folder_name(name) / f'{i:06d}.png'
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
     rows.append(_row(workdir, path, name))
   return rows
 
 
-def write_dicoms(workdir: Path, images: np.ndarray, labels: np.ndarray, gan) -> list[dict]:
-  """One synthetic CT series for each class; HU by the inverse of the model's window."""
-  view, rows = Preprocess.from_config(gan.config.data), []
-  hu = view.to_hu(images[..., 0])
+def write_dicoms(
+  workdir: Path, images: np.ndarray, labels: np.ndarray, gan: TrainedGan, seed: int
+) -> list[dict]:
+  """Synthetic CT by class folder, each image a series and a synthetic patient of its own.
+
+  HU come from the inverse of the model's window: what lay outside it stays clipped.
+  """
+  hu = Preprocess.from_config(gan.config.data).to_hu(images[..., 0])
   spacing_mm = TYPICAL_FIELD_OF_VIEW_MM / hu.shape[1]
-  for label in np.unique(labels):
-    name = _class_of(gan, label)
-    series = SyntheticSeries.create(label=name, generator=f'ctfake_jax {gan.config.gan.name}')
-    for number, i in enumerate(np.nonzero(labels == label)[0], 1):
-      path = workdir / 'dicom' / _folder_name(name) / f'{i:06d}.dcm'
-      path.parent.mkdir(parents=True, exist_ok=True)
-      write_synthetic_ct(
-        path, hu[i], spacing_mm=spacing_mm, series=series, instance_number=number
-      )
-      rows.append(_row(workdir, path, name))
+  rows = []
+  for i, pixels in enumerate(tqdm(hu, 'writing DICOM', mininterval=5)):
+    name = _class_of(gan, labels[i])
+    series = SyntheticSeries(
+      label=name,
+      generator=f'ctfake_jax {gan.config.gan.name}',
+      version=__version__,
+      seed=f'{gan.digest}/{seed}/{i}',
+    )
+    path = workdir / 'dicom' / folder_name(name) / f'{i:06d}.dcm'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_synthetic_ct(path, pixels, spacing_mm=spacing_mm, series=series, instance_number=1)
+    rows.append(_row(workdir, path, name))
   return rows
 
 
-# A chest's usual reconstruction circle; a model's view keeps no spacing of its own.
-TYPICAL_FIELD_OF_VIEW_MM = 350.0
-
-
-def _check_hounsfield(gan) -> None:
+def _check_hounsfield(gan: TrainedGan) -> None:
   if gan.unit != 'HU':
     raise UserError(
       'config.generate.dicom: this generator learnt from grey pictures, whose values are no HU; '
@@ -95,11 +103,12 @@ def _check_hounsfield(gan) -> None:
     )
 
 
-def _class_of(gan, label: int) -> str:
+def _class_of(gan: TrainedGan, label: int) -> str:
   return gan.class_names[label] if gan.config.gan.conditional else UNLABELLED
 
 
-def _folder_name(name: str) -> str:
+def folder_name(name: str) -> str:
+  """A class name as one harmless path component."""
   return ''.join(c if c.isalnum() or c in '._-' else '_' for c in name).lstrip('.') or '_'
 
 

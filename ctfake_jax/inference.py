@@ -33,7 +33,7 @@ class Trained:
 
   def predict(self, images: np.ndarray) -> np.ndarray:
     """Class probabilities f32[n, c] of images f32[n, h, w, 1] in [-1, 1]."""
-    return np.asarray(jax.nn.softmax(run(self.model, self.variables, images)[0], axis=-1))
+    return softmax(run(self.model, self.variables, images)[0])
 
 
 def load(workdir: Path) -> Trained:
@@ -58,9 +58,15 @@ def run(model: nn.Module, variables: dict, images: np.ndarray) -> tuple[np.ndarr
     batch = images[start : start + batch_size]
     padded = np.concatenate([batch, np.zeros((batch_size - len(batch), *batch.shape[1:]), 'f4')])
     sharded = mesh_lib.shard_batch(mesh, {'image': padded})['image']
-    logits, pooled = mesh_lib.to_host(_forward(model, variables, sharded))
-    outputs.append((logits[: len(batch)], pooled[: len(batch)]))
-  return tuple(np.concatenate(part) for part in zip(*outputs))
+    found = mesh_lib.to_host(_forward(model, variables, sharded))
+    outputs.append([part[: len(batch)] for part in found])
+  logits, pooled = zip(*outputs)
+  return np.concatenate(logits), np.concatenate(pooled)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+  """Class probabilities f32[n, c]."""
+  return np.asarray(jax.nn.softmax(logits, axis=-1))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -37,7 +37,7 @@ def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array
   """Puts a global host batch on the mesh, split along its first axis."""
   sharding = NamedSharding(mesh, PartitionSpec('data'))
   return {
-    key: jax.make_array_from_callback(value.shape, sharding, lambda index, v=value: v[index])
+    key: jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
     for key, value in batch.items()
   }
 

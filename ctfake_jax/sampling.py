@@ -6,6 +6,7 @@ do not fit it; they are measured anew over a fixed number of latents.
 
 import dataclasses
 import functools
+import hashlib
 from pathlib import Path
 
 import flax.linen as nn
@@ -53,18 +54,27 @@ def make_sampler(generator: nn.Module, variables: dict, latent: int, num_classes
     for i in range(CALIBRATION_BATCHES)
   ]
   mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *stats)
-  return Sampler(generator, {'params': variables['params'], 'batch_stats': mean}, latent, num_classes)
+  return Sampler(
+    generator, {'params': variables['params'], 'batch_stats': mean}, latent, num_classes
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedGan:
-  """A sampler with what its images mean: classes, config, and 'HU' or 'grey'."""
+  """A sampler with what its images mean.
+
+  Attributes:
+    unit: of the images learnt from, 'HU' or 'grey'.
+    step: of the checkpoint.
+    digest: SHA-256 of the generator's parameters.
+  """
 
   sampler: Sampler
   config: ml_collections.ConfigDict
   class_names: tuple[str, ...]
   unit: str
   step: int
+  digest: str
 
 
 def load(workdir: Path) -> TrainedGan:
@@ -81,7 +91,8 @@ def load(workdir: Path) -> TrainedGan:
   )
   variables = checkpoints.restore_part(workdir, step, 'ema')
   sampler = make_sampler(generator, variables, config.gan.latent, len(class_names))
-  return TrainedGan(sampler, config, class_names, saved['unit'], step)
+  digest = hashlib.sha256(b''.join(leaf.tobytes() for leaf in jax.tree.leaves(variables)))
+  return TrainedGan(sampler, config, class_names, saved['unit'], step, digest.hexdigest())
 
 
 def _latents(seed: int, batch: int, latent: int) -> jax.Array:

@@ -5,8 +5,14 @@ from pathlib import Path
 
 import ml_collections
 
-from ctfake_jax.train import classifier
+from ctfake_jax import evaluate, generate, predict, study
+from ctfake_jax.train import classifier, gan
 
-TASKS: dict[str, Callable[[ml_collections.ConfigDict, Path], object]] = {
+TASKS: dict[str, Callable[[ml_collections.ConfigDict, Path], dict]] = {
   'classifier': classifier.run,
+  'gan': gan.run,
+  'generate': generate.run,
+  'evaluate': evaluate.run,
+  'predict': predict.run,
+  'study': study.run,
 }

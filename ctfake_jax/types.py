@@ -65,9 +65,17 @@ class Source(Protocol):
   `source[i]` raises `UnreadableImageError`; `unreadable` lists what could not even be indexed.
   """
 
-  class_names: tuple[str, ...]
-  records: Sequence[Record]
-  unreadable: Sequence[UnreadableImageError]
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    """What a label means; () where nothing is labelled."""
+
+  @property
+  def records(self) -> Sequence[Record]:
+    """Facts of every image, known before decoding."""
+
+  @property
+  def unreadable(self) -> Sequence[UnreadableImageError]:
+    """Files that could not be indexed."""
 
   def __len__(self) -> int: ...
 
@@ -105,6 +113,18 @@ class ImageSet:
       self,
       images=self.images[indices],
       labels=self.labels[indices],
-      records=tuple(self.records[i] for i in indices),
+      records=tuple(self.records[int(i)] for i in indices),
       native_sizes=self.native_sizes[indices],
+    )
+
+  def preceded_by(self, images: np.ndarray, labels: np.ndarray, kind: str) -> 'ImageSet':
+    """A set with generated `images` of the same side first, their provenance named `kind`."""
+    size = np.tile(np.array(images.shape[1:3], np.int32), (len(images), 1))
+    records = tuple(Record(int(k), None, f'{kind} {i}') for i, k in enumerate(labels))
+    return dataclasses.replace(
+      self,
+      images=np.concatenate([images, self.images]),
+      labels=np.concatenate([labels, self.labels]).astype(np.int32),
+      records=records + self.records,
+      native_sizes=np.concatenate([size, self.native_sizes]),
     )

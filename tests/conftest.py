@@ -7,7 +7,11 @@ os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=4')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import jax
+import numpy as np
 import pytest
+
+from ctfake_jax import config as config_lib
+from ctfake_jax.types import ImageSet, Record
 
 CACHE = Path(__file__).parent.parent / '.cache' / 'jax'
 
@@ -33,3 +37,43 @@ def real_data() -> Path:
   if not folder:
     pytest.skip('CTFAKE_DATA is not set')
   return Path(folder)
+
+
+@pytest.fixture
+def tiny_config():
+  """A classifier of one block on 16-px images: compiles in seconds."""
+  config = config_lib.defaults()
+  config.data.image_size = 16
+  config.model.cnn.widths = (4,)
+  config.train.batch_size = 8
+  config.train.epochs = 2
+  config.train.log_every = 1
+  config.train.warmup_epochs = 0.0
+  config.split.by = 'patient'
+  config.split.val_fraction = 0.25
+  config.split.test_fraction = 0.25
+  return config
+
+
+def make_images(count: int = 48, size: int = 16, classes: int = 2, seed: int = 0) -> ImageSet:
+  """Noise with a bright square whose corner tells the class; two images a patient."""
+  rng = np.random.default_rng(seed)
+  labels = (np.arange(count) // 2 % classes).astype(np.int32)
+  images = rng.normal(-0.5, 0.1, (count, size, size, 1)).astype(np.float32)
+  for image, label in zip(images, labels):
+    corner = label * size // 2
+    image[corner : corner + size // 2, : size // 2] += 0.8
+  records = tuple(Record(int(k), f'patient-{i // 2}', f'{i}.png') for i, k in enumerate(labels))
+  return ImageSet(
+    images=images.clip(-1, 1),
+    labels=labels,
+    records=records,
+    native_sizes=np.full((count, 2), size, np.int32),
+    class_names=tuple(f'class{k}' for k in range(classes)),
+    unit='grey',
+  )
+
+
+@pytest.fixture
+def images() -> ImageSet:
+  return make_images()

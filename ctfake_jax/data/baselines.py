@@ -39,8 +39,7 @@ def measure(
   }
   groups, truth = parts.groups[parts.test], images.labels[parts.test]
   rows = {
-    name: metrics.accuracy_with_ci(guess == truth, groups=groups, seed=seed)
-    for name, guess in guesses.items()
+    name: metrics.accuracy_row(guess == truth, groups, seed=seed) for name, guess in guesses.items()
   }
   audit = splits.leak_audit(images, parts, config.duplicate_correlation)
   return {**rows, 'leak_audit': audit, 'split_by': parts.by}

@@ -22,8 +22,13 @@ def open_source(config: ml_collections.ConfigDict) -> Source:
   if data.source == 'phantom':
     from ctfake_jax.data.phantom import PhantomSource
 
-    options = config.phantom.to_dict()
-    return PhantomSource(**{**options, 'scanners': tuple(options['scanners'])})
+    return PhantomSource(
+      patients=config.phantom.patients,
+      slices_per_patient=config.phantom.slices_per_patient,
+      size=config.phantom.size or data.image_size,
+      seed=config.phantom.seed,
+      scanners=tuple(config.phantom.scanners),
+    )
   if data.source == 'folders':
     from ctfake_jax.data.folders import FolderSource
 
@@ -51,7 +56,7 @@ def gather(source: Source, view: Preprocess, *, labelled: bool = True) -> ImageS
       `labelled`.
   """
   images, records, sizes, unreadable = [], [], [], list(source.unreadable)
-  unit = 'grey'
+  units = set()
   for i in tqdm(range(len(source)), 'reading', mininterval=5, disable=len(source) < 2000):
     try:
       image = source[i]
@@ -61,17 +66,19 @@ def gather(source: Source, view: Preprocess, *, labelled: bool = True) -> ImageS
     images.append(view(image))
     records.append(source.records[i])
     sizes.append(image.pixels.shape)
-    unit = image.unit
+    units.add(image.unit)
   if not images:
     reasons = '; '.join(str(error) for error in unreadable[:3])
     raise UserError(f'no readable image among {len(unreadable)}: {reasons}')
+  if len(units) > 1:
+    raise UserError('some images are in HU and some are not: keep them in separate data sets')
   result = ImageSet(
     images=np.stack(images),
     labels=np.array([record.label for record in records], np.int32),
     records=tuple(records),
     native_sizes=np.array(sizes, np.int32),
     class_names=source.class_names,
-    unit=unit,
+    unit=units.pop(),
     unreadable=tuple(unreadable),
   )
   if labelled:

@@ -43,16 +43,17 @@ class Split:
 def split(images: ImageSet, config: ml_collections.ConfigDict, fold: int) -> Split:
   """The parts for `fold` (0 for a single split), stratified by class, fixed by `config.seed`."""
   by, groups = group(images, config)
-  rest, test = _given_test(images) if not config.folds else (None, None)
-  if test is not None:
-    by = 'given'
+  everyone = np.arange(len(images))
+  given = not config.folds and _prescribed(images, everyone, 'test')
+  if given:
+    by, (rest, test) = 'given', given
   else:
     parts = config.folds or round(1 / config.test_fraction)
-    rest, test = _part(images.labels, groups, np.arange(len(images)), parts, fold, config.seed)
-  train, val = _given_val(images, rest) if by == 'given' else (None, None)
-  if val is None:
-    parts = max(2, round(1 / config.val_fraction))
-    train, val = _part(images.labels, groups, rest, parts, 0, config.seed + 1)
+    rest, test = _part(images.labels, groups, everyone, parts, fold, config.seed)
+  parts = max(2, round(1 / config.val_fraction))
+  train, val = (given and _prescribed(images, rest, 'val')) or _part(
+    images.labels, groups, rest, parts, 0, config.seed + 1
+  )
   result = Split(train, val, test, groups, by)
   _check(images, result)
   return result
@@ -125,18 +126,12 @@ def _part(labels, groups, rows, parts, which, seed) -> tuple[np.ndarray, np.ndar
   return rows[rest], rows[part]
 
 
-def _given_test(images: ImageSet) -> tuple[np.ndarray | None, np.ndarray | None]:
-  names = np.array([record.split or '' for record in images.records])
-  if not (names == 'test').any() or not (names == 'train').any():
-    return None, None
-  return np.nonzero(names != 'test')[0], np.nonzero(names == 'test')[0]
-
-
-def _given_val(images: ImageSet, rest) -> tuple[np.ndarray | None, np.ndarray | None]:
-  names = np.array([images.records[i].split or '' for i in rest])
-  if not (names == 'val').any():
-    return None, None
-  return rest[names != 'val'], rest[names == 'val']
+def _prescribed(
+  images: ImageSet, rows: np.ndarray, part: str
+) -> tuple[np.ndarray, np.ndarray] | None:
+  """`rows` without and with those that the source assigns to `part`; None where it assigns none."""
+  chosen = np.array([images.records[int(i)].split == part for i in rows])
+  return (rows[~chosen], rows[chosen]) if chosen.any() and not chosen.all() else None
 
 
 def _check(images: ImageSet, parts: Split) -> None:

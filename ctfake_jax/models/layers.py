@@ -6,6 +6,7 @@ convolutions, in depthwise, transposed and small-image convolutions and in pooli
 sums are written as matrix products and shifted slices. Parameters never depend on the form.
 """
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -43,7 +44,8 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int
   def on_cpu(x, kernel):
     x = _pad(x, padding, padding, 0.0)
     taps = _shifted_slices(x, kernel.shape[:2], stride)
-    return sum(tap * weight for tap, weight in zip(taps, kernel.reshape(-1, 1, 1, 1, x.shape[-1])))
+    weights = kernel.reshape(-1, 1, 1, 1, x.shape[-1])
+    return functools.reduce(jnp.add, [tap * weight for tap, weight in zip(taps, weights)])
 
   def elsewhere(x, kernel):
     return _lax_conv(x, kernel, stride=stride, padding=padding, groups=x.shape[-1])
@@ -76,10 +78,7 @@ def max_pool(x: jax.Array, *, window: int, stride: int, padding: int = 0) -> jax
 
   def on_cpu(x):
     slices = _shifted_slices(_pad(x, padding, padding, -jnp.inf), (window, window), stride)
-    result = slices[0]
-    for other in slices[1:]:
-      result = jnp.maximum(result, other)
-    return result
+    return functools.reduce(jnp.maximum, slices)
 
   def elsewhere(x):
     pads = ((padding, padding), (padding, padding))
@@ -154,13 +153,14 @@ def _stamp(x, kernel, stride: int):
   kernel = jnp.pad(kernel, ((0, qh * stride - kh), (0, qw * stride - kw), (0, 0), (0, 0)))
   by_phase = kernel.reshape(qh, stride, qw, stride, c_in, c_out).transpose(4, 0, 2, 1, 3, 5)
   products = (x @ by_phase.reshape(c_in, -1)).reshape(b, h, w, qh, qw, stride * stride * c_out)
-  phases = sum(
+  stamps = [
     jnp.pad(products[:, :, :, i, j], ((0, 0), (i, qh - 1 - i), (j, qw - 1 - j), (0, 0)))
     for i in range(qh)
     for j in range(qw)
-  )
+  ]
   rows, columns = h + qh - 1, w + qw - 1
-  phases = phases.reshape(b, rows, columns, stride, stride, c_out).transpose(0, 1, 3, 2, 4, 5)
+  phases = functools.reduce(jnp.add, stamps).reshape(b, rows, columns, stride, stride, c_out)
+  phases = phases.transpose(0, 1, 3, 2, 4, 5)
   full = phases.reshape(b, rows * stride, columns * stride, c_out)
   return full[:, : (h - 1) * stride + kh, : (w - 1) * stride + kw]
 

@@ -35,6 +35,10 @@ class State(flax.struct.PyTreeNode):
   ema: dict
   first_bad_step: jax.Array
 
+  def parameter_count(self) -> int:
+    """Trainable scalars."""
+    return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
 
 def init_state(model: nn.Module, tx: optax.GradientTransformation, size: int, seed: int) -> State:
   """Fresh state for grey images of side `size`."""
@@ -124,8 +128,8 @@ def make_train_step(
 
 def moving_average(old: dict, new: dict, decay: float, step: jax.Array) -> dict:
   """Exponential moving average whose memory grows with the run up to `decay`."""
-  decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-  return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
+  kept = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+  return jax.tree.map(lambda a, b: kept * a + (1 - kept) * b, old, new)
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
@@ -164,15 +168,23 @@ def fit(
   result = {
     **tested,
     'validation_accuracy': float((logits.argmax(-1) == val.labels).mean()),
-    'parameters': sum(p.size for p in jax.tree.leaves(variables['params'])),
+    'parameters': state.parameter_count(),
     'train_images': len(train),
     'train_seconds': progress.seconds,
     'images_per_s': progress.step * config.train.batch_size / progress.seconds,
     'best_step': progress.best_step,
   }
-  np.savez(workdir / 'predictions.npz', **predictions)
+  np.savez(workdir / 'predictions.npz', allow_pickle=False, **predictions)
   workdir_lib.write_json(workdir / 'results.json', result)
   return result
+
+
+def for_network(config: ml_collections.ConfigDict, name: str) -> ml_collections.ConfigDict:
+  """The study's config as that of a single run of the network `name`."""
+  own = ml_collections.ConfigDict(config.to_dict())
+  own.task, own.model.name = 'classifier', name
+  own.train.epochs = config.study.per_model[name].epochs or config.train.epochs
+  return own
 
 
 def build(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
@@ -261,7 +273,7 @@ def report(predictions: dict[str, np.ndarray], class_names: tuple[str, ...], see
   """Accuracy with its interval, per class, AUROC and confusion of stored predictions."""
   return metrics.classification_report(
     predictions['labels'],
-    np.asarray(jax.nn.softmax(predictions['logits'], axis=-1)),
+    inference.softmax(predictions['logits']),
     groups=predictions['groups'],
     class_names=class_names,
     seed=seed,

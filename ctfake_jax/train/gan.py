@@ -49,6 +49,11 @@ class State(flax.struct.PyTreeNode):
   ema: dict
   first_bad_step: jax.Array
 
+  def parameter_count(self) -> int:
+    """Trainable scalars of both networks."""
+    trained = (self.generator['params'], self.discriminator['params'])
+    return sum(leaf.size for leaf in jax.tree.leaves(trained))
+
 
 class Networks(flax.struct.PyTreeNode):
   """The two modules and their optimisers, all static."""
@@ -191,16 +196,12 @@ def fit(config: ml_collections.ConfigDict, images: ImageSet, parts: Split, workd
   _check_sizes(config, train)
   networks = build(config, len(images.class_names))
   state, progress = _train(config, networks, train, val, workdir)
-  count = {
-    name: sum(p.size for p in jax.tree.leaves(getattr(state, name)['params']))
-    for name in ('generator', 'discriminator')
-  }
   result = {
     'best_step': progress.best_step,
     'frechet_validation': -progress.best_score,
     'train_seconds': progress.seconds,
     'images_per_s': progress.step * config.gan.batch_size / progress.seconds,
-    'parameters': count,
+    'parameters': state.parameter_count(),
     'train_images': len(train),
   }
   workdir_lib.write_json(workdir / 'results.json', result)
@@ -219,9 +220,7 @@ def _check_sizes(config, train: ImageSet) -> None:
 def _train(config, networks: Networks, train: ImageSet, val: ImageSet, workdir: Path):
   c, mesh = config.gan, mesh_lib.data_mesh()
   everywhere = mesh_lib.replicated(mesh)
-  fresh = functools.partial(
-    init_state, networks, config.data.image_size, c.latent, config.seed
-  )
+  fresh = functools.partial(init_state, networks, config.data.image_size, c.latent, config.seed)
   abstract = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
     jax.eval_shape(fresh),

@@ -1,0 +1,13 @@
+"""Train a DCGAN to make fake chest-CT slices.
+
+python launch.py --config=configs/dcgan.py --workdir=runs/dcgan
+"""
+
+from ctfake_jax import config as config_lib
+
+
+def get_config():
+  config = config_lib.defaults()
+  config.task = 'gan'
+  config.gan.width = 64
+  return config

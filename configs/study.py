@@ -1,0 +1,23 @@
+"""The whole experiment: four classifiers, deepfakes, and the fall in accuracy.
+
+python launch.py --config=configs/study.py --workdir=runs/study
+
+The default is the embedded phantom at 32 px: 300 simulated patients of 4 slices.
+"""
+
+from ctfake_jax import config as config_lib
+
+
+def get_config():
+  config = config_lib.defaults()
+  config.task = 'study'
+  config.phantom.patients = 300
+  config.gan.width = 32
+  config.gan.updates = 1500
+  config.gan.batch_size = 32
+  config.gan.eval_every = 500
+  config.train.epochs = 30
+  config.study.per_model.resnet18.epochs = 15
+  config.study.per_model.resnet50.epochs = 12
+  config.study.per_model.mobilenetv2.epochs = 25
+  return config

@@ -1,0 +1,111 @@
+"""What a run will cost, before it is paid: `--config.dry_run` prints this and stops.
+
+Counts come from the source without decoding it, parameters and state from abstract evaluation,
+time from a few real steps on random images.
+"""
+
+import collections
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from ctfake_jax.data import pipeline
+from ctfake_jax.train import classifier, gan
+
+TIMED_STEPS = 3
+MEBIBYTE = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """One network to be trained: how to make its state, its step, and how many steps there are."""
+
+  name: str
+  init: Callable[[], Any]
+  step: Callable[[Any, dict, jax.Array], tuple[Any, dict]]
+  batch_size: int
+  steps: int
+
+
+def describe(config: ml_collections.ConfigDict) -> str:
+  """Lines of text: the data, then each network to be trained with memory and time."""
+  if config.task not in ('classifier', 'gan', 'study'):
+    return f'{config.task}: no training; nothing to estimate'
+  source = pipeline.open_source(config)
+  counts = collections.Counter(record.label for record in source.records)
+  lines = [f'data: {len(source)} images, {len(source.unreadable)} unreadable']
+  lines += [f'  {name}: {counts[label]}' for label, name in enumerate(source.class_names)]
+  total = 0.0
+  for job in _jobs(config, len(source.class_names), len(source)):
+    line, seconds = _cost(job, config.data.image_size)
+    lines.append(line)
+    total += seconds
+  lines.append(f'training in all: {total / 60:.1f} minutes on {jax.device_count()} device(s)')
+  return '\n'.join(lines)
+
+
+def _jobs(config: ml_collections.ConfigDict, classes: int, images: int) -> Iterator[Job]:
+  held_out = 1 / config.split.folds if config.split.folds else config.split.test_fraction
+  train_images = round(images * (1 - held_out) * (1 - config.split.val_fraction))
+  if config.task == 'classifier':
+    yield _classifier_job(config, classes, train_images, folds=1)
+  if config.task == 'study':
+    for name in config.study.classifiers:
+      folds = config.study.per_model[name].folds or config.study.folds
+      own = classifier.for_network(config, name)
+      yield _classifier_job(own, classes, train_images, folds)
+  if config.task in ('gan', 'study'):
+    yield _gan_job(config, classes)
+
+
+def _classifier_job(config, classes: int, train_images: int, folds: int) -> Job:
+  per_epoch = max(1, train_images // config.train.batch_size)
+  model, tx = classifier.build(config, classes), classifier.make_optimizer(config, per_epoch)
+  return Job(
+    name=config.model.name,
+    init=lambda: classifier.init_state(model, tx, config.data.image_size, config.seed),
+    step=classifier.make_train_step(model, tx, config, np.ones(classes, np.float32)),
+    batch_size=config.train.batch_size,
+    steps=folds * config.train.epochs * per_epoch,
+  )
+
+
+def _gan_job(config, classes: int) -> Job:
+  networks = gan.build(config, classes)
+  size, latent = config.data.image_size, config.gan.latent
+  return Job(
+    name=config.gan.name,
+    init=lambda: gan.init_state(networks, size, latent, config.seed),
+    step=gan.make_train_step(networks, config, classes),
+    batch_size=config.gan.batch_size,
+    steps=config.gan.updates,
+  )
+
+
+def _cost(job: Job, size: int) -> tuple[str, float]:
+  """A line of text and the seconds of all steps, compilation left out."""
+  state = job.init()
+  state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+  batch = {
+    'image': np.zeros((job.batch_size, size, size, 1), np.float32),
+    'label': np.zeros(job.batch_size, np.int32),
+  }
+  step = jax.jit(job.step, donate_argnums=0)
+  key = jax.random.key(0)
+  state, _ = jax.block_until_ready(step(state, batch, key))
+  begun = time.perf_counter()
+  for _ in range(TIMED_STEPS):
+    state, _ = step(state, batch, key)
+  jax.block_until_ready(state)
+  seconds = (time.perf_counter() - begun) / TIMED_STEPS
+  line = (
+    f'{job.name}: {state.parameter_count():,} parameters, '
+    f'{state_bytes / MEBIBYTE:.0f} MiB of state, {job.steps} steps of {seconds * 1e3:.0f} ms, '
+    f'{job.steps * seconds / 60:.1f} minutes'
+  )
+  return line, job.steps * seconds

@@ -1,0 +1,91 @@
+"""How unlike the training data one image looks to a classifier: three scores per image.
+
+In go logits f[n, c] or features f[n, d] of a trained network, out come f64[n]; higher is more
+suspicious. None of them is told anything about fakes.
+"""
+
+import dataclasses
+
+import numpy as np
+import scipy.linalg
+import scipy.special
+import sklearn.covariance
+from scipy.spatial.distance import cdist
+
+from ctfake_jax.types import UserError
+
+
+def max_softmax(logits: np.ndarray) -> np.ndarray:
+  """1 - the largest softmax probability, in [0, 1 - 1/c]; f64[n] of logits f[n, c].
+
+  Hendrycks & Gimpel, *A Baseline for Detecting Misclassified and Out-of-Distribution Examples
+  in Neural Networks*, ICLR 2017.
+  """
+  logits = np.asarray(logits, np.float64)
+  # 1 - p rounds to 0 for every sure image, which ties them all; the sum of the others does not.
+  others = np.sort(logits - logits.max(axis=1, keepdims=True), axis=1)[:, :-1]
+  odds = np.exp(others).sum(axis=1)
+  return odds / (1 + odds)
+
+
+def energy(logits: np.ndarray) -> np.ndarray:
+  """-log sum exp of the logits f[n, c], at temperature 1; f64[n], any sign.
+
+  Liu et al., *Energy-based Out-of-distribution Detection*, NeurIPS 2020.
+  """
+  return -scipy.special.logsumexp(np.asarray(logits, np.float64), axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class MahalanobisScore:
+  """Squared Mahalanobis distance to the nearest class mean, one covariance for all classes.
+
+  Lee et al., *A Simple Unified Framework for Detecting Out-of-Distribution Samples and
+  Adversarial Attacks*, NeurIPS 2018, on one layer and without input perturbation. The
+  covariance is shrunk (Ledoit & Wolf 2004), since features often outnumber images.
+
+  Attributes:
+    means: f64[c, d], of the classes that occur in training.
+    factor: f64[d, d], lower Cholesky factor of the covariance.
+  """
+
+  means: np.ndarray
+  factor: np.ndarray
+
+  @classmethod
+  def fit(cls, features: np.ndarray, labels: np.ndarray) -> 'MahalanobisScore':
+    """Means and covariance of training features f[n, d] with labels int[n].
+
+    Raises:
+      UserError: the features do not vary within any class, or are not finite.
+    """
+    features = np.asarray(features, np.float64)
+    classes, index = np.unique(labels, return_inverse=True)
+    means = np.stack([features[index == k].mean(axis=0) for k in range(len(classes))])
+    residuals = features - means[index]
+    if not np.isfinite(residuals).all() or not residuals.any():
+      raise UserError(
+        'features: constant within every class or not finite, so they have no distance;'
+        ' use a trained checkpoint and several images per class'
+      )
+    covariance, _ = sklearn.covariance.ledoit_wolf(residuals, assume_centered=True)
+    return cls(means, np.linalg.cholesky(covariance))
+
+  def __call__(self, features: np.ndarray) -> np.ndarray:
+    """f64[n], at least 0, of features f[n, d]."""
+    return cdist(self._whiten(features), self._whiten(self.means), 'sqeuclidean').min(axis=1)
+
+  def _whiten(self, features: np.ndarray) -> np.ndarray:
+    rows = np.asarray(features, np.float64).T
+    return scipy.linalg.solve_triangular(self.factor, rows, lower=True).T
+
+
+def image_scores(
+  logits: np.ndarray, features: np.ndarray, mahalanobis: MahalanobisScore
+) -> dict[str, np.ndarray]:
+  """Every score by name, each f64[n], of logits f[n, c] and features f[n, d]."""
+  return {
+    'max_softmax': max_softmax(logits),
+    'energy': energy(logits),
+    'mahalanobis': mahalanobis(features),
+  }

@@ -1,0 +1,211 @@
+"""The task `study`: the paper's experiment from data to report, every stage resumable.
+
+classifiers -> best by validation -> GAN -> deepfakes and their quality -> the fall with its
+controls -> results.json and report.html. A stage that has left its results is not run again; one
+that was interrupted goes on from its newest checkpoint.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from ctfake_jax import controls, experiment, figures, generate, inference, quality, report, sampling
+from ctfake_jax import workdir as workdir_lib
+from ctfake_jax.data import baselines, pipeline, splits
+from ctfake_jax.data.splits import Split
+from ctfake_jax.experiment import Suspects
+from ctfake_jax.train import classifier, gan
+from ctfake_jax.types import ImageSet
+from ctfake_jax.yardstick import phantom_extractor
+
+# Seeds of deepfakes that no other stage uses: the suspects, and those that a network trains on.
+SUSPECT_SEED, RETRAIN_SEED = 11, 12
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
+  """Runs or resumes all stages; returns what results.json holds."""
+  begun = time.perf_counter()
+  _stage('data')
+  images = pipeline.load(config)
+  facts = {'class_names': list(images.class_names), 'data': workdir_lib.fingerprint(images)}
+  workdir_lib.record_config(workdir, config, facts)
+  folds = [splits.split(images, config.split, fold) for fold in range(config.study.folds)]
+  workdir_lib.write_json(workdir / 'split.json', [parts.as_json(images) for parts in folds])
+  results: dict[str, Any] = {
+    'data': baselines.describe(images),
+    'baselines': baselines.measure(images, folds[0], config.split, config.seed),
+  }
+  _stage('classifiers')
+  results['classifiers'] = {
+    name: _classifier(config, name, images, folds, workdir) for name in config.study.classifiers
+  }
+  results['best'] = best_classifier(results['classifiers'])
+  _stage('DCGAN')
+  dcgan = _gan(config, images, folds[0], workdir)
+  _stage('deepfakes')
+  suspects = _suspects(config, images, folds[0], workdir)
+  results['dcgan'] = {**dcgan, **_quality(config, suspects)}
+  _stage(f'the fall of {results["best"]}')
+  best = inference.load(_classifier_dir(workdir, results['best'], 0))
+  results |= experiment.measure_fall(best, suspects, config)
+  if config.study.retrain:
+    results['deepfakes']['retrained'] = _retrain(config, results['best'], suspects, workdir)
+  results['seconds_of_last_call'] = time.perf_counter() - begun
+  workdir_lib.write_json(workdir / 'results.json', results)
+  _stage('report')
+  _figures(config, suspects, workdir)
+  report.write(workdir)
+  return results
+
+
+def best_classifier(rows: dict[str, dict]) -> str:
+  """Highest validation accuracy; among equals the smallest network. The test part has no say."""
+  return max(rows, key=lambda name: (rows[name]['validation_accuracy'], -rows[name]['parameters']))
+
+
+def _stage(name: str) -> None:
+  print(f'--- {name}', flush=True)
+
+
+def _classifier_dir(workdir: Path, name: str, fold: int) -> Path:
+  return workdir / 'classifiers' / name / f'fold{fold}'
+
+
+def _classifier(config, name: str, images: ImageSet, folds: list[Split], workdir: Path) -> dict:
+  """One network over its folds; accuracies are pooled over all test images."""
+  own = classifier.for_network(config, name)
+  count = config.study.per_model[name].folds or config.study.folds
+  rows, predictions = [], []
+  for fold, parts in enumerate(folds[:count]):
+    own.split.fold = fold
+    folder = _classifier_dir(workdir, name, fold)
+    rows.append(_once(folder, lambda p=parts, d=folder: classifier.fit(own, images, p, d)))
+    with np.load(folder / 'predictions.npz', allow_pickle=False) as file:
+      predictions.append(dict(file))
+  pooled = {k: np.concatenate([p[k] for p in predictions]) for k in predictions[0]}
+  seconds = sum(row['train_seconds'] for row in rows)
+  return {
+    **classifier.report(pooled, images.class_names, config.seed),
+    'folds': len(rows),
+    'validation_accuracy': float(np.mean([row['validation_accuracy'] for row in rows])),
+    'accuracy_by_fold': [row['accuracy'] for row in rows],
+    'parameters': rows[0]['parameters'],
+    'train_seconds': seconds,
+    'images_per_s': sum(r['images_per_s'] * r['train_seconds'] for r in rows) / seconds,
+  }
+
+
+def _once(folder: Path, make) -> dict:
+  """The results of a finished stage, or `make()`, which writes them."""
+  path = folder / 'results.json'
+  return workdir_lib.read_json(path) if path.exists() else make()
+
+
+def _gan(config, images: ImageSet, parts: Split, workdir: Path) -> dict:
+  own = ml_collections.ConfigDict(config.to_dict())
+  own.task, folder = 'gan', workdir / 'dcgan'
+  return _once(folder, lambda: gan.fit(own, images, parts, folder))
+
+
+def _suspects(config, images: ImageSet, parts: Split, workdir: Path) -> Suspects:
+  """The deepfakes on trial, written as `generate` writes them."""
+  own = ml_collections.ConfigDict(config.to_dict())
+  own.task, own.generate.checkpoint = 'generate', str(workdir / 'dcgan')
+  own.seed = config.seed + SUSPECT_SEED
+  generate.run(own, workdir / 'deepfakes')
+  fakes, labels = _draw_fakes(workdir, config.generate.count, images, own.seed)
+  return Suspects(fakes, labels, images, parts)
+
+
+def _draw_fakes(workdir: Path, count: int, images: ImageSet, seed: int):
+  trained = sampling.load(workdir / 'dcgan')
+  labels = generate.spread_labels(count, len(images.class_names))
+  return controls.through_png(trained.sampler.sample(labels, seed)), labels
+
+
+def _quality(config, suspects: Suspects) -> dict:
+  def reals(rows):
+    images = suspects.originals
+    return quality.Reals(
+      controls.through_png(images.images[rows]), images.labels[rows], suspects.parts.groups[rows]
+    )
+
+  return quality.measure(
+    phantom_extractor(config.data.image_size),
+    suspects.images,
+    suspects.labels,
+    reals=reals(suspects.parts.test),
+    train=reals(suspects.parts.train),
+    seed=config.seed,
+  )
+
+
+def _retrain(config, name: str, suspects: Suspects, workdir: Path) -> dict:
+  """The best architecture trained on other deepfakes, tested on the suspects and the originals.
+
+  Once with as many as the suspects (the paper's 500), once with as many as it had originals.
+  """
+  sizes = {
+    'as_many_as_suspects': len(suspects.images),
+    'as_many_as_originals': len(suspects.parts.train) + len(suspects.parts.val),
+  }
+  return {
+    label: _train_on_fakes(config, name, suspects, workdir, count, label)
+    for label, count in sizes.items()
+  }
+
+
+def _train_on_fakes(config, name, suspects: Suspects, workdir, count: int, label: str) -> dict:
+  fakes, fake_labels = _draw_fakes(workdir, count, suspects.originals, config.seed + RETRAIN_SEED)
+  together, parts = _stack(fakes, fake_labels, suspects, config)
+  folder = workdir / 'retrained' / label
+  own = classifier.for_network(config, name)
+  _once(folder, lambda: classifier.fit(own, together, parts, folder))
+  with np.load(folder / 'predictions.npz', allow_pickle=False) as file:
+    predictions = dict(file)
+  fake = np.arange(len(parts.test)) < len(suspects.images)
+  on = {
+    kind: classifier.report(
+      {k: v[mask] for k, v in predictions.items()}, together.class_names, config.seed
+    )
+    for kind, mask in (('deepfakes', fake), ('originals', ~fake))
+  }
+  return {
+    'train_images': len(parts.train),
+    'accuracy_on_deepfakes': on['deepfakes']['accuracy'],
+    'ci95_on_deepfakes': on['deepfakes']['ci95'],
+    'accuracy_on_originals': on['originals']['accuracy'],
+    'ci95_on_originals': on['originals']['ci95'],
+  }
+
+
+def _stack(fakes, fake_labels, suspects: Suspects, config) -> tuple[ImageSet, Split]:
+  """Training fakes, then the suspects, then the held-out originals, as one image set."""
+  made = [
+    (fakes, fake_labels, 'training fake'),
+    (suspects.images, suspects.labels, 'suspect'),
+  ]
+  together = suspects.test
+  groups = [suspects.test_groups]
+  for pixels, labels, kind in reversed(made):
+    groups.insert(0, np.arange(len(labels)) + 1 + max(g.max() for g in groups))
+    together = together.preceded_by(pixels, labels, kind)
+  rows = np.arange(len(together))
+  order = np.random.default_rng(config.seed).permutation(len(fakes))
+  held_back = max(1, round(config.split.val_fraction * len(fakes)))
+  train, val = np.sort(order[held_back:]), np.sort(order[:held_back])
+  return together, Split(train, val, rows[len(fakes) :], np.concatenate(groups), 'fakes')
+
+
+def _figures(config, suspects: Suspects, workdir: Path) -> None:
+  """Real and fake side by side, eight of each class."""
+  real = suspects.test
+  for label in range(len(real.class_names)):
+    rows = np.nonzero(real.labels == label)[0]
+    chosen = np.random.default_rng(config.seed).permutation(rows)[:8]
+    fakes = np.nonzero(suspects.labels == label)[0][:8]
+    figures.save_grid(workdir / 'figures' / f'real_{label}.png', real.images[chosen], 8)
+    figures.save_grid(workdir / 'figures' / f'fake_{label}.png', suspects.images[fakes], 8)

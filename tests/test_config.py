@@ -1,0 +1,106 @@
+"""Every config file loads and validates; every mistake is named."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from ctfake_jax import config as config_lib
+from ctfake_jax import tasks
+from ctfake_jax.models import zoo
+from ctfake_jax.types import UserError
+
+CONFIGS = sorted(Path(__file__).parent.parent.glob('configs/*.py'))
+# What a user must give on the command line.
+GIVEN = {
+  'generate': {'generate.checkpoint': 'runs/dcgan'},
+  'predict': {'checkpoint': 'runs/cnn', 'input': 'image.png'},
+  'evaluate': {'checkpoint': 'runs/cnn'},
+}
+
+
+def load(path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config()
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_config_files_validate_and_open_with_their_command(path):
+  config = load(path)
+  config.update_from_flattened_dict(GIVEN.get(config.task, {}))
+  config_lib.validate(config)
+  assert f'python launch.py --config=configs/{path.name}' in path.read_text()
+
+
+def test_names_in_the_config_are_those_that_exist():
+  assert set(config_lib.TASKS) == set(tasks.TASKS)
+  assert set(config_lib.CLASSIFIERS) == set(zoo.MODELS)
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [
+    ('task', 'fly'),
+    ('seed', -1),
+    ('data.source', 'web'),
+    ('data.window_width_hu', 0.0),
+    ('model.cnn.widths', ()),
+    ('train.batch_size', 1),
+    ('train.learning_rate', float('nan')),
+    ('gan.beta1', 1.0),
+    ('split.folds', 2),
+    ('study.classifiers', ('cnn', 'cnn')),
+  ],
+)
+def test_an_impossible_value_is_named_with_its_key(key, value):
+  config = config_lib.defaults()
+  config.update_from_flattened_dict({key: value})
+  with pytest.raises(UserError, match=rf'config\.{key} = '):
+    config_lib.validate(config)
+
+
+def test_an_unknown_key_is_named():
+  config = config_lib.defaults()
+  config.train.epoch = 3
+  with pytest.raises(UserError, match=r'config\.train\.epoch: unknown key'):
+    config_lib.validate(config)
+
+
+def test_a_wrong_type_is_named():
+  config = config_lib.defaults()
+  with config.ignore_type():
+    config.train.epochs = 'many'
+  with pytest.raises(UserError, match=r"config\.train\.epochs = 'many': must be int"):
+    config_lib.validate(config)
+
+
+def test_a_gan_needs_a_power_of_two():
+  config = config_lib.defaults()
+  config.task, config.data.image_size = 'gan', 48
+  with pytest.raises(UserError, match='power of two'):
+    config_lib.validate(config)
+
+
+@pytest.mark.parametrize('task', sorted(GIVEN))
+def test_a_task_without_its_paths_says_which(task):
+  config = config_lib.defaults()
+  config.task = task
+  with pytest.raises(UserError, match='is empty'):
+    config_lib.validate(config)
+
+
+def test_saved_configs_come_back():
+  config = config_lib.defaults()
+  config.data.classes = ('a', 'b')
+  config.train.learning_rate = 3e-4
+  saved = config_lib.as_dict(config)
+  assert config_lib.as_dict(config_lib.from_dict(saved)) == saved
+
+
+def test_changed_keys_pass_over_the_safe_ones():
+  old, new = config_lib.as_dict(config_lib.defaults()), config_lib.as_dict(config_lib.defaults())
+  new['train']['epochs'] += 1
+  new['train']['batch_size'] += 1
+  assert config_lib.changed_keys(old, new) == ['train.batch_size']

@@ -1,0 +1,201 @@
+"""Preprocessing against hand-computed values, splits that do not leak, batches, augmentation."""
+
+import dataclasses
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+from conftest import make_images
+from hypothesis import strategies as st
+
+from ctfake_jax.data import augment, baselines, pipeline, splits
+from ctfake_jax.data.preprocess import Preprocess, to_uint8
+from ctfake_jax.types import Record, Slice, UnreadableImageError, UserError
+
+
+def view(size=4, aspect='crop'):
+  return Preprocess(size, window_center_hu=-600.0, window_width_hu=1500.0, aspect=aspect)
+
+
+def test_window_maps_its_edges_and_clips():
+  # Lung window -600/1500: from -1350 to 150 HU.
+  hu = np.float32([[-2000, -1350], [-600, 150]])
+  seen = view(2)(Slice(hu, 'HU', 1.0))[..., 0]
+  np.testing.assert_allclose(seen, [[-1, -1], [0, 1]], atol=1e-6)
+
+
+@hypothesis.given(st.floats(-1350, 150))
+def test_window_has_an_inverse_inside(hu):
+  image = Slice(np.full((4, 4), hu, np.float32), 'HU', 1.0)
+  np.testing.assert_allclose(view().to_hu(view()(image)), hu, atol=1e-3)
+
+
+def test_grey_passes_without_a_window():
+  seen = view(2)(Slice(np.float32([[0, 0.25], [0.5, 1]]), 'grey', None))
+  np.testing.assert_allclose(seen[..., 0], [[-1, -0.5], [0, 1]])
+
+
+def test_aspect_is_cropped_or_letterboxed():
+  wide = np.tile(np.float32([0, 1, 1, 0]), (2, 1))
+  np.testing.assert_array_equal(view(2)(Slice(wide, 'grey', None))[..., 0], np.ones((2, 2)))
+  boxed = view(4, 'letterbox')(Slice(np.ones((2, 4), np.float32), 'grey', None))[..., 0]
+  np.testing.assert_array_equal(boxed, [[-1] * 4, [1] * 4, [1] * 4, [-1] * 4])
+
+
+def test_resizing_does_not_alias():
+  stripes = np.tile(np.float32([0, 1]), (64, 32))
+  np.testing.assert_allclose(view(8)(Slice(stripes, 'grey', None)), 0, atol=0.05)
+
+
+def test_uint8_rounds():
+  np.testing.assert_array_equal(to_uint8(np.float32([-1, 0, 1, 2])), [0, 128, 255, 255])
+
+
+def test_patients_never_cross_parts(images, tiny_config):
+  parts = splits.split(images, tiny_config.split, 0)
+  owners = [
+    {images.records[i].patient_id for i in rows} for rows in (parts.train, parts.val, parts.test)
+  ]
+  assert not (owners[0] & owners[1] or owners[0] & owners[2] or owners[1] & owners[2])
+  everyone = np.sort(np.concatenate([parts.train, parts.val, parts.test]))
+  np.testing.assert_array_equal(everyone, np.arange(len(images)))
+
+
+def test_folds_test_every_image_once(images, tiny_config):
+  tiny_config.split.folds = 3
+  tested = [splits.split(images, tiny_config.split, fold).test for fold in range(3)]
+  np.testing.assert_array_equal(np.sort(np.concatenate(tested)), np.arange(len(images)))
+
+
+def test_near_duplicates_share_a_group(images, tiny_config):
+  twins = dataclasses.replace(
+    images, records=tuple(dataclasses.replace(r, patient_id=None) for r in images.records)
+  )
+  rng = np.random.default_rng(0)
+  distinct = rng.normal(size=(24, 16, 16, 1)).astype(np.float32)
+  twins.images[0::2] = distinct
+  twins.images[1::2] = distinct + 0.01 * rng.normal(size=distinct.shape)
+  tiny_config.split.by = 'duplicates'
+  by, groups = splits.group(twins, tiny_config.split)
+  assert by == 'duplicates'
+  np.testing.assert_array_equal(groups[0::2], groups[1::2])
+  assert len(set(groups)) == 24
+
+
+def test_a_prescribed_split_is_kept(images, tiny_config):
+  names = np.repeat(np.resize(['train', 'val', 'test', 'train', 'train'], 24), 2)
+  records = tuple(dataclasses.replace(r, split=str(n)) for r, n in zip(images.records, names))
+  parts = splits.split(dataclasses.replace(images, records=records), tiny_config.split, 0)
+  assert parts.by == 'given'
+  assert {records[i].split for i in parts.test} == {'test'}
+  assert {records[i].split for i in parts.val} == {'val'}
+
+
+def test_patient_split_without_patients_is_refused(images, tiny_config):
+  unknown = tuple(dataclasses.replace(r, patient_id=None) for r in images.records)
+  with pytest.raises(UserError, match='knows no patients'):
+    splits.split(dataclasses.replace(images, records=unknown), tiny_config.split, 0)
+
+
+def test_the_leak_audit_finds_a_planted_copy(images, tiny_config):
+  parts = splits.split(images, tiny_config.split, 0)
+  clean = splits.leak_audit(images, parts, 0.9999)
+  assert clean['exact_duplicates'] == 0
+  images.images[parts.test[0]] = images.images[parts.train[0]]
+  assert splits.leak_audit(images, parts, 0.9999)['exact_duplicates'] == 1
+
+
+def test_baselines_see_what_they_should(images, tiny_config):
+  parts = splits.split(images, tiny_config.split, 0)
+  rows = baselines.measure(images, parts, tiny_config.split, seed=0)
+  assert rows['nearest_neighbour']['accuracy'] == 1.0
+  assert rows['file_facts']['accuracy'] <= 0.75
+  images.native_sizes[images.labels == 1] += 7
+  assert baselines.measure(images, parts, tiny_config.split, seed=0)['file_facts']['accuracy'] == 1
+
+
+@hypothesis.given(n=st.integers(3, 20), batch=st.integers(1, 20), epochs=st.integers(1, 4))
+def test_training_batches_are_full_and_every_epoch_sees_all(n, batch, epochs):
+  images = make_images(n, size=4)
+  images.images[:, 0, 0, 0] = np.arange(n)
+  steps = -(-n * epochs // batch)
+  rows = np.concatenate(
+    [pipeline.train_batch(images, batch, 0, s)['image'][:, 0, 0, 0] for s in range(steps)]
+  )
+  assert len(rows) == steps * batch
+  for epoch in range(epochs):
+    assert sorted(rows[epoch * n : (epoch + 1) * n]) == list(range(n))
+
+
+class Broken:
+  """Three images, of which the second cannot be decoded."""
+
+  class_names = ('a', 'b')
+  records = tuple(Record(i % 2, None, f'{i}.png') for i in range(4))
+  unreadable = (UnreadableImageError('x.png', 'not an image'),)
+
+  def __len__(self):
+    return 4
+
+  def __getitem__(self, index):
+    if index == 1:
+      raise UnreadableImageError('1.png', 'truncated')
+    return Slice(np.zeros((4, 4), np.float32), 'grey', None)
+
+
+def test_unreadable_images_are_listed():
+  images = pipeline.gather(Broken(), view())
+  assert len(images) == 3
+  assert [e.path for e in images.unreadable] == ['x.png', '1.png']
+
+
+def test_a_class_without_readable_images_is_refused():
+  source = Broken()
+  source.records = tuple(Record(int(i == 1), None, f'{i}.png') for i in range(4))
+  with pytest.raises(UserError, match="class 'b' has no readable image"):
+    pipeline.gather(source, view())
+
+
+def augmented(config, key=0, images=None):
+  images = make_images(4).images if images is None else images
+  return np.asarray(augment.augment(images, jax.random.key(key), config.augment))
+
+
+def test_augmentation_of_nothing_is_the_identity(tiny_config):
+  for name in ('shift', 'scale', 'rotate_degrees', 'intensity'):
+    tiny_config.augment[name] = 0.0
+  np.testing.assert_allclose(augmented(tiny_config), make_images(4).images, atol=1e-5)
+
+
+def test_augmentation_is_seeded_and_bounded(tiny_config):
+  np.testing.assert_array_equal(augmented(tiny_config), augmented(tiny_config))
+  assert np.abs(augmented(tiny_config) - augmented(tiny_config, key=1)).max() > 0.01
+  assert np.abs(augmented(tiny_config)).max() <= 1
+
+
+def test_a_flip_mirrors_left_and_right(tiny_config):
+  for name in ('shift', 'scale', 'rotate_degrees', 'intensity'):
+    tiny_config.augment[name] = 0.0
+  tiny_config.augment.flip = True
+  images = make_images(16).images
+  got = augmented(tiny_config, images=images)
+  flipped = [np.allclose(g, i[:, ::-1], atol=1e-5) for g, i in zip(got, images)]
+  kept = [np.allclose(g, i, atol=1e-5) for g, i in zip(got, images)]
+  assert all(f or k for f, k in zip(flipped, kept))
+  assert any(flipped)
+  assert any(kept)
+
+
+def test_mixup_keeps_targets_a_distribution():
+  targets = np.eye(2, dtype=np.float32)[[0, 1, 0, 1]]
+  mixed, mixed_targets = augment.mixup(make_images(4).images, targets, jax.random.key(0), 0.4)
+  np.testing.assert_allclose(mixed_targets.sum(1), 1, atol=1e-6)
+  assert mixed.shape == (4, 16, 16, 1)
+
+
+def test_the_discriminators_view_has_gradients(tiny_config):
+  images = make_images(4).images
+  gradient = jax.grad(lambda x: augment.discriminator_view(x, jax.random.key(0)).sum())(images)
+  assert np.isfinite(gradient).all()
+  assert (np.abs(gradient) > 0).mean() > 0.3
