@@ -11,6 +11,16 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'Where results go; default runs/C
 DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of a user error.')
 
 
+def parse(argv: list[str]) -> list[str]:
+  """Flags, with what ml_collections raises over a config key turned into one message."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (KeyError, AttributeError, TypeError, ValueError, OSError) as error:
+    if '--debug' in argv:
+      raise
+    raise SystemExit(_fail(f'flags: {error.args[0] if error.args else error}')) from None
+
+
 def main(argv: list[str]) -> int:
   """Validates the config, joins the cluster, runs the task; 0, or 1 after a user error."""
   logging.set_verbosity(logging.WARNING)
@@ -63,4 +73,4 @@ def _fail(message: str) -> int:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  app.run(main, flags_parser=parse)

@@ -56,13 +56,13 @@ def tiny_config():
 
 
 def make_images(count: int = 48, size: int = 16, classes: int = 2, seed: int = 0) -> ImageSet:
-  """Noise with a bright square whose corner tells the class; two images a patient."""
+  """Noise with a square whose corner and stripes tell the class; two images a patient."""
   rng = np.random.default_rng(seed)
   labels = (np.arange(count) // 2 % classes).astype(np.int32)
   images = rng.normal(-0.5, 0.1, (count, size, size, 1)).astype(np.float32)
   for image, label in zip(images, labels):
     corner = label * size // 2
-    image[corner : corner + size // 2, : size // 2] += 0.8
+    image[corner : corner + size // 2 : label + 1, : size // 2] += 0.8
   records = tuple(Record(int(k), f'patient-{i // 2}', f'{i}.png') for i, k in enumerate(labels))
   return ImageSet(
     images=images.clip(-1, 1),

@@ -57,7 +57,7 @@ def test_patients_never_cross_parts(images, tiny_config):
   owners = [
     {images.records[i].patient_id for i in rows} for rows in (parts.train, parts.val, parts.test)
   ]
-  assert not (owners[0] & owners[1] or owners[0] & owners[2] or owners[1] & owners[2])
+  assert sum(len(names) for names in owners) == len(set.union(*owners))
   everyone = np.sort(np.concatenate([parts.train, parts.val, parts.test]))
   np.testing.assert_array_equal(everyone, np.arange(len(images)))
 
@@ -199,3 +199,12 @@ def test_the_discriminators_view_has_gradients(tiny_config):
   gradient = jax.grad(lambda x: augment.discriminator_view(x, jax.random.key(0)).sum())(images)
   assert np.isfinite(gradient).all()
   assert (np.abs(gradient) > 0).mean() > 0.3
+
+
+def test_the_discriminators_shift_moves_pixels_and_leaves_zeros():
+  images = np.ones((64, 16, 16, 1), np.float32)
+  moved = np.asarray(augment._shifted(images, jax.random.key(0), axis=1))[:, :, 0, 0]
+  filled = moved.sum(1)
+  assert filled.min() == 14
+  assert filled.max() == 16
+  assert set(np.unique(moved)) == {0.0, 1.0}

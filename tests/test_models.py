@@ -141,7 +141,8 @@ def test_depthwise_convolution_equals_xla(stride, padding):
 
 
 @pytest.mark.parametrize(
-  ('side', 'kernel', 'stride', 'padding'), [(1, 4, 1, 0), (4, 4, 2, 1), (5, 3, 2, 1), (3, 5, 3, 0)]
+  ('side', 'kernel', 'stride', 'padding'),
+  [(1, 4, 1, 0), (4, 4, 2, 1), (9, 4, 2, 1), (8, 3, 2, 1), (5, 3, 2, 1), (3, 5, 3, 0)],
 )
 def test_transposed_convolution_is_the_gradient_of_the_convolution(side, kernel, stride, padding):
   x, w = random(2, side, side, 3), random(kernel, kernel, 3, 5, seed=1)

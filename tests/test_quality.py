@@ -350,11 +350,16 @@ def test_the_training_images_themselves_are_named_as_memorised(yardstick):
   assert result['nearest_ratio'] < 0.1
 
 
-def test_floor_never_shares_a_group_with_the_reference(yardstick):
+def test_floor_never_shares_a_group_with_the_reference_and_may_come_from_others(yardstick):
   fitted, reals, train = yardstick
   one_group = train._replace(groups=np.full(len(train.labels), 5))
+  few, fakes = reals.take(np.arange(200)), textured(100, 1)
   with pytest.raises(UserError, match='not held out'):
-    quality.measure(fitted, *textured(100, 1), reals=reals, train=one_group, seed=0)
+    quality.measure(fitted, *fakes, reals=few, train=one_group, seed=0)
+  result = quality.measure(
+    fitted, *fakes, reals=few, train=one_group, others=train, seed=0, splits=1
+  )
+  assert (result['n'], result['n_reference']) == (100, 200)
 
 
 def test_marks_by_hand():

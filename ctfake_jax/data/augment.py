@@ -44,18 +44,23 @@ def discriminator_view(images: jax.Array, key: jax.Array) -> jax.Array:
   images = images + uniform(keys[0], -0.5, 0.5)
   mean = images.mean((1, 2, 3), keepdims=True)
   images = (images - mean) * uniform(keys[1], 0.5, 1.5) + mean
-  images = jnp.einsum('bij,bjkc->bikc', _shift_matrix(keys[2], b, height), images)
-  images = jnp.einsum('bij,bkjc->bkic', _shift_matrix(keys[3], b, width), images)
+  images = _shifted(images, keys[2], axis=1)
+  images = _shifted(images, keys[3], axis=2)
   rows = _outside_window(keys[4], b, height)[:, :, None, None]
   columns = _outside_window(keys[5], b, width)[:, None, :, None]
   return images * (rows | columns)
 
 
-def _shift_matrix(key, b: int, side: int) -> jax.Array:
-  """f32[b, side, side] moving an axis by up to an eighth of its length, zeros behind."""
-  shift = jax.random.randint(key, (b, 1, 1), -(side // 8), side // 8 + 1)
-  rows, columns = jnp.arange(side)[None, :, None], jnp.arange(side)[None, None, :]
-  return (rows - columns == shift).astype(jnp.float32)
+def _shifted(images: jax.Array, key: jax.Array, axis: int) -> jax.Array:
+  """Each image moved along an axis by up to an eighth of its length, zeros behind."""
+  b, side = images.shape[0], images.shape[axis]
+  shift = jax.random.randint(key, (b, 1), -(side // 8), side // 8 + 1)
+  source = jnp.arange(side)[None] - shift
+  inside = (source >= 0) & (source < side)
+  around = tuple(i for i in (1, 2, 3) if i != axis)
+  rows = jnp.expand_dims(jnp.clip(source, 0, side - 1), around)
+  moved = jnp.take_along_axis(images, rows, axis=axis)
+  return jnp.where(jnp.expand_dims(inside, around), moved, 0.0)
 
 
 def _outside_window(key, b: int, side: int) -> jax.Array:

@@ -146,23 +146,40 @@ _conv_stride1.defvjp(_conv_stride1_forward, _conv_stride1_backward)
 
 
 def _stamp(x, kernel, stride: int):
-  """Overlap-add of `x @ kernel`: one matrix product, then shifted sums per output phase."""
-  b, h, w, _ = x.shape
-  kh, kw, c_in, c_out = kernel.shape
+  """Overlap-add of `x @ kernel` at `stride`, every output phase a channel group of its own.
+
+  A kernel of side q * stride touches q inputs per output and axis, so the sum is a stride-1
+  convolution of side q with stride^2 times the channels, whose channels are then laid out as
+  pixels (Shi et al. 2016, arXiv:1609.05158).
+  """
+  b, h, w, c_in = x.shape
+  kh, kw, _, c_out = kernel.shape
   qh, qw = -(-kh // stride), -(-kw // stride)
   kernel = jnp.pad(kernel, ((0, qh * stride - kh), (0, qw * stride - kw), (0, 0), (0, 0)))
-  by_phase = kernel.reshape(qh, stride, qw, stride, c_in, c_out).transpose(4, 0, 2, 1, 3, 5)
-  products = (x @ by_phase.reshape(c_in, -1)).reshape(b, h, w, qh, qw, stride * stride * c_out)
+  taps = kernel.reshape(qh, stride, qw, stride, c_in, c_out)
+  rows, columns = h + qh - 1, w + qw - 1
+  if c_out == 1 or rows * columns < SMALL_IMAGE_PIXELS:
+    phases = _stamp_by_products(x, taps)
+  else:
+    flipped = taps[::-1, :, ::-1].transpose(0, 2, 4, 1, 3, 5).reshape(qh, qw, c_in, -1)
+    phases = _conv_stride1(_pad(x, qh - 1, qw - 1, 0.0), flipped)
+  phases = phases.reshape(b, rows, columns, stride, stride, c_out).transpose(0, 1, 3, 2, 4, 5)
+  full = phases.reshape(b, rows * stride, columns * stride, c_out)
+  return full[:, : (h - 1) * stride + kh, : (w - 1) * stride + kw]
+
+
+def _stamp_by_products(x, taps):
+  """The same for few pixels or channels: one matrix product, then shifted sums."""
+  b, h, w, c_in = x.shape
+  qh, stride, qw, _, _, c_out = taps.shape
+  by_phase = taps.transpose(4, 0, 2, 1, 3, 5).reshape(c_in, -1)
+  products = (x @ by_phase).reshape(b, h, w, qh, qw, stride * stride * c_out)
   stamps = [
     jnp.pad(products[:, :, :, i, j], ((0, 0), (i, qh - 1 - i), (j, qw - 1 - j), (0, 0)))
     for i in range(qh)
     for j in range(qw)
   ]
-  rows, columns = h + qh - 1, w + qw - 1
-  phases = functools.reduce(jnp.add, stamps).reshape(b, rows, columns, stride, stride, c_out)
-  phases = phases.transpose(0, 1, 3, 2, 4, 5)
-  full = phases.reshape(b, rows * stride, columns * stride, c_out)
-  return full[:, : (h - 1) * stride + kh, : (w - 1) * stride + kw]
+  return functools.reduce(jnp.add, stamps)
 
 
 class Conv(nn.Module):

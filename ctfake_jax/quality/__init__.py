@@ -11,7 +11,7 @@ training part, a generator cannot be asked to bridge.
 
 What the Fréchet distance does not see well is repetition. It only knows moments, whose sampling
 error goes as 1/n: 100 reals five times over lie (1/100 + 1/500) / (2/500) = 3 floors away from 500
-reals, whatever the features, and less far where reals come in groups. With a reference of 2,000
+reals to first order, whatever the features, and less where reals come in groups. With 2,000 reals
 it is (1/100 + 1/2000) / (1/500 + 1/2000) = 4.2. So give as many held-out reals as there are, and
 read `frechet` together with `repeats`, `recall` and MS-SSIM, as `marks` does.
 """

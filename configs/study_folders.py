@@ -1,0 +1,27 @@
+"""The whole experiment on your own class folders, at 64 px with the full-width DCGAN.
+
+python launch.py --config=configs/study_folders.py --workdir=runs/mine --config.data.path=FOLDER
+
+Real slices without patient ids are grouped by near-duplicates. Hours on two cores.
+"""
+
+from ctfake_jax import config as config_lib
+
+
+def get_config():
+  config = config_lib.defaults()
+  config.task = 'study'
+  config.data.source = 'folders'
+  config.data.image_size = 64
+  config.split.folds = 5
+  config.split.val_fraction = 0.1
+  config.augment.shift = 0.03
+  config.augment.scale = 0.05
+  config.augment.rotate_degrees = 4.0
+  config.augment.intensity = 0.05
+  config.gan.width = 64
+  config.gan.batch_size = 32
+  config.gan.updates = 12000
+  config.gan.eval_every = 500
+  config.study.per_model.resnet50.folds = 1
+  return config

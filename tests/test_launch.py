@@ -1,0 +1,209 @@
+"""The one door, as a command: what it says, what it refuses, and a study killed and resumed."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+TINY = [
+  '--config.phantom.patients=40',
+  '--config.train.epochs=2',
+  '--config.train.batch_size=16',
+  "--config.study.classifiers=('cnn',)",
+  '--config.model.cnn.widths=(4,8)',
+  '--config.gan.width=4',
+  '--config.gan.updates=20',
+  '--config.gan.eval_every=10',
+  '--config.gan.batch_size=16',
+  '--config.gan.quality_images=32',
+  '--config.generate.count=48',
+  '--config.split.test_fraction=0.34',
+  '--config.split.val_fraction=0.25',
+]
+
+
+def command(config, *flags):
+  return [sys.executable, str(ROOT / 'launch.py'), f'--config={ROOT}/configs/{config}.py', *flags]
+
+
+def environment():
+  cache = {'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.cache' / 'jax')}
+  threshold = {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2'}
+  return {**os.environ, **cache, **threshold, 'XLA_FLAGS': ''}
+
+
+def launch(config, *flags, **kwargs):
+  return subprocess.run(
+    command(config, *flags), capture_output=True, text=True, env=environment(), **kwargs
+  )
+
+
+def write_folders(root, per_class=30, size=40, classes=('covid', 'healthy')):
+  rng = np.random.default_rng(0)
+  for k, name in enumerate(classes):
+    (root / name).mkdir(parents=True)
+    for i in range(per_class):
+      pixels = rng.integers(0, 120, (size, size))
+      pixels[:: k + 1, : size // 2] += 100
+      Image.fromarray(pixels.astype(np.uint8)).save(root / name / f'{i}.png')
+
+
+def test_without_arguments_it_says_what_can_be_run():
+  done = subprocess.run(
+    [sys.executable, str(ROOT / 'launch.py')], capture_output=True, text=True, env=environment()
+  )
+  assert done.returncode == 1
+  for config in ROOT.glob('configs/*.py'):
+    assert f'configs/{config.name}' in done.stdout
+
+
+@pytest.mark.parametrize(
+  ('config', 'flags', 'words'),
+  [
+    ('cnn', ['--config.train.batch_size=0'], 'config.train.batch_size = 0'),
+    ('cnn', ['--config.train.epoch=3'], 'epoch'),
+    ('cnn', ['--config.data.source=folders', '--config.data.path=nowhere'], 'nowhere'),
+    ('cnn', ['stray'], 'stray'),
+    ('predict', ['--config.checkpoint=nowhere', '--config.input=x.png'], 'nowhere'),
+    ('generate', ['--config.generate.checkpoint=nowhere'], 'nowhere'),
+  ],
+)
+def test_a_mistake_is_one_message_without_traceback(config, flags, words, tmp_path):
+  done = launch(config, f'--workdir={tmp_path}', *flags)
+  assert done.returncode != 0
+  assert words in done.stderr
+  assert 'Traceback' not in done.stderr
+
+
+def test_one_class_only_is_refused_before_any_work(tmp_path):
+  write_folders(tmp_path / 'data', classes=('covid',))
+  done = launch(
+    'cnn',
+    f'--workdir={tmp_path / "w"}',
+    '--config.data.source=folders',
+    f'--config.data.path={tmp_path / "data"}',
+  )
+  assert done.returncode == 1
+  assert 'one class' in done.stderr
+  assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.slow
+def test_folders_train_evaluate_and_predict_beside_a_broken_file(tmp_path):
+  write_folders(tmp_path / 'data')
+  (tmp_path / 'data' / 'covid' / 'broken.png').write_bytes(b'\x89PNG\r\n\x1a\n junk')
+  (tmp_path / 'data' / 'covid' / '=cmd.png').write_bytes(
+    (tmp_path / 'data' / 'covid' / '0.png').read_bytes()
+  )
+  data = ['--config.data.source=folders', f'--config.data.path={tmp_path / "data"}']
+  done = launch(
+    'cnn',
+    f'--workdir={tmp_path / "cnn"}',
+    *data,
+    '--config.train.epochs=3',
+    '--config.train.batch_size=8',
+    '--config.model.cnn.widths=(4,8)',
+    '--config.split.by=slice',
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  results = json.loads((tmp_path / 'cnn' / 'results.json').read_text())
+  assert results['data']['classes'] == {'covid': 31, 'healthy': 30}
+  assert [row['path'] for row in results['data']['unreadable']] == ['covid/broken.png']
+  assert results['baselines']['leak_audit']['test_images'] == results['n']
+
+  done = launch(
+    'evaluate', f'--workdir={tmp_path / "e"}', *data, f'--config.checkpoint={tmp_path / "cnn"}'
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert json.loads((tmp_path / 'e' / 'results.json').read_text())['n'] == 61
+
+  done = launch(
+    'predict',
+    f'--workdir={tmp_path / "p"}',
+    f'--config.checkpoint={tmp_path / "cnn"}',
+    f'--config.input={tmp_path / "data" / "covid"}',
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  with open(tmp_path / 'p' / 'predictions.csv', newline='') as handle:
+    rows = list(csv.DictReader(handle))
+  assert len(rows) == 32
+  assert sum(1 for row in rows if row['error']) == 1
+  assert not any(row['path'].startswith('=') for row in rows)
+  for row in rows:
+    if not row['error']:
+      assert float(row['p_covid']) + float(row['p_healthy']) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_killed_study_is_resumed_and_reported(tmp_path):
+  flags = [f'--workdir={tmp_path}', *TINY]
+  with open(tmp_path / 'log.txt', 'w') as log:
+    run = subprocess.Popen(command('study', *flags), env=environment(), stderr=log, stdout=log)
+    while run.poll() is None and not list(tmp_path.glob('dcgan/checkpoints/10/state')):
+      time.sleep(0.2)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+  assert run.returncode == -signal.SIGKILL
+  classifier = tmp_path / 'classifiers' / 'cnn' / 'fold0' / 'results.json'
+  finished = classifier.stat().st_mtime_ns
+  done = launch('study', *flags)
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert classifier.stat().st_mtime_ns == finished, 'a finished stage was run again'
+  results = json.loads((tmp_path / 'results.json').read_text())
+  assert results['deepfakes']['count'] == 48
+  assert results['best'] == 'cnn'
+  for key in ('frechet', 'frechet_real_real', 'extractor', 'precision', 'recall', 'nearest_ratio'):
+    assert key in results['dcgan'], key
+  assert set(results['per_image']) == {'max_softmax', 'energy', 'mahalanobis'}
+  assert {'jpeg_75', 'blur_1px', 'noise', 'other_scanner'} <= set(results['controls'])
+  assert results['fall']['points'] == pytest.approx(
+    100 * (results['originals']['accuracy'] - results['deepfakes']['accuracy'])
+  )
+  manifest = json.loads((tmp_path / 'deepfakes' / 'manifest.json').read_text())
+  assert len(manifest['files']) == 48
+  page = (tmp_path / 'report.html').read_text()
+  assert 'src="http' not in page
+  assert 'data:image/png;base64' in page
+
+  done = launch(
+    'generate',
+    f'--workdir={tmp_path / "more"}',
+    f'--config.generate.checkpoint={tmp_path / "dcgan"}',
+    '--config.generate.count=8',
+    '--config.generate.dicom=True',
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  import pydicom
+
+  files = sorted((tmp_path / 'more' / 'dicom').rglob('*.dcm'))
+  assert len(files) == 8
+  assert all(pydicom.dcmread(path).SyntheticData == 'YES' for path in files)
+
+
+@pytest.mark.slow
+def test_a_dry_run_counts_and_stops(tmp_path):
+  done = launch('cnn', f'--workdir={tmp_path / "w"}', '--config.dry_run=True')
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert '389,348 parameters' in done.stdout
+  assert 'minutes' in done.stdout
+  assert not (tmp_path / 'w').exists()
+
+
+def test_a_second_run_in_the_same_workdir_is_refused(tmp_path):
+  from ctfake_jax import workdir
+  from ctfake_jax.types import UserError
+
+  with workdir.locked(tmp_path), pytest.raises(UserError, match='in use'):  # noqa: SIM117
+    with workdir.locked(tmp_path):
+      pass
+  with workdir.locked(tmp_path):
+    pass

@@ -1,0 +1,221 @@
+"""The pure steps and the loop: learning, resuming, sharding, tracing once, stopping on NaN."""
+
+import functools
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import make_images
+
+from ctfake_jax import inference, mesh, sampling
+from ctfake_jax.data import splits
+from ctfake_jax.train import classifier, gan, loop
+from ctfake_jax.types import UserError
+
+
+def fit(config, images, workdir):
+  return classifier.fit(config, images, splits.split(images, config.split, 0), workdir)
+
+
+def leaves(tree):
+  return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def rows(workdir):
+  text = (workdir / 'metrics.jsonl').read_text().splitlines()
+  return [{k: v for k, v in json.loads(row).items() if k != 'seconds'} for row in text]
+
+
+def make_step(config, classes=2):
+  model = classifier.build(config, classes)
+  tx = classifier.make_optimizer(config, steps_per_epoch=4)
+  state = classifier.init_state(model, tx, config.data.image_size, seed=0)
+  return classifier.make_train_step(model, tx, config, np.ones(classes, np.float32)), state
+
+
+def batch(count=8, seed=0):
+  images = make_images(count, seed=seed)
+  return {'image': jnp.asarray(images.images), 'label': jnp.asarray(images.labels)}
+
+
+def test_a_classifier_learns_and_is_loaded_again(tiny_config, images, tmp_path):
+  tiny_config.train.epochs = 25
+  tiny_config.model.cnn.widths = (8,)
+  tiny_config.train.ema_decay = 0.5
+  tiny_config.train.learning_rate = 1e-2
+  result = fit(tiny_config, images, tmp_path)
+  assert result['accuracy'] == 1.0
+  assert result['n'] == result['groups'] * 2
+  trained = inference.load(tmp_path)
+  parts = splits.split(images, tiny_config.split, 0)
+  probabilities = trained.predict(images.images[parts.test])
+  with np.load(tmp_path / 'predictions.npz', allow_pickle=False) as saved:
+    np.testing.assert_allclose(probabilities, inference.softmax(saved['logits']), atol=1e-6)
+  assert trained.class_names == images.class_names
+
+
+def test_a_resumed_run_equals_a_straight_one(tiny_config, images, tmp_path, monkeypatch):
+  tiny_config.train.keep_checkpoints = 9
+  fit(tiny_config, images, tmp_path / 'straight')
+  save = loop.Checkpoints.save
+
+  def save_then_die(self, step, *args):
+    save(self, step, *args)
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(loop.Checkpoints, 'save', save_then_die)
+    with pytest.raises(KeyboardInterrupt):
+      fit(tiny_config, images, tmp_path / 'resumed')
+  fit(tiny_config, images, tmp_path / 'resumed')
+  a, b = (inference.load(tmp_path / name).variables for name in ('straight', 'resumed'))
+  chex.assert_trees_all_equal(a, b)
+  assert rows(tmp_path / 'straight') == rows(tmp_path / 'resumed')
+
+
+def test_one_trace_serves_all_steps(tiny_config):
+  step, state = make_step(tiny_config)
+  traced = jax.jit(chex.assert_max_traces(step, n=1))
+  for i in range(3):
+    state, _ = traced(state, batch(seed=i), jax.random.key(i))
+  assert int(state.step) == 3
+
+
+def test_four_devices_equal_one(tiny_config):
+  if jax.device_count() < 4:
+    pytest.skip('needs four devices')
+  step, state = make_step(tiny_config)
+  data, key = batch(), jax.random.key(0)
+  alone, metrics_alone = jax.jit(step)(state, data, key)
+  devices = mesh.data_mesh()
+  spread = mesh.shard_batch(devices, {k: np.asarray(v) for k, v in data.items()})
+  everywhere = jax.device_put(state, mesh.replicated(devices))
+  together, metrics_together = jax.jit(step)(everywhere, spread, key)
+  assert len(spread['image'].sharding.device_set) == 4
+  chex.assert_trees_all_close(leaves(alone.batch_stats), leaves(together.batch_stats), atol=1e-5)
+  chex.assert_trees_all_close(leaves(alone.params), leaves(together.params), atol=1e-4)
+  np.testing.assert_allclose(metrics_alone['loss'], metrics_together['loss'], rtol=1e-5)
+
+
+def test_steps_do_not_change_their_input_and_gradients_reach_every_parameter(tiny_config):
+  tiny_config.train.weight_decay = 0.0
+  step, state = make_step(tiny_config)
+  before = leaves(state.params)
+  after, _ = jax.jit(step)(state, batch(), jax.random.key(0))
+  chex.assert_trees_all_equal(before, leaves(state.params))
+  for old, new in zip(before, leaves(after.params)):
+    assert np.abs(old - new).max() > 0
+
+
+def test_class_weights_balance_the_loss(tiny_config):
+  images = make_images(12)
+  images.labels[:9] = 0
+  images.labels[9:] = 1
+  np.testing.assert_allclose(classifier.class_weights(images, True), [12 / 18, 2.0])
+  np.testing.assert_allclose(classifier.class_weights(images, False), [1, 1])
+
+
+def test_a_nan_stops_the_run_and_names_the_step(tiny_config, images, tmp_path):
+  tiny_config.train.learning_rate = 10.0
+  tiny_config.train.optimizer = 'sgd'
+  images.images[:] = np.nan
+  with pytest.raises(loop.DivergedError, match='not finite at step 0'):
+    fit(tiny_config, images, tmp_path)
+
+
+def test_early_stop_ends_a_run(tiny_config, images, tmp_path):
+  tiny_config.train.learning_rate = 1e-8
+  tiny_config.train.epochs = 30
+  tiny_config.train.ema_decay = 0.0
+  tiny_config.train.early_stop_evals = 2
+  fit(tiny_config, images, tmp_path)
+  steps = [row['step'] for row in rows(tmp_path) if 'val/accuracy' in row]
+  assert len(steps) < 30
+
+
+def test_other_values_in_the_same_workdir_are_refused(tiny_config, images, tmp_path):
+  fit(tiny_config, images, tmp_path)
+  tiny_config.train.label_smoothing = 0.3
+  with pytest.raises(UserError, match=r'train\.label_smoothing'):
+    fit(tiny_config, images, tmp_path)
+
+
+def test_a_batch_larger_than_the_data_is_refused(tiny_config, images, tmp_path):
+  tiny_config.train.batch_size = 64
+  with pytest.raises(UserError, match=r'train\.batch_size = 64: only'):
+    fit(tiny_config, images, tmp_path)
+
+
+@pytest.fixture
+def gan_config(tiny_config):
+  tiny_config.task = 'gan'
+  tiny_config.data.image_size = 32
+  tiny_config.gan.width = 2
+  tiny_config.gan.latent = 4
+  tiny_config.gan.batch_size = 8
+  tiny_config.gan.updates = 4
+  tiny_config.gan.eval_every = 2
+  tiny_config.gan.quality_images = 16
+  return tiny_config
+
+
+def gan_step(config):
+  networks = gan.build(config, num_classes=2)
+  state = gan.init_state(networks, 32, config.gan.latent, seed=0)
+  data = make_images(8, size=32)
+  return (
+    jax.jit(gan.make_train_step(networks, config, 2)),
+    state,
+    {'image': jnp.asarray(data.images), 'label': jnp.asarray(data.labels)},
+  )
+
+
+def test_a_gan_step_moves_both_networks_and_is_deterministic(gan_config):
+  step, state, data = gan_step(gan_config)
+  first, metrics = step(state, data, jax.random.key(0))
+  second, _ = step(state, data, jax.random.key(0))
+  chex.assert_trees_all_equal(first, second)
+  chex.assert_tree_all_finite(metrics)
+  for part in ('generator', 'discriminator'):
+    moved = [
+      np.abs(a - b).max() > 0
+      for a, b in zip(leaves(getattr(state, part)), leaves(getattr(first, part)))
+    ]
+    assert all(moved), part
+
+
+def test_a_gan_trains_is_kept_and_samples_what_is_asked(gan_config, tmp_path):
+  images = make_images(64, size=32)
+  parts = splits.split(images, gan_config.split, 0)
+  result = gan.fit(gan_config, images, parts, tmp_path)
+  assert result['best_step'] in (2, 4)
+  assert (tmp_path / 'samples' / 'step_000004.png').exists()
+  trained = sampling.load(tmp_path)
+  labels = np.array([0, 1, 1], np.int32)
+  sampled = trained.sampler.sample(labels, seed=3)
+  assert sampled.shape == (3, 32, 32, 1)
+  assert np.abs(sampled).max() <= 1
+  np.testing.assert_array_equal(sampled, trained.sampler.sample(labels, seed=3))
+  other = trained.sampler.sample(1 - labels, seed=3)
+  assert np.abs(sampled - other).max() > 0, 'the label changes nothing'
+
+
+def test_sampling_statistics_fit_the_parameters(gan_config):
+  networks = gan.build(gan_config, 2)
+  state = gan.init_state(networks, 32, gan_config.gan.latent, seed=0)
+  sampler = sampling.make_sampler(networks.generator, state.ema, gan_config.gan.latent, 2)
+  latent = jax.random.normal(jax.random.key(1), (256, gan_config.gan.latent))
+  labels = jnp.arange(256) % 2
+  apply = functools.partial(networks.generator.apply, mutable=['batch_stats'])
+  (_, fresh), _ = apply(sampler.variables, latent, labels, train=True)
+  _, kept = networks.generator.apply(sampler.variables, latent, labels, train=False)
+  np.testing.assert_allclose(fresh['stage1'].mean(), kept['stage1'].mean(), rtol=0.1)
+
+
+def test_diversity_of_copies_is_zero():
+  copies = np.tile(make_images(1).images, (8, 1, 1, 1))
+  assert gan.diversity(copies, np.zeros(8, int), 1, seed=0) == 0
+  assert gan.diversity(make_images(8).images, np.zeros(8, int), 1, seed=0) > 0.1
