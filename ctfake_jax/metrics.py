@@ -177,6 +177,9 @@ def accuracy_interval(correct: np.ndarray, groups: np.ndarray, *, seed: int) -> 
   & Pearson's (1934), at the effective number of images if those of a group were copies of
   each other, n^2 / sum(n_g^2) (Kish, *Survey Sampling*, 1965): with groups of one size, the
   number of groups. It errs on the wide side.
+
+  With few groups and few errors the percentiles are too narrow: simulated at 60 patients of 4
+  slices, accuracy 97 % and correlation 0.3, they cover 86 %; at 300 patients 93 %.
   """
   sums, sizes = group_sums(correct, groups)
   low, high = np.percentile(bootstrap_ratio(sums, sizes, seed=seed), [2.5, 97.5])

@@ -24,7 +24,8 @@ import tqdm
 from ctfake_jax import types
 from ctfake_jax.data import scanner as scanner_lib
 
-CLASS_NAMES = ('normal', 'mass', 'ground_glass', 'consolidation')
+Values = np.ndarray | float
+Ellipses = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 DEFAULT_SCANNERS = ('A', 'B', 'C')
 CHEST_MM = 160.0  # from the aortic arch down to the dome of the diaphragm
 SPAN_MM = 24.0  # a patient's slices lie within this: one lesion is seen in all of them
@@ -36,31 +37,33 @@ ANATOMY, LESION, POSE, SCAN, LABEL = range(5)
 
 
 class Canvas:
-  """The ellipses painted so far: float64[k, s, 6] over s slices, columns as in `scanner.py`."""
+  """The ellipses painted so far: float64[k, s, 6] over s slices, columns as in `scanner.py`.
+
+  What the methods are given broadcasts to [n, s]: n ellipses in s slices.
+  """
 
   def __init__(self, slices: int):
     self.ellipses = np.zeros((0, slices, 6))
 
-  def hu(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """HU at the points [n, s] as painted so far."""
+  def hu(self, x: Values, y: Values) -> np.ndarray:
+    """HU at points as painted so far, float64[n, s]."""
     cx, cy, a, b, angle, hu = (self.ellipses[:, None, :, i] for i in range(6))
     along = (x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)
     across = (y - cy) * np.cos(angle) - (x - cx) * np.sin(angle)
     return AIR + np.sum(hu * ((along / a) ** 2 + (across / b) ** 2 < 1), axis=0)
 
-  def add(self, x, y, a, b, angle, hu):
-    """Adds ellipses that raise the HU under them by `hu`; all arguments broadcast to [n, s]."""
-    parts = np.broadcast_arrays(x, y, a, b, angle, hu, np.zeros((1, self.ellipses.shape[1])))
-    self.ellipses = np.concatenate([self.ellipses, np.stack(parts[:6], axis=-1)])
+  def add(self, x: Values, y: Values, a: Values, b: Values, angle: Values, hu: Values) -> None:
+    """Adds ellipses that raise whatever lies under them by `hu`."""
+    every_slice = np.zeros((1, self.ellipses.shape[1]))
+    new = np.broadcast_arrays(x, y, a, b, angle, hu, every_slice)[:6]
+    self.ellipses = np.concatenate([self.ellipses, np.stack(new, axis=-1)])
 
-  def paint(self, x, y, a, b, angle, hu):
+  def paint(self, x: Values, y: Values, a: Values, b: Values, angle: Values, hu: Values) -> None:
     """Adds ellipses that show `hu` at their centres."""
-    x, y, hu, _ = np.broadcast_arrays(x, y, hu, np.zeros((1, self.ellipses.shape[1])))
     self.add(x, y, a, b, angle, hu - self.hu(x, y))
 
-  def paint_over_air(self, x, y, a, b, angle, hu):
+  def overlay(self, x: Values, y: Values, a: Values, b: Values, angle: Values, hu: Values) -> None:
     """As `paint`, but what is denser stays: a vessel that runs into a mass leaves no hole."""
-    x, y, hu, _ = np.broadcast_arrays(x, y, hu, np.zeros((1, self.ellipses.shape[1])))
     self.add(x, y, a, b, angle, np.maximum(0.0, hu - self.hu(x, y)))
 
 
@@ -70,47 +73,48 @@ class Lung:
   `taken` lists discs (u, v, radius) of the unit disc where something large already lies.
   """
 
-  def __init__(self, side: int, x, y, a, b, tilt):
+  def __init__(self, side: int, x: Values, y: Values, a: np.ndarray, b: np.ndarray, tilt: float):
     self.side, self.x, self.y, self.a, self.b = side, x, y, a, b
     self.angle = tilt * side
     self.taken: list[tuple[float, float, float]] = []
 
-  def at(self, u, v):
-    """Position in mm of points (u, v) of the unit disc, [n, 1] or [n, s]."""
+  def at(self, u: Values, v: Values) -> tuple[np.ndarray, np.ndarray]:
+    """Position in mm of points (u, v) of the unit disc, floats or [n, 1] or [n, s]."""
     dx, dy = self.side * self.a * u, self.b * v
     cos, sin = np.cos(self.angle), np.sin(self.angle)
     return self.x + dx * cos - dy * sin, self.y + dx * sin + dy * cos
 
-  def outwards(self, turn):
+  def outwards(self, turn: Values) -> Values:
     """Angle in the image of the direction `turn` of the unit disc."""
     return self.angle + (turn if self.side > 0 else np.pi - turn)
 
-  def patch(self, u, v, turn, radial, along):
-    """x, y, a, b, angle of an ellipse of the unit disc, semi-axis `radial` in direction `turn`.
+  def patch(self, u: float, v: float, turn: float, radial: Values, along: Values) -> Ellipses:
+    """An ellipse of the unit disc, centred on (u, v), in mm.
+
+    As a complex number it runs through p e^{it} + q e^{-it}, a form that the map from disc to
+    lung keeps; its semi-axes are then |p| + |q| and ||p| - |q||.
 
     Args:
-      u, v, turn: floats.
-      radial, along: semi-axes, floats or [s]. The ellipse stays in the unit disc while its
-        centre is no farther out than 1 - radial and along^2 <= radial.
-    """
-    zero = np.zeros_like(self.a)
-    axes = _matrix(
-      np.cos(turn) * radial,
-      -np.sin(turn) * along,
-      np.sin(turn) * radial,
-      np.cos(turn) * along,
-      zero,
-    )
-    cos, sin = np.cos(self.angle), np.sin(self.angle)
-    frame = _matrix(
-      self.side * self.a * cos, -self.b * sin, self.side * self.a * sin, self.b * cos, zero
-    )
-    basis, semi, _ = np.linalg.svd(frame @ axes)
-    return *self.at(u, v), semi[:, 0], semi[:, 1], np.arctan2(basis[:, 1, 0], basis[:, 0, 0])
+      u: centre, outwards from the midline.
+      v: centre, towards the back.
+      turn: direction of the semi-axis `radial`, radians from u towards v.
+      radial: semi-axis, float or [s].
+      along: the other semi-axis. The ellipse stays inside the disc while its centre is no
+        farther out than 1 - radial, in the direction `turn`, and along^2 <= radial.
 
-  def rim(self, turn, radial, along, gap=0.03):
+    Returns:
+      x, y, a, b, angle, each [s].
+    """
+    mean, half = (self.side * self.a + self.b) / 2, (self.side * self.a - self.b) / 2
+    direction = np.exp(1j * turn)
+    p, q = direction * (radial + along) / 2, direction * (radial - along) / 2
+    p, q = mean * p + half * q.conj(), mean * q + half * p.conj()
+    angle = self.angle + (np.angle(p) + np.angle(q)) / 2
+    return *self.at(u, v), abs(p) + abs(q), abs(abs(p) - abs(q)), angle
+
+  def rim(self, turn: float, radial: Values, along: Values) -> Ellipses:
     """A patch that hugs the lung's edge at `turn`; notes the place as taken."""
-    distance = 1 - gap - np.max(radial)
+    distance = 0.97 - np.max(radial)
     u, v = distance * np.cos(turn), distance * np.sin(turn)
     for part in (-0.6, 0.0, 0.6):
       shift = part * np.max(along)
@@ -118,7 +122,7 @@ class Lung:
       self.taken.append(disc)
     return self.patch(u, v, turn, radial, along)
 
-  def free(self, u, v, radius) -> np.ndarray:
+  def free(self, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
     """How far discs of this radius are off all that is taken, at most 0 (room enough)."""
     gaps = [np.hypot(u - cu, v - cv) - r - radius for cu, cv, r in self.taken]
     return np.minimum(0.0, np.min([np.zeros_like(u), *gaps], axis=0))
@@ -132,17 +136,14 @@ class Lung:
     return float(u[best]), float(v[best])
 
 
-def _matrix(p, q, r, t, zero) -> np.ndarray:
-  """[[p, q], [r, t]] over s slices, [s, 2, 2]."""
-  return np.moveaxis(np.array([[p + zero, q + zero], [r + zero, t + zero]]), -1, 0)
-
-
-def column(values) -> np.ndarray:
+def column(values: Values) -> np.ndarray:
   """[n] to [n, 1]: n structures, the same in every slice."""
   return np.atleast_1d(values)[:, None]
 
 
-def paint_body(canvas: Canvas, rng: np.random.Generator, width: float, height: float):
+def paint_body(
+  canvas: Canvas, rng: np.random.Generator, width: float, height: float
+) -> tuple[float, float]:
   """Fat and muscle; returns the semi-axes of the chest cavity in mm."""
   a, b = width / 2, height / 2
   fat, wall = rng.uniform(5, 20), rng.uniform(12, 18)
@@ -151,18 +152,21 @@ def paint_body(canvas: Canvas, rng: np.random.Generator, width: float, height: f
   return a - fat - wall, b - fat - wall
 
 
-def paint_lungs(canvas: Canvas, rng: np.random.Generator, a: float, b: float, level: np.ndarray):
+def paint_lungs(
+  canvas: Canvas, rng: np.random.Generator, cavity: tuple[float, float], level: np.ndarray
+) -> list[Lung]:
   """Both lungs with their denser dependent parts; `level` [s] runs from 0 (top) to 1."""
+  a, b = cavity
   scale = 0.88 + 0.12 * np.clip(level / 0.5, 0, 1)
   hu = rng.uniform(-870, -810)
   lungs = []
   for side in (-1, 1):
     lung = Lung(
       side,
-      x=side * a * rng.uniform(0.53, 0.57) * np.ones_like(level),
+      x=side * a * rng.uniform(0.55, 0.59) * np.ones_like(level),
       y=b * rng.uniform(-0.05, 0.05) * np.ones_like(level),
-      a=a * rng.uniform(0.42, 0.47) * scale,
-      b=b * rng.uniform(0.84, 0.95) * scale,
+      a=a * rng.uniform(0.41, 0.45) * scale,
+      b=b * rng.uniform(0.83, 0.92) * scale,
       tilt=rng.uniform(-0.02, 0.16),
     )
     canvas.paint(lung.x, lung.y, lung.a, lung.b, lung.angle, hu + rng.uniform(-12, 12))
@@ -171,7 +175,9 @@ def paint_lungs(canvas: Canvas, rng: np.random.Generator, a: float, b: float, le
   return lungs
 
 
-def paint_mediastinum(canvas, rng, lungs: list[Lung], b: float, level: np.ndarray):
+def paint_mediastinum(
+  canvas: Canvas, rng: np.random.Generator, lungs: list[Lung], level: np.ndarray
+) -> None:
   """What bulges into the lungs from the midline (heart, aorta), and the airways."""
   right, left = lungs
   blood = BLOOD + rng.choice([0.0, rng.uniform(80, 220)])  # without or with contrast agent
@@ -183,14 +189,16 @@ def paint_mediastinum(canvas, rng, lungs: list[Lung], b: float, level: np.ndarra
   canvas.paint(*left.rim(rng.uniform(2.3, 2.7), radial, radial), blood)
   trachea = rng.uniform(7, 10)
   split = np.clip((level - 0.35) / 0.3, 0, 1)  # below the carina the main bronchi diverge
-  for side in (-1, 1):
-    radius = trachea * (1 - 0.35 * split)
-    canvas.add(
-      side * split * 14, -0.12 * b, radius, radius, 0, (AIR - MUSCLE) * (0.5 + 0.5 * (split > 0))
+  radius = trachea * np.where(split > 0, 0.6, 1.0)
+  for side in (-1, 1):  # above it both are one and the same: the second adds nothing
+    canvas.paint(
+      side * np.sign(split) * (radius + 1 + 4 * split), -0.1 * left.b, radius, radius, 0, AIR
     )
 
 
-def paint_bones(canvas, rng, cavity: tuple[float, float], level: np.ndarray):
+def paint_bones(
+  canvas: Canvas, rng: np.random.Generator, cavity: tuple[float, float], level: np.ndarray
+) -> None:
   """Vertebra with its canal and process, sternum, ribs, and shoulder blades in upper slices."""
   a, b = cavity
   y, size = b * rng.uniform(0.66, 0.76), rng.uniform(15, 20)
@@ -200,9 +208,9 @@ def paint_bones(canvas, rng, cavity: tuple[float, float], level: np.ndarray):
   canvas.paint(0, -b - 6, rng.uniform(14, 22), 6, 0, rng.uniform(150, 300))
   ribs = int(rng.integers(9, 14))
   turn = np.linspace(0, 2 * np.pi, ribs, endpoint=False) + rng.uniform(0, 2 * np.pi)
-  turn = column(turn + rng.uniform(-0.1, 0.1, ribs)) + rng.uniform(1.0, 2.0) * level
-  x, y = (a + 9) * np.cos(turn), (b + 9) * np.sin(turn)
-  tangent = np.arctan2(b * np.cos(turn), -a * np.sin(turn))
+  around = column(turn + rng.uniform(-0.1, 0.1, ribs)) + rng.uniform(1.0, 2.0) * level
+  x, y = (a + 9) * np.cos(around), (b + 9) * np.sin(around)
+  tangent = np.arctan2(b * np.cos(around), -a * np.sin(around))
   length = column(rng.uniform(8, 20, ribs))
   canvas.add(x, y, length, rng.uniform(4, 5.5), tangent, column(rng.uniform(250, 550, ribs)))
   fade = np.clip(1 - level / 0.5, 0, 1)
@@ -211,64 +219,66 @@ def paint_bones(canvas, rng, cavity: tuple[float, float], level: np.ndarray):
     canvas.add(side * 0.8 * a, b * 0.9, 26, 4, angle, rng.uniform(300, 500) * fade)
 
 
-def paint_vessels(canvas, rng, lungs: list[Lung], level: np.ndarray):
-  """Branches that thin out from the hilum, a few dilated, and plates of atelectasis."""
-  middle = level.mean()
+def paint_vessels(
+  canvas: Canvas, rng: np.random.Generator, lungs: list[Lung], level: np.ndarray
+) -> None:
+  """Branches that thin out from the hilum and drift from slice to slice."""
   for lung in lungs:
     n, v_hilum = int(rng.integers(18, 34)), rng.uniform(-0.1, 0.2)
     distance = np.sqrt(rng.uniform(0.01, 1, n))
     turn = rng.uniform(-1.35, 1.35, n)
-    u = -0.8 + 1.5 * distance * np.cos(turn)
-    v = v_hilum + 1.0 * distance * np.sin(turn)
-    u, v = column(np.clip(u, -0.85, 0.85)), column(v)
-    drift = column(rng.uniform(-0.6, 0.6, n)) * (level - middle)
-    v = np.clip(v + drift, -1, 1) * np.sqrt(0.92 - u**2)
+    u = column(np.clip(-0.8 + 1.5 * distance * np.cos(turn), -0.85, 0.85))
+    drift = column(rng.uniform(-0.6, 0.6, n)) * (level - level.mean())
+    v = np.clip(v_hilum + column(distance * np.sin(turn)) + drift, -1, 1) * np.sqrt(0.92 - u**2)
     radius = column(rng.uniform(0.8, 1.6, n) + 2.5 * (1 - distance) * rng.uniform(0.2, 1, n))
-    aspect = column(rng.uniform(1, 5, n))
     angle = column(np.where(rng.uniform(size=n) < 0.7, lung.outwards(turn), turn))
-    canvas.paint_over_air(*lung.at(u, v), radius * aspect, radius, angle, BLOOD)
+    canvas.overlay(*lung.at(u, v), radius * column(rng.uniform(1, 5, n)), radius, angle, BLOOD)
+
+
+def paint_distractors(canvas: Canvas, rng: np.random.Generator, lungs: list[Lung]) -> None:
+  """Dilated vessels and plates of atelectasis, up to three of each, whatever the class."""
   for _ in range(int(rng.integers(0, 4))):
-    lung = lungs[rng.integers(2)]
-    spot = lung.at(*(column(value) for value in lung.room(rng, 0.3)))
-    radius = rng.uniform(4, 7)
-    canvas.paint_over_air(*spot, radius * rng.uniform(1, 1.4), radius, rng.uniform(0, 3), BLOOD)
+    lung, radius = lungs[rng.integers(2)], rng.uniform(4, 7)
+    spot = lung.at(*lung.room(rng, 0.3))
+    canvas.overlay(*spot, radius * rng.uniform(1, 1.4), radius, rng.uniform(0, 3), BLOOD)
   for _ in range(int(rng.integers(0, 4))):
-    lung = lungs[rng.integers(2)]
-    spot = lung.at(*(column(value) for value in lung.room(rng, 0.45)))
-    length, angle = rng.uniform(12, 24), rng.uniform(0, np.pi)
-    canvas.paint_over_air(*spot, length, rng.uniform(1.5, 3), angle, rng.uniform(-300, 0))
+    lung, length = lungs[rng.integers(2)], rng.uniform(12, 24)
+    spot = lung.at(*lung.room(rng, 0.45))
+    angle = rng.uniform(0, np.pi)
+    canvas.overlay(*spot, length, rng.uniform(1.5, 3), angle, rng.uniform(-300, 0))
 
 
-def paint_normal(canvas, rng, lungs: list[Lung], swell: np.ndarray):
-  """Nothing: dilated vessels and plates of atelectasis are in every class."""
+def paint_normal(
+  canvas: Canvas, rng: np.random.Generator, lungs: list[Lung], swell: np.ndarray
+) -> None:
+  """Nothing but what every class has."""
 
 
-def paint_mass(canvas, rng, lungs: list[Lung], swell: np.ndarray):
-  """One dense, rounded, lobulated and spiculated mass of 48 to 70 mm."""
+def paint_mass(
+  canvas: Canvas, rng: np.random.Generator, lungs: list[Lung], swell: np.ndarray
+) -> None:
+  """One dense, rounded, lobulated and spiculated mass of 35 to 80 mm."""
   lung = lungs[rng.integers(2)]
-  semi, shape = rng.uniform(24, 35), rng.uniform(0.85, 1.15)
-  unit = min(semi / lung.a.mean(), 0.55)
-  u, v = lung.room(rng, unit + 0.12)  # a rim of air all round, or 32 pixels merge it with the wall
-  x, y = lung.at(column(u), column(v))
+  unit = min(rng.uniform(24, 35) / lung.a.mean(), 0.55)
+  # Air all round it: at 32 pixels it would otherwise merge with heart or wall.
+  u, v = lung.room(rng, unit + 0.12)
+  x, y = lung.at(u, v)
   a = unit * lung.a.mean() * swell
-  b, tilt = a * shape, rng.uniform(0, np.pi)
+  b, tilt = a * rng.uniform(0.85, 1.15), rng.uniform(0, np.pi)
   canvas.paint(x, y, a, b, tilt, rng.uniform(20, 60))
   turn = column(np.arange(7) * 2 * np.pi / 7 + rng.uniform(-0.3, 0.3, 7))
-
-  def beyond(reach):
-    """Points on the ellipse's axis directions, `reach` times as far out as its edge."""
-    along, across = reach * a * np.cos(turn), reach * b * np.sin(turn)
-    return x + along * np.cos(tilt) - across * np.sin(tilt), y + along * np.sin(
-      tilt
-    ) + across * np.cos(tilt)
-
+  edge = np.exp(1j * tilt) * (a * np.cos(turn) + 1j * b * np.sin(turn))
   depth = column(rng.uniform(0.06, 0.16, 7))
-  canvas.add(*beyond(0.98 - depth), depth * a, depth * a, 0, -700)
-  canvas.paint_over_air(*beyond(1 + 5 / a), 5, rng.uniform(0.8, 1.6), turn + tilt, -50)
+  notch, spike = (0.98 - depth) * edge, (1 + 5 / a) * edge
+  canvas.add(x + notch.real, y + notch.imag, depth * a, depth * a, 0, -700)
+  thin = rng.uniform(0.8, 1.6)
+  canvas.overlay(x + spike.real, y + spike.imag, 5, thin, np.angle(spike), -50)
   lung.taken.append((u, v, unit))
 
 
-def paint_ground_glass(canvas, rng, lungs: list[Lung], swell: np.ndarray):
+def paint_ground_glass(
+  canvas: Canvas, rng: np.random.Generator, lungs: list[Lung], swell: np.ndarray
+) -> None:
   """Several hazy patches in both lungs: lung of -830 becomes -540 to -430, vessels stay visible."""
   for lung in lungs:
     for _ in range(int(rng.integers(3, 5))):
@@ -276,32 +286,38 @@ def paint_ground_glass(canvas, rng, lungs: list[Lung], swell: np.ndarray):
       u, v = lung.room(rng, radius)
       for part in np.linspace(1, 0.7, 4):  # an ill-defined edge
         size = part * radius * swell
-        shape, shift = rng.uniform(0.75, 1), rng.uniform(-0.1, 0.1, 2) * radius
-        turn = rng.uniform(0, np.pi)
+        shift = rng.uniform(-0.1, 0.1, 2) * radius
+        shape, turn = rng.uniform(0.75, 1), rng.uniform(0, np.pi)
         canvas.add(*lung.patch(u + shift[0], v + shift[1], turn, size, shape * size), rise / 4)
       lung.taken.append((u, v, radius))
 
 
-def paint_consolidation(canvas, rng, lungs: list[Lung], swell: np.ndarray):
+def paint_consolidation(
+  canvas: Canvas, rng: np.random.Generator, lungs: list[Lung], swell: np.ndarray
+) -> None:
   """Dense patches along the pleura with air bronchograms, in one lung or in both."""
   first, both = rng.integers(2), rng.uniform() < 0.5
   for lung in (lungs[first], lungs[1 - first])[: 2 if both else 1]:
-    radial, start = rng.uniform(0.24, 0.32), rng.uniform(-0.9, 0.9)
-    along = rng.uniform(0.4, 0.5)
-    for turn in (start - along, start + along):
+    radial, start = rng.uniform(0.24, 0.32), rng.uniform(-0.7, 0.7)
+    along = rng.uniform(0.36, 0.46)
+    # The turn at which the two ellipses touch: overlapping, they would add up to bone.
+    apart = np.arctan(along / np.sqrt((0.97 - radial) ** 2 - radial**2))
+    for turn in (start - apart, start + apart):
       hu = rng.uniform(-80, 50)
       canvas.paint(*lung.rim(turn, radial * swell, along * swell), hu)
-      for part in rng.uniform(-0.7, 0.7, 2):
-        spot = lung.at(
-          *((1 - radial) * np.array([np.cos(turn + part * along), np.sin(turn + part * along)]))
-        )
+      for aside in turn + along * rng.uniform(-0.7, 0.7, 2):
+        spot = lung.at((1 - radial) * np.cos(aside), (1 - radial) * np.sin(aside))
         angle = lung.outwards(turn) + rng.uniform(-0.4, 0.4)
         canvas.add(*spot, 0.6 * radial * lung.a, rng.uniform(1.2, 2.5), angle, -850)
 
 
-LESIONS = dict(
-  zip(CLASS_NAMES, (paint_normal, paint_mass, paint_ground_glass, paint_consolidation))
-)
+LESIONS = {
+  'normal': paint_normal,
+  'mass': paint_mass,
+  'ground_glass': paint_ground_glass,
+  'consolidation': paint_consolidation,
+}
+CLASS_NAMES = tuple(LESIONS)
 
 
 def stream(seed: int, index: int, purpose: int) -> np.random.Generator:
@@ -347,14 +363,15 @@ def draw_ellipses(seed: int, patient: int, pose: dict[str, np.ndarray]) -> np.nd
   level = z / CHEST_MM
   canvas = Canvas(len(z))
   cavity = paint_body(canvas, anatomy, pose['patient_width_mm'][0], pose['patient_height_mm'][0])
-  lungs = paint_lungs(canvas, anatomy, *cavity, level)
-  paint_mediastinum(canvas, anatomy, lungs, cavity[1], level)
+  lungs = paint_lungs(canvas, anatomy, cavity, level)
+  paint_mediastinum(canvas, anatomy, lungs, level)
   paint_bones(canvas, anatomy, cavity, level)
   # A lesion is an ellipsoid cut off its middle, and longer than the slices lie apart.
   middle = z.mean() + lesion.uniform(-0.25, 0.25) * SPAN_MM
   swell = np.sqrt(1 - ((z - middle) / (1.5 * SPAN_MM)) ** 2)
   LESIONS[CLASS_NAMES[draw_label(seed, patient)]](canvas, lesion, lungs, swell)
   paint_vessels(canvas, anatomy, lungs, level)
+  paint_distractors(canvas, anatomy, lungs)
   return place_on_couch(canvas.ellipses, pose)
 
 

@@ -26,6 +26,14 @@ _SECTIONS = (
   *('data', 'baselines', 'classifiers', 'best', 'dcgan', 'originals', 'deepfakes'),
   *('fall', 'controls', 'per_image'),
 )
+_FILTERS = (
+  *('percent', 'percent_interval', 'number', 'number_interval'),
+  *('count', 'p_equation', 'duration'),
+)
+_TABLES = (
+  *('classifiers', 'baselines', 'per_class', 'trial', 'readings'),
+  *('scores', 'images_needed', 'quality'),
+)
 
 
 def write(workdir: Path) -> Path:
@@ -44,13 +52,7 @@ def write(workdir: Path) -> Path:
     best=words.name(results['best'], words.NETWORKS),
     groups=words.GROUPS.get(results['baselines']['split_by'], 'groups'),
     method=words.name(results['fall']['method'], words.METHODS),
-    tables={
-      name: getattr(tables, name)(results)
-      for name in (
-        *('classifiers', 'baselines', 'per_class', 'trial', 'readings'),
-        *('scores', 'images_needed', 'quality'),
-      )
-    },
+    tables={name: getattr(tables, name)(results) for name in _TABLES},
     plots=_plots(workdir, results),
     faces=_faces(workdir, list(results['data']['classes'])),
     progress=_progress(workdir, results['dcgan'].get('best_step')),
@@ -95,10 +97,8 @@ def _template() -> jinja2.Template:
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  for filter_ in (words.percent, words.percent_interval, words.number, words.number_interval):
-    environment.filters[filter_.__name__] = filter_
-  for filter_ in (words.count, words.p_value, words.duration):
-    environment.filters[filter_.__name__] = filter_
+  for name in _FILTERS:
+    environment.filters[name] = getattr(words, name)
   return environment.get_template('template.html')
 
 
@@ -186,9 +186,7 @@ def _command(config: dict) -> str:
     for key, value in _leaves(config)
     if value is not None and value != '' and key != 'task'
   ]
-  return ' \\\n  '.join(
-    ['python launch.py --config=configs/study.py --workdir=NEW_FOLDER', *flags]
-  )
+  return ' \\\n  '.join(['python launch.py --config=configs/study.py --workdir=NEW_FOLDER', *flags])
 
 
 def _flag_value(value: Any) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ctfake_jax.report import words
+from ctfake_jax.report import tables, words
 
 Rows = list[dict[str, Any]]
 
@@ -20,7 +20,7 @@ PURPLE, SKY, BLACK, GREY = '#CC79A7', '#56B4E9', '#000000', '#666666'
 _CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK, GREY)
 _STYLES = ('-', '--', '-.', ':')
 _WIDTH = 5.6
-_LONGEST = 24
+_LONGEST = 30
 _MOST_CELLS_WITH_TEXT = 12
 
 
@@ -56,10 +56,11 @@ def fall(results: dict) -> Figure:
   rows = [('Originals', results['originals'], BLUE, 'o')]
   shuffled = []
   for key, row in results['controls'].items():
+    shown = {'accuracy': row['accuracy'], 'ci95': tables.intervals(row)[0]}
     if 'points' in row:
-      rows.append((words.control(key), row, SKY, 's'))
+      rows.append((label(words.control(key)), shown, SKY, 's'))
     else:
-      shuffled.append((words.control(key), row, ORANGE, '^'))
+      shuffled.append((label(words.control(key)), shown, ORANGE, '^'))
   rows += [('Deepfakes', results['deepfakes'], VERMILLION, 'D'), *shuffled]
   figure, axes = _figure(1.3 + 0.34 * len(rows))
   for y, (_, row, color, marker) in enumerate(rows):
@@ -77,8 +78,8 @@ def confusion(results: dict) -> Figure:
   counts = np.array(results['classifiers'][results['best']]['confusion'], float)
   names = [label(name) for name in results['data']['classes']]
   shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-  side = min(1.9 + 0.55 * len(names), 9.0)
-  figure = Figure((max(side, 4.2), side), layout='constrained')
+  side = min(1.9 + 0.5 * len(names), 9.0)
+  figure = Figure((max(side, _WIDTH), side), layout='constrained')
   axes = figure.add_subplot()
   axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
   axes.set_xticks(range(len(names)), names, rotation=35, ha='right', rotation_mode='anchor')
@@ -139,7 +140,11 @@ def training(runs: dict[str, list[Rows]]) -> Figure | None:
     for fold, rows in enumerate(folds):
       for axes, metric in zip(panels, ('loss', 'val/accuracy')):
         name = label(words.name(key, words.NETWORKS)) if fold == 0 else None
-        style = {'color': _CYCLE[i % len(_CYCLE)], 'ls': _STYLES[i % len(_STYLES)], 'lw': 1.4}
+        style: dict[str, Any] = {
+          'color': _CYCLE[i % len(_CYCLE)],
+          'ls': _STYLES[i % len(_STYLES)],
+          'lw': 1.4,
+        }
         axes.plot(*_series(rows, metric), label=name, alpha=1 if fold == 0 else 0.4, **style)
   panels[0].set(ylabel='training loss')
   panels[1].set(ylabel='validation accuracy', xlabel='step')
@@ -157,7 +162,7 @@ def _stacked(rows: Rows, panels: dict[str, dict[str, str]], marker: str = '') ->
       steps, values = _series(rows, key)
       axes.plot(steps, values, _STYLES[i], color=_CYCLE[i], marker=marker, ms=4, label=name)
     axes.set(ylabel=unit)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, max(1.05, axes.get_ylim()[1]))
     axes.legend(frameon=False, fontsize=9)
   axes_of[-1].set(xlabel='update')
   return figure

@@ -75,23 +75,36 @@ def _recall(confusion: list[list[int]], label: int) -> str:
 def trial(results: Row) -> list[Row]:
   """The fall's table: originals, deepfakes, harmless changes, shuffled labels."""
   fall = results['fall']
-  rows = [
-    _trial_row('Held-out originals', results['originals'], {}),
-    _trial_row('Deepfakes', results['deepfakes'], fall),
+  originals, fakes = results['originals'], results['deepfakes']
+  return [
+    _trial_row('Held-out originals', originals, originals['ci95'], {}, None),
+    _trial_row('Deepfakes', fakes, fakes['ci95'], fall, fall['ci95']),
+    *(
+      _trial_row(words.control(key), row, accuracy_ci95, row, points_ci95)
+      for key, row in results['controls'].items()
+      for accuracy_ci95, points_ci95 in [intervals(row)]
+    ),
   ]
-  for key, row in results['controls'].items():
-    rows.append(_trial_row(words.control(key), row, row))
-  return rows
 
 
-def _trial_row(title: str, row: Row, fall: Row) -> Row:
+def intervals(row: Row) -> tuple[list[float] | None, list[float] | None]:
+  """95 % intervals of a control's accuracy, as shares, and of its fall, in points.
+
+  A row of a paired fall that has but one interval means that of the fall.
+  """
+  if 'points' in row and 'points_ci95' not in row:
+    return None, row['ci95']
+  return row['ci95'], row.get('points_ci95')
+
+
+def _trial_row(title: str, row: Row, accuracy_ci95, fall: Row, points_ci95) -> Row:
   return {
     'name': title,
     'accuracy': words.percent(row['accuracy']),
-    'interval': words.percent_interval(row['ci95']),
+    'interval': words.percent_interval(accuracy_ci95),
     'tested': words.count(row['n']),
     'points': words.number(fall.get('points'), 1),
-    'points_interval': words.number_interval(fall.get('ci95') if 'points' in fall else None, 1),
+    'points_interval': words.number_interval(points_ci95, 1),
     'p': words.p_value(fall.get('p_value')),
   }
 
@@ -160,8 +173,13 @@ def quality(results: Row) -> list[Row]:
   expected = f'about {words.number(dcgan.get("memorised_expected"), 0)} expected'
 
   def row(title, meaning, fakes, reals, mark=None):
-    reached = None if mark is None else marks.get(mark)
-    return {'name': title, 'meaning': meaning, 'fakes': fakes, 'reals': reals, 'mark': reached}
+    return {
+      'name': title,
+      'meaning': meaning,
+      'fakes': fakes,
+      'reals': reals,
+      'mark': marks.get(mark),
+    }
 
   rows = [
     row(

@@ -73,7 +73,7 @@ def percent_interval(ci95: Sequence[float | None] | None) -> str:
   """[0.97, 0.99] -> 97.0–99.0 %."""
   if ci95 is None or None in ci95:
     return NONE
-  low, high = (f'{100 * bound:.1f}' for bound in ci95)
+  low, high = (percent(bound).rstrip('%' + _SPACE) for bound in ci95)
   return f'{low}–{high}{_SPACE}%'
 
 
@@ -99,6 +99,12 @@ def p_value(p: float | None) -> str:
   if p is None:
     return NONE
   return '< 0.001' if p < 0.001 else f'{p:.3f}'
+
+
+def p_equation(p: float | None) -> str:
+  """A p-value as it stands in a sentence."""
+  text = p_value(p)
+  return f'p {text}' if text.startswith('<') else f'p = {text}'
 
 
 def duration(seconds: float | None) -> str:
@@ -127,17 +133,12 @@ def verdict(fall: dict[str, Any], controls: dict[str, dict[str, Any]]) -> tuple[
   facts = {
     'points': number(fall['points'], 1),
     'interval': number_interval(fall['ci95'], 1),
-    'p': _p_sentence(fall['p_value']),
+    'p': p_equation(fall['p_value']),
     'most': number((fall['ci95'] or [None, None])[1], 1),
     'harmless': len(harmless),
     'deepest': _deepest(harmless),
   }
   return headline, [sentence.format(**facts) for sentence in sentences]
-
-
-def _p_sentence(p: float | None) -> str:
-  text = p_value(p)
-  return f'p {text}' if text.startswith('<') else f'p = {text}'
 
 
 def _deepest(harmless: dict[str, dict[str, Any]]) -> str:

@@ -208,7 +208,7 @@ def _train(config, model, train: ImageSet, val: ImageSet, workdir: Path):
   def init():
     state = init_state(model, tx, config.data.image_size, config.seed)
     if config.model.pretrained:
-      variables = pretrained.load(Path(config.model.pretrained), config.model.name, state.ema)
+      variables = _pretrained(config, state.ema)
       state = state.replace(**variables, ema=variables)
     return state
 
@@ -278,6 +278,13 @@ def report(predictions: dict[str, np.ndarray], class_names: tuple[str, ...], see
     class_names=class_names,
     seed=seed,
   )
+
+
+def _pretrained(config: ml_collections.ConfigDict, like: dict) -> dict:
+  try:
+    return pretrained.load(Path(config.model.pretrained), config.model.name, like)
+  except (ValueError, OSError) as error:
+    raise UserError(f'config.model.pretrained = {config.model.pretrained}: {error}') from None
 
 
 def class_weights(train: ImageSet, balanced: bool) -> np.ndarray:

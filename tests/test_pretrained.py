@@ -1,0 +1,108 @@
+"""Files with torchvision's names onto our networks: golden names, every tensor accounted for."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from safetensors.numpy import save_file
+
+from ctfake_jax.models import pretrained, resnet, zoo
+
+# Parameters and running statistics in torchvision's state dicts, counters left out.
+TENSORS = {'resnet18': 102, 'resnet50': 267, 'mobilenetv2': 262}
+NAMES = {
+  'resnet18': ('conv1.weight', 'layer2.0.downsample.1.running_var', 'fc.bias'),
+  'resnet50': ('layer4.2.conv3.weight', 'layer1.0.downsample.0.weight', 'bn1.running_mean'),
+  'mobilenetv2': ('features.0.1.bias', 'features.1.conv.1.weight', 'features.17.conv.2.weight',
+                  'features.18.0.weight', 'classifier.1.weight'),
+}  # fmt: skip
+
+
+@functools.cache
+def shapes(name):
+  model = zoo.MODELS[name](num_classes=1000)
+  return jax.eval_shape(
+    lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+  )
+
+
+def tiny():
+  return resnet.ResNet(5, stage_sizes=(1, 1, 1, 1), bottleneck=True, width=2)
+
+
+def variables(channels=1, seed=0):
+  image = jnp.zeros((1, 32, 32, channels))
+  return jax.device_get(tiny().init(jax.random.key(seed), image, train=False))
+
+
+def torch_tensors(tree):
+  """What torchvision would have saved for these variables."""
+  tensors = {}
+  for collection in ('params', 'batch_stats'):
+    for key, value in traverse_util.flatten_dict(tree[collection]).items():
+      if key[-1] == 'kernel':
+        value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+      tensors[pretrained.torch_name(key)] = np.ascontiguousarray(value)
+  return tensors
+
+
+@pytest.mark.parametrize('name', sorted(TENSORS))
+def test_names_are_torchvisions(name):
+  tree = shapes(name)
+  keys = [k for c in ('params', 'batch_stats') for k in traverse_util.flatten_dict(tree[c])]
+  names = {pretrained.torch_name(key) for key in keys}
+  assert len(names) == TENSORS[name]
+  assert set(NAMES[name]) <= names
+
+
+@pytest.mark.parametrize('suffix', ['.npz', '.safetensors'])
+def test_saved_weights_come_back(suffix, tmp_path):
+  path, saved = tmp_path / f'w{suffix}', variables(seed=1)
+  tensors = {**torch_tensors(saved), 'bn1.num_batches_tracked': np.array(3)}
+  np.savez(path, **tensors) if suffix == '.npz' else save_file(tensors, path)
+  loaded = pretrained.load(path, 'resnet50', variables(seed=2))
+  jax.tree.map(np.testing.assert_array_equal, loaded, saved)
+
+
+def test_a_colour_stem_is_summed_for_grey_images(tmp_path):
+  path, saved = tmp_path / 'w.npz', variables(channels=3, seed=1)
+  np.savez(path, **torch_tensors(saved))
+  loaded = pretrained.load(path, 'resnet50', variables(seed=2))
+  grey = np.random.default_rng(0).normal(size=(1, 32, 32, 1)).astype(np.float32)
+  ours = tiny().apply(loaded, grey, train=False)[0]
+  theirs = tiny().apply(saved, np.repeat(grey, 3, axis=-1), train=False)[0]
+  np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_head_of_other_classes_is_left_as_it_was(tmp_path):
+  path, fresh = tmp_path / 'w.npz', variables(seed=2)
+  tensors = torch_tensors(variables(seed=1))
+  tensors |= {'fc.weight': np.zeros((1000, 64), 'f4'), 'fc.bias': np.zeros(1000, 'f4')}
+  np.savez(path, **tensors)
+  loaded = pretrained.load(path, 'resnet50', fresh)
+  np.testing.assert_array_equal(loaded['params']['fc']['kernel'], fresh['params']['fc']['kernel'])
+
+
+@pytest.mark.parametrize(
+  ('change', 'words'),
+  [
+    (lambda t: t.pop('bn1.weight'), 'lacks bn1.weight'),
+    (lambda t: t.update({'extra': np.zeros(1)}), 'no place for extra'),
+    (lambda t: t.update({'bn1.bias': np.zeros(3)}), r'bn1.bias has shape \(3,\)'),
+  ],
+)
+def test_every_tensor_must_fit(change, words, tmp_path):
+  tensors = torch_tensors(variables())
+  change(tensors)
+  np.savez(tmp_path / 'w.npz', **tensors)
+  with pytest.raises(ValueError, match=words):
+    pretrained.load(tmp_path / 'w.npz', 'resnet50', variables())
+
+
+def test_objects_are_not_unpickled(tmp_path):
+  np.savez(tmp_path / 'w.npz', a=np.array([{'x': 1}], object))
+  with pytest.raises(ValueError, match='allow_pickle'):
+    pretrained.load(tmp_path / 'w.npz', 'resnet50', variables())

@@ -1,0 +1,85 @@
+"""What a run leaves behind: whole files, rows that fit the checkpoint, cells without formulas."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ctfake_jax import config as config_lib
+from ctfake_jax import controls, generate, workdir
+from ctfake_jax.types import UserError
+
+
+def test_json_is_whole_and_readable_by_any_reader(tmp_path):
+  path = tmp_path / 'deep' / 'results.json'
+  workdir.write_json(path, {'a': float('nan'), 'b': np.float32(1.5), 'c': (1, np.arange(2)), 3: 4})
+  assert json.loads(path.read_text()) == {'a': None, 'b': 1.5, 'c': [1, [0, 1]], '3': 4}
+  assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize('content', [None, '{"torn": '])
+def test_a_missing_or_torn_json_is_named(content, tmp_path):
+  path = tmp_path / 'config.json'
+  if content:
+    path.write_text(content)
+  with pytest.raises(UserError, match=r'config\.json'):
+    workdir.read_json(path)
+
+
+def test_rows_after_the_restored_step_are_dropped(tmp_path):
+  log = workdir.MetricLog(tmp_path, 0)
+  for step in (1, 2, 3):
+    log.write(step, {'loss': 1.0 / step})
+  log.close()
+  with open(tmp_path / 'metrics.jsonl', 'a') as handle:
+    handle.write('{"step": 4, "lo')
+  workdir.MetricLog(tmp_path, 2).close()
+  assert [row['step'] for row in workdir.read_rows(tmp_path / 'metrics.jsonl')] == [1, 2]
+
+
+def test_a_config_may_change_where_it_is_safe_only(tmp_path):
+  config = config_lib.defaults()
+  workdir.record_config(tmp_path, config, {'class_names': ['a', 'b']})
+  config.train.epochs += 1
+  workdir.record_config(tmp_path, config, {'class_names': ['a', 'b']})
+  config.seed += 1
+  with pytest.raises(UserError, match='seed'):
+    workdir.record_config(tmp_path, config, {'class_names': ['a', 'b']})
+
+
+@pytest.mark.parametrize('text', ['=1+1', '+1', '-1', '@x', '\tx'])
+def test_cells_from_files_are_no_formulas(text):
+  assert workdir.csv_safe(text) == "'" + text
+  assert workdir.csv_safe('covid/1.png') == 'covid/1.png'
+
+
+@pytest.mark.parametrize('name', ['../../etc', '..', '', 'a/b', '.hidden', 'C:\\x'])
+def test_a_class_name_is_one_harmless_folder(name):
+  folder = generate.folder_name(name)
+  assert folder
+  assert '/' not in folder
+  assert '\\' not in folder
+  assert not folder.startswith('.')
+
+
+def test_labels_are_spread_evenly():
+  counts = np.bincount(generate.spread_labels(500, 3))
+  assert counts.sum() == 500
+  assert counts.max() - counts.min() <= 1
+
+
+@pytest.mark.parametrize('name', sorted(controls.CONTROLS))
+def test_controls_keep_shape_and_range_and_change_something(name):
+  images = np.random.default_rng(0).uniform(-1, 1, (3, 16, 16, 1)).astype(np.float32)
+  changed = controls.CONTROLS[name](images, 0)
+  assert changed.shape == images.shape
+  assert changed.dtype == np.float32
+  assert np.abs(changed).max() <= 1
+  assert np.abs(changed - images).max() > 0.01
+
+
+def test_eight_bits_round_once():
+  images = np.linspace(-1, 1, 1000, dtype=np.float32).reshape(1, 10, 100, 1)
+  once = controls.through_png(images)
+  assert np.abs(once - images).max() <= 0.5 / 127.5 + 1e-6
+  np.testing.assert_array_equal(controls.through_png(once), once)
