@@ -53,7 +53,7 @@ def measure_fall(
   fall = fall_lib.fall(right_test, suspects.test_groups, right_fakes, alone, seed=seed)
   independent = len(np.unique(suspects.test_groups))
   fall['images_needed'] = fall_lib.images_needed(float(right_test.mean()), independent)
-  harmless = harmless_changes(best, suspects, config)
+  harmless, harmless_falls = harmless_changes(best, suspects, config)
   return {
     'originals': _report(on_test, test.labels, suspects.test_groups, best.class_names, seed),
     'deepfakes': {
@@ -61,7 +61,7 @@ def measure_fall(
       'per_class': _counts(suspects.labels, best.class_names),
       **_report(on_fakes, suspects.labels, alone, best.class_names, seed),
     },
-    'fall': {**fall, 'verdict': fall_lib.verdict(fall, harmless)},
+    'fall': {**fall, 'verdict': fall_lib.verdict(fall, harmless_falls)},
     'controls': {**harmless, **random_labels(best, suspects, config)},
     'per_image': _per_image(best, suspects, (on_test, features_test), (on_fakes, features_fakes)),
   }
@@ -69,8 +69,8 @@ def measure_fall(
 
 def harmless_changes(
   best: inference.Trained, suspects: Suspects, config: ml_collections.ConfigDict
-) -> dict[str, dict]:
-  """Accuracy and paired fall of the held-out originals after each change that keeps them real."""
+) -> tuple[dict[str, dict], dict[str, dict]]:
+  """Held-out originals after each change that keeps them real: rows of results, paired falls."""
   test, groups, seed = suspects.test, suspects.test_groups, config.seed
   changed = {
     name: controls.through_png(change(test.images, seed))
@@ -79,14 +79,17 @@ def harmless_changes(
   if config.data.source == 'phantom':
     changed['other_scanner'] = _on_other_scanner(config, suspects)
   before = _right(best, test.images, test.labels)
-  table = {}
+  rows, falls = {}, {}
   for name, images in changed.items():
     after = _right(best, images, test.labels)
-    table[name] = {
+    falls[name] = fall_lib.paired_fall(before, after, groups, seed=seed)
+    rows[name] = {
       **metrics.accuracy_row(after, groups, seed=seed),
-      **fall_lib.paired_fall(before, after, groups, seed=seed),
+      'points': falls[name]['points'],
+      'points_ci95': falls[name]['ci95'],
+      'p_value': falls[name]['p_value'],
     }
-  return table
+  return rows, falls
 
 
 def random_labels(

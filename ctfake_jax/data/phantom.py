@@ -201,10 +201,10 @@ def paint_bones(
 ) -> None:
   """Vertebra with its canal and process, sternum, ribs, and shoulder blades in upper slices."""
   a, b = cavity
-  y, size = b * rng.uniform(0.66, 0.76), rng.uniform(15, 20)
-  canvas.paint(0, y, size, size * 0.85, 0, rng.uniform(180, 350))
-  canvas.paint(0, y + size * 1.35, 8, 8, 0, 20)
-  canvas.paint(0, y + size * 1.35 + 18, 4, 11, 0, rng.uniform(250, 450))
+  depth, size = b * rng.uniform(0.66, 0.76), rng.uniform(15, 20)
+  canvas.paint(0, depth, size, size * 0.85, 0, rng.uniform(180, 350))
+  canvas.paint(0, depth + size * 1.35, 8, 8, 0, 20)
+  canvas.paint(0, depth + size * 1.35 + 18, 4, 11, 0, rng.uniform(250, 450))
   canvas.paint(0, -b - 6, rng.uniform(14, 22), 6, 0, rng.uniform(150, 300))
   ribs = int(rng.integers(9, 14))
   turn = np.linspace(0, 2 * np.pi, ribs, endpoint=False) + rng.uniform(0, 2 * np.pi)

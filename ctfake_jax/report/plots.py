@@ -126,7 +126,6 @@ def gan_quality(rows: Rows) -> Figure | None:
       'Fréchet distance': {'val/frechet': 'to validation reals'},
       'diversity': {'val/diversity': 'pairwise, reals = 1'},
     },
-    marker='o',
   )
 
 
@@ -145,14 +144,16 @@ def training(runs: dict[str, list[Rows]]) -> Figure | None:
           'ls': _STYLES[i % len(_STYLES)],
           'lw': 1.4,
         }
-        axes.plot(*_series(rows, metric), label=name, alpha=1 if fold == 0 else 0.4, **style)
+        steps, values = _series(rows, metric)
+        style['marker'] = _dots(steps)
+        axes.plot(steps, values, label=name, alpha=1 if fold == 0 else 0.4, **style)
   panels[0].set(ylabel='training loss')
   panels[1].set(ylabel='validation accuracy', xlabel='step')
   panels[0].legend(frameon=False, fontsize=9)
   return figure
 
 
-def _stacked(rows: Rows, panels: dict[str, dict[str, str]], marker: str = '') -> Figure | None:
+def _stacked(rows: Rows, panels: dict[str, dict[str, str]]) -> Figure | None:
   """One panel a unit, one line a metric; None where no metric has a row."""
   if not any(key in row for row in rows for metrics in panels.values() for key in metrics):
     return None
@@ -160,7 +161,8 @@ def _stacked(rows: Rows, panels: dict[str, dict[str, str]], marker: str = '') ->
   for axes, (unit, metrics) in zip(axes_of, panels.items()):
     for i, (key, name) in enumerate(metrics.items()):
       steps, values = _series(rows, key)
-      axes.plot(steps, values, _STYLES[i], color=_CYCLE[i], marker=marker, ms=4, label=name)
+      style: dict[str, Any] = {'ls': _STYLES[i], 'color': _CYCLE[i], 'marker': _dots(steps)}
+      axes.plot(steps, values, ms=4, label=name, **style)
     axes.set(ylabel=unit)
     axes.set_ylim(0, max(1.05, axes.get_ylim()[1]))
     axes.legend(frameon=False, fontsize=9)
@@ -219,6 +221,11 @@ def _series(rows: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
   """(steps, values) of the rows that have `key`; a null is a gap in the line."""
   found = [(row['step'], row[key]) for row in rows if key in row]
   return _numbers([step for step, _ in found]), _numbers([value for _, value in found])
+
+
+def _dots(steps: np.ndarray) -> str:
+  """A marker for short series: a line of one point cannot be seen."""
+  return 'o' if len(steps) <= 12 else ''
 
 
 def _number(value: float | None) -> float:

@@ -170,7 +170,7 @@ def quality(results: Row) -> list[Row]:
   """The fakes' measures beside the same measures of as many reals."""
   dcgan = results['dcgan']
   marks, n = dcgan.get('marks') or {}, dcgan.get('n')
-  expected = f'about {words.number(dcgan.get("memorised_expected"), 0)} expected'
+  expected = f'about {words.number(dcgan.get("memorised_expected"), 1)} expected'
 
   def row(title, meaning, fakes, reals, mark=None):
     return {

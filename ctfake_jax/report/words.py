@@ -78,8 +78,11 @@ def percent_interval(ci95: Sequence[float | None] | None) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-  """A plain number, with a true minus sign."""
-  return NONE if value is None else f'{value:.{digits}f}'.replace('-', _MINUS)
+  """A plain number with a true minus sign; from 1000 on without decimals."""
+  if value is None:
+    return NONE
+  text = count(value) if abs(value) >= 1000 else f'{value:.{digits}f}'
+  return text.replace('-', _MINUS)
 
 
 def number_interval(ci95: Sequence[float | None] | None, digits: int = 3) -> str:
@@ -104,7 +107,7 @@ def p_value(p: float | None) -> str:
 def p_equation(p: float | None) -> str:
   """A p-value as it stands in a sentence."""
   text = p_value(p)
-  return f'p {text}' if text.startswith('<') else f'p = {text}'
+  return f'p{_SPACE}{text}' if text.startswith('<') else f'p{_SPACE}={_SPACE}{text}'
 
 
 def duration(seconds: float | None) -> str:
@@ -148,17 +151,17 @@ def _deepest(harmless: dict[str, dict[str, Any]]) -> str:
   return f'“{control(key)}”, {number(harmless[key]["points"], 1)} points'
 
 
-_FALL = 'Accuracy is {points} points lower on the deepfakes (95 % interval {interval}; {p}). '
+_FALL = 'Accuracy is {points} points lower on the deepfakes (95\u00a0% interval {interval}; {p}). '
 _BATCH = (
   'The finding is about this batch as a whole. It says nothing certain of any one image, and '
   'nothing of fakes from another generator.'
 )
 _VERDICTS: dict[str, tuple[str, list[str]]] = {
   'fall': (
-    'Accuracy falls on the deepfakes, and no harmless change does the same',
+    'Accuracy falls on the deepfakes, and no harmless change is seen to do the same',
     [
-      _FALL + 'None of the {harmless} harmless changes to originals made accuracy fall, and each '
-      'was measured finely enough to exclude a fall as deep (the deepest: {deepest}).',
+      _FALL + 'For none of the {harmless} harmless changes to originals was a fall shown, and '
+      'each was measured finely enough to exclude one as deep (the deepest: {deepest}).',
       'Here the fall sets the deepfakes apart from originals. That it is due to their being '
       'fakes remains an inference: a change that was not tried could still explain it.',
       _BATCH,
@@ -187,11 +190,13 @@ _VERDICTS: dict[str, tuple[str, list[str]]] = {
   'no_fall': (
     'No fall in accuracy is shown',
     [
-      'The difference between originals and deepfakes is {points} points (95 % interval '
+      'The difference between originals and deepfakes is {points} points (95\u00a0% interval '
       '{interval}; {p}), which does not show that accuracy is lower on the deepfakes. Falls of '
       'up to {most} points remain compatible with these data.',
       'This is a valid result. A conditional generator that works draws images in which a '
       'classifier finds the class asked for, and may cause no fall at all.',
+      'The lack of a fall says nothing where the classifier is hardly better than guessing on '
+      'originals, or where the fakes would not be taken for CT: both are shown below.',
       'It is no proof that images are genuine: fakes that cause no fall cannot be found by '
       'looking for one.',
     ],

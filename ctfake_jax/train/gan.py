@@ -49,10 +49,16 @@ class State(flax.struct.PyTreeNode):
   ema: dict
   first_bad_step: jax.Array
 
+  def parameter_counts(self) -> dict[str, int]:
+    """Trainable scalars of each network."""
+    return {
+      name: sum(leaf.size for leaf in jax.tree.leaves(getattr(self, name)['params']))
+      for name in ('generator', 'discriminator')
+    }
+
   def parameter_count(self) -> int:
     """Trainable scalars of both networks."""
-    trained = (self.generator['params'], self.discriminator['params'])
-    return sum(leaf.size for leaf in jax.tree.leaves(trained))
+    return sum(self.parameter_counts().values())
 
 
 class Networks(flax.struct.PyTreeNode):
@@ -201,7 +207,7 @@ def fit(config: ml_collections.ConfigDict, images: ImageSet, parts: Split, workd
     'frechet_validation': -progress.best_score,
     'train_seconds': progress.seconds,
     'images_per_s': progress.step * config.gan.batch_size / progress.seconds,
-    'parameters': state.parameter_count(),
+    'parameters': state.parameter_counts(),
     'train_images': len(train),
   }
   workdir_lib.write_json(workdir / 'results.json', result)
