@@ -17,7 +17,14 @@ from ctfake_jax.types import UserError
 TASKS = ('classifier', 'gan', 'generate', 'evaluate', 'predict', 'study')
 CLASSIFIERS = ('cnn', 'resnet18', 'resnet50', 'mobilenetv2')
 # Keys that may change between a run and its continuation in the same workdir.
-SAFE_TO_CHANGE = ('dry_run', 'train.epochs', 'train.log_every', 'train.keep_checkpoints')
+SAFE_TO_CHANGE = (
+  'dry_run',
+  'train.epochs',
+  'train.log_every',
+  'train.keep_checkpoints',
+  'gan.updates',
+  'gan.keep_checkpoints',
+)
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -54,7 +61,7 @@ def defaults() -> ml_collections.ConfigDict:
   c.split.val_fraction = 0.15
   c.split.test_fraction = 0.2  # of a single split
   c.split.seed = 0
-  c.split.random_labels = False  # control: what leakage alone reaches
+  c.split.random_labels = False  # control: a random class for each patient or set of near-twins
 
   c.augment = ml_collections.ConfigDict()
   c.augment.shift = 0.06  # of the side, each way

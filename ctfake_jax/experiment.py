@@ -58,7 +58,7 @@ def measure_fall(
     'originals': _report(on_test, test.labels, suspects.test_groups, best.class_names, seed),
     'deepfakes': {
       'count': len(alone),
-      'per_class': _counts(suspects.labels, best.class_names),
+      'count_per_class': _counts(suspects.labels, best.class_names),
       **_report(on_fakes, suspects.labels, alone, best.class_names, seed),
     },
     'fall': {**fall, 'verdict': fall_lib.verdict(fall, harmless_falls)},

@@ -98,6 +98,20 @@ def test_patient_split_without_patients_is_refused(images, tiny_config):
     splits.split(dataclasses.replace(images, records=unknown), tiny_config.split, 0)
 
 
+def test_random_labels_stay_with_their_patient_and_tell_nothing_else(tiny_config):
+  images = make_images(400)
+  random = splits.with_random_labels(images, tiny_config.split)
+  np.testing.assert_array_equal(random.labels[0::2], random.labels[1::2])
+  agreement = (random.labels == images.labels).mean()
+  assert 0.35 < agreement < 0.65
+  assert [record.label for record in random.records] == random.labels.tolist()
+  tiny_config.split.by = 'slice'
+  leaky = baselines.measure(
+    random, splits.split(random, tiny_config.split, 0), tiny_config.split, seed=0
+  )
+  assert leaky['nearest_neighbour']['n'] == 100
+
+
 def test_the_leak_audit_finds_a_planted_copy(images, tiny_config):
   parts = splits.split(images, tiny_config.split, 0)
   clean = splits.leak_audit(images, parts, 0.9999)

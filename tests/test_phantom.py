@@ -124,15 +124,17 @@ def test_noise_in_hu_keeps_with_size():
   assert noise(4.0, SOFT, 32).std() == pytest.approx(noise(4.0, SOFT, 64).std(), rel=0.25)
 
 
-def test_sharp_kernel_has_noise_of_higher_frequency():
-  def fine_share(kernel):
-    power = np.abs(np.fft.fft2(noise(4.0, kernel))) ** 2
-    frequency = np.abs(np.fft.fftfreq(power.shape[-1]))
+def test_sharp_kernel_passes_noise_of_high_frequency():
+  def power(kernel, low, high):
+    spectrum = np.abs(np.fft.fft2(noise(4.0, kernel))) ** 2
+    frequency = np.abs(np.fft.fftfreq(spectrum.shape[-1]))
     radius = np.hypot(frequency[:, None], frequency[None, :])
-    return power[:, radius > 0.3].sum() / power.sum()
+    return spectrum[:, (radius >= low) & (radius < high)].sum()
 
-  assert noise(4.0, SHARP).std() > noise(4.0, SOFT).std()
-  assert fine_share(SHARP) > 1.2 * fine_share(SOFT)
+  # Noise power goes with the square of the window: at 0.4 cycles a pixel Hann's is
+  # (0.5 + 0.5 cos 0.4 pi)^2 = 0.43 and the ramp's own 1; at 0.1 they are 0.95 and 1.
+  assert power(SHARP, 0.3, 0.5) / power(SOFT, 0.3, 0.5) == pytest.approx(1 / 0.43, rel=0.25)
+  assert power(SHARP, 0.03, 0.15) / power(SOFT, 0.03, 0.15) == pytest.approx(1 / 0.95, rel=0.25)
 
 
 def test_paint_shows_its_hu_and_overlay_darkens_nothing():

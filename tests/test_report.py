@@ -458,16 +458,6 @@ def test_class_rows_count_from_the_confusion():
   assert (second['deepfakes'], second['deepfakes_right']) == ('0', '–')
 
 
-def test_a_paired_fall_with_one_interval_has_none_of_its_accuracy():
-  results = made_up_results()
-  row = results['controls']['noise']
-  assert tables.trial(results)[4]['interval'] == words.percent_interval([0.92, 0.97])
-  row['ci95'] = row.pop('points_ci95')
-  shown = tables.trial(results)[4]
-  assert (shown['interval'], shown['points_interval']) == ('–', '0.3 to 5.9')
-  assert plots.fall(results)
-
-
 def test_a_rise_is_written_with_a_minus():
   results = made_up_results()
   results['fall'] |= {'points': -1.4, 'ci95': [-4.0, 1.0], 'p_value': 0.9, 'verdict': 'no_fall'}

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ctfake_jax.report import tables, words
+from ctfake_jax.report import words
 
 Rows = list[dict[str, Any]]
 
@@ -56,11 +56,10 @@ def fall(results: dict) -> Figure:
   rows = [('Originals', results['originals'], BLUE, 'o')]
   shuffled = []
   for key, row in results['controls'].items():
-    shown = {'accuracy': row['accuracy'], 'ci95': tables.intervals(row)[0]}
     if 'points' in row:
-      rows.append((label(words.control(key)), shown, SKY, 's'))
+      rows.append((label(words.control(key)), row, SKY, 's'))
     else:
-      shuffled.append((label(words.control(key)), shown, ORANGE, '^'))
+      shuffled.append((label(words.control(key)), row, ORANGE, '^'))
   rows += [('Deepfakes', results['deepfakes'], VERMILLION, 'D'), *shuffled]
   figure, axes = _figure(1.3 + 0.34 * len(rows))
   for y, (_, row, color, marker) in enumerate(rows):

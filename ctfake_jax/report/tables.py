@@ -80,21 +80,10 @@ def trial(results: Row) -> list[Row]:
     _trial_row('Held-out originals', originals, originals['ci95'], {}, None),
     _trial_row('Deepfakes', fakes, fakes['ci95'], fall, fall['ci95']),
     *(
-      _trial_row(words.control(key), row, accuracy_ci95, row, points_ci95)
+      _trial_row(words.control(key), row, row['ci95'], row, row.get('points_ci95'))
       for key, row in results['controls'].items()
-      for accuracy_ci95, points_ci95 in [intervals(row)]
     ),
   ]
-
-
-def intervals(row: Row) -> tuple[list[float] | None, list[float] | None]:
-  """95 % intervals of a control's accuracy, as shares, and of its fall, in points.
-
-  A row of a paired fall that has but one interval means that of the fall.
-  """
-  if 'points' in row and 'points_ci95' not in row:
-    return None, row['ci95']
-  return row['ci95'], row.get('points_ci95')
 
 
 def _trial_row(title: str, row: Row, accuracy_ci95, fall: Row, points_ci95) -> Row:

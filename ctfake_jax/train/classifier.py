@@ -135,6 +135,8 @@ def moving_average(old: dict, new: dict, decay: float, step: jax.Array) -> dict:
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """The task `classifier`: data, split, baselines, training, test."""
   images = pipeline.load(config)
+  if config.split.random_labels:
+    images = splits.with_random_labels(images, config.split)
   parts = splits.split(images, config.split, config.split.fold)
   workdir_lib.write_json(workdir / 'split.json', parts.as_json(images))
   fit(config, images, parts, workdir)

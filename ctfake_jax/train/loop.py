@@ -92,9 +92,28 @@ def run(
 
 
 def progress_bar(name: str, start: int, total: int) -> tqdm:
-  """A bar on a terminal, a line now and then in a file."""
-  interval = 0.5 if sys.stderr.isatty() else 30
-  return tqdm(desc=name, initial=start, total=total, mininterval=interval, dynamic_ncols=True)
+  """A bar on a terminal, a line every half minute in a file."""
+  on_terminal = sys.stderr.isatty()
+  return tqdm(
+    desc=name,
+    initial=start,
+    total=total,
+    mininterval=0.5 if on_terminal else 30,
+    dynamic_ncols=on_terminal,
+    ncols=None if on_terminal else 160,
+    file=sys.stderr if on_terminal else _Lines(),
+  )
+
+
+class _Lines:
+  """Standard error for a bar that cannot overwrite itself: every state is a line of its own."""
+
+  def write(self, text: str) -> None:
+    if text.strip():
+      sys.stderr.write(text.strip() + '\n')
+
+  def flush(self) -> None:
+    sys.stderr.flush()
 
 
 def _write_means(log, bar, step, pending, begun) -> None:
