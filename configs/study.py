@@ -16,8 +16,8 @@ def get_config():
   config.gan.updates = 1500
   config.gan.batch_size = 32
   config.gan.eval_every = 500
-  config.train.epochs = 30
+  config.train.epochs = 20
   config.study.per_model.resnet18.epochs = 15
-  config.study.per_model.resnet50.epochs = 12
-  config.study.per_model.mobilenetv2.epochs = 25
+  config.study.per_model.resnet50.epochs = 10
+  config.study.per_model.mobilenetv2.epochs = 20
   return config
