@@ -106,6 +106,17 @@ def test_precision_and_recall_by_hand():
   assert distances.precision_recall(real, fake, k=1) == (pytest.approx(1 / 3), 1.0)
 
 
+def test_a_patients_own_slices_do_not_make_a_manifold():
+  rng = np.random.default_rng(0)
+  patients = rng.normal(size=(80, 4))
+  slices = np.repeat(patients, 4, axis=0) + 1e-3 * rng.normal(size=(320, 4))
+  fresh = rng.normal(size=(320, 4))
+  alone, _ = distances.precision_recall(slices, fresh)
+  apart, _ = distances.precision_recall(slices, fresh, groups=np.repeat(np.arange(80), 4))
+  assert alone < 0.05
+  assert apart > 0.6
+
+
 def test_a_lost_mode_costs_recall_and_not_precision():
   rng = np.random.default_rng(0)
   far = np.repeat([[0.0], [50.0]], 100, axis=0)

@@ -186,7 +186,7 @@ def measure(
     'spectrum_gap_real': spectrum_gap(held.images, pool.images[floor]),
   }
   for suffix, features in (('', fake_features[fake]), ('_real', pool_features[floor])):
-    precision, recall = precision_recall(reference[kept], features)
+    precision, recall = precision_recall(reference[kept], features, groups=held.groups)
     result |= {f'precision{suffix}': precision, f'recall{suffix}': recall}
   return result | {'marks': marks(result)}
 

@@ -109,7 +109,9 @@ def pair_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   return np.concatenate(rows)
 
 
-def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[float, float]:
+def precision_recall(
+  real: np.ndarray, fake: np.ndarray, k: int = 3, groups: np.ndarray | None = None
+) -> tuple[float, float]:
   """Improved precision and recall.
 
   Precision: the share of fakes within the k-nearest-neighbour ball of some real. Recall: the share
@@ -119,6 +121,8 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[fl
     real: float[n, d], n > k.
     fake: float[m, d], m > k.
     k: which neighbour within its own set is a ball's radius.
+    groups: [n], patients of the reals. Neighbours of the same patient do not count: their balls
+      would hold that patient and nothing else.
 
   Returns:
     (precision, recall), each in [0, 1].
@@ -128,13 +132,19 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[fl
   """
   if min(len(real), len(fake)) <= k:
     raise ValueError(f'precision and recall need more than {k} vectors on each side')
-  radius_real, radius_fake = (
-    np.partition(pair_distances(x, x), k, axis=1)[:, k] for x in (real, fake)
-  )
+  radius_real = _kth_nearest(real, np.arange(len(real)) if groups is None else groups, k)
+  radius_fake = _kth_nearest(fake, np.arange(len(fake)), k)
   between = pair_distances(real, fake)
   precision = (between <= radius_real[:, None]).any(0).mean()
   recall = (between <= radius_fake[None, :]).any(1).mean()
   return float(precision), float(recall)
+
+
+def _kth_nearest(vectors: np.ndarray, groups: np.ndarray, k: int) -> np.ndarray:
+  """Distance float[n] to the k-th nearest vector of another group; infinite where there is none."""
+  between = pair_distances(vectors, vectors)
+  between[groups[:, None] == groups[None, :]] = np.inf
+  return np.partition(between, k - 1, axis=1)[:, k - 1]
 
 
 def small_pixels(images: np.ndarray) -> np.ndarray:
