@@ -10,4 +10,5 @@ def get_config():
   config = config_lib.defaults()
   config.task = 'classifier'
   config.model.name = 'mobilenetv2'
+  config.train.learning_rate = 5e-3
   return config

@@ -13,11 +13,14 @@ def get_config():
   config.task = 'study'
   config.phantom.patients = 300
   config.gan.width = 32
-  config.gan.updates = 1500
+  config.gan.updates = 2000
   config.gan.batch_size = 32
+  config.gan.augment = False
   config.gan.eval_every = 500
   config.train.epochs = 20
+  config.train.eval_every_epochs = 2
   config.study.per_model.resnet18.epochs = 15
   config.study.per_model.resnet50.epochs = 10
   config.study.per_model.mobilenetv2.epochs = 20
+  config.study.per_model.mobilenetv2.learning_rate = 5e-3
   return config

@@ -23,5 +23,6 @@ def get_config():
   config.gan.batch_size = 32
   config.gan.updates = 12000
   config.gan.eval_every = 500
+  config.study.per_model.mobilenetv2.learning_rate = 5e-3
   config.study.per_model.resnet50.folds = 1
   return config

@@ -127,8 +127,11 @@ def defaults() -> ml_collections.ConfigDict:
   c.study.retrain = True  # train the best architecture on other deepfakes
   c.study.label_shuffles = 1  # control: fakes with random labels
   c.study.per_model = ml_collections.ConfigDict(
-    {name: ml_collections.ConfigDict({'epochs': 0, 'folds': 0}) for name in CLASSIFIERS}
-  )  # 0: as train.epochs, study.folds
+    {
+      name: ml_collections.ConfigDict({'epochs': 0, 'learning_rate': 0.0, 'folds': 0})
+      for name in CLASSIFIERS
+    }
+  )  # 0: as train.epochs, train.learning_rate, study.folds
 
   c.mesh = ml_collections.ConfigDict()
   c.mesh.distributed = False  # call jax.distributed.initialize
@@ -262,8 +265,11 @@ _READ_NO_DATA = ('generate', 'predict')
 
 
 def changed_keys(old: dict, new: dict) -> list[str]:
-  """Dotted keys whose values differ between two resolved configs and may not."""
-  a, b = dict(_leaves(old)), dict(_leaves(new))
+  """Dotted keys whose values differ between two resolved configs and may not.
+
+  A key that was unknown when a config was saved had its default.
+  """
+  a, b = ({**dict(_leaves(defaults())), **dict(_leaves(config))} for config in (old, new))
   return sorted(
     k
     for k in a.keys() | b.keys()

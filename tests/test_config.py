@@ -104,3 +104,5 @@ def test_changed_keys_pass_over_the_safe_ones():
   new['train']['epochs'] += 1
   new['train']['batch_size'] += 1
   assert config_lib.changed_keys(old, new) == ['train.batch_size']
+  del old['train']['label_smoothing']
+  assert config_lib.changed_keys(old, new) == ['train.batch_size']

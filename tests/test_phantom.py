@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ctfake_jax import types
-from ctfake_jax.data import phantom, scanner
+from ctfake_jax.data import anatomy, phantom, scanner
 
 SIZE, FOV_MM = 64, 400.0
 SOFT, SHARP = (list(scanner.KERNELS).index(name) for name in ('soft', 'sharp'))
@@ -138,12 +138,12 @@ def test_sharp_kernel_passes_noise_of_high_frequency():
 
 
 def test_paint_shows_its_hu_and_overlay_darkens_nothing():
-  canvas = phantom.Canvas(1)
+  canvas = anatomy.Canvas(1)
   canvas.paint(0, 0, 100, 80, 0, 50)
   canvas.paint(0, 0, 50, 40, 0.2, -850)
   canvas.overlay(10, 0, 5, 5, 0, 40)
   canvas.overlay(80, 0, 5, 5, 0, -300)
-  points = phantom.column([0.0, 10, 80, 150])
+  points = anatomy.column([0.0, 10, 80, 150])
   np.testing.assert_allclose(canvas.hu(points, 0.0)[:, 0], [-850, 40, 50, -1000])
 
 
@@ -155,7 +155,7 @@ def test_paint_shows_its_hu_and_overlay_darkens_nothing():
   slimness=st.floats(0.2, 1),
 )
 def test_patch_is_the_ellipse_of_the_unit_disc(side, turn, radial, slimness):
-  lung = phantom.Lung(side, 70.0, 5.0, np.array([55.0]), np.array([80.0]), 0.1)
+  lung = anatomy.Lung(side, 70.0, 5.0, np.array([55.0]), np.array([80.0]), 0.1)
   distance, along = 0.97 - radial, slimness * np.sqrt(radial)
   u, v = distance * np.cos(turn), distance * np.sin(turn)
   x, y, a, b, angle = lung.patch(u, v, turn, radial, along)

@@ -38,9 +38,11 @@ class ResidualBlock(nn.Module):
       shortcut = norm(name='downsample_1')(shortcut, train=train)
     for i, (width, size, stride) in enumerate(plan, 1):
       x = conv(width, size, stride, name=f'conv{i}')(x)
-      x = norm(name=f'bn{i}')(x, train=train)
-      if i < len(plan):
-        x = nn.relu(x)
+      # Blocks start as identities (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
+      last = i == len(plan)
+      scale_init = nn.initializers.zeros if last else nn.initializers.ones
+      x = norm(name=f'bn{i}', scale_init=scale_init)(x, train=train)
+      x = x if last else nn.relu(x)
     return nn.relu(x + shortcut)
 
 

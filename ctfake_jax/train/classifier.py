@@ -185,7 +185,9 @@ def for_network(config: ml_collections.ConfigDict, name: str) -> ml_collections.
   """The study's config as that of a single run of the network `name`."""
   own = ml_collections.ConfigDict(config.to_dict())
   own.task, own.model.name = 'classifier', name
-  own.train.epochs = config.study.per_model[name].epochs or config.train.epochs
+  chosen = config.study.per_model[name]
+  own.train.epochs = chosen.epochs or config.train.epochs
+  own.train.learning_rate = chosen.learning_rate or config.train.learning_rate
   return own
 
 
