@@ -41,7 +41,7 @@ def describe(config: ml_collections.ConfigDict) -> str:
   lines = [f'data: {len(source)} images, {len(source.unreadable)} unreadable']
   lines += [f'  {name}: {counts[label]}' for label, name in enumerate(source.class_names)]
   total = 0.0
-  for job in _jobs(config, len(source.class_names), len(source)):
+  for job in jobs(config, len(source.class_names), len(source)):
     line, seconds = _cost(job, config.data.image_size)
     lines.append(line)
     total += seconds
@@ -49,7 +49,8 @@ def describe(config: ml_collections.ConfigDict) -> str:
   return '\n'.join(lines)
 
 
-def _jobs(config: ml_collections.ConfigDict, classes: int, images: int) -> Iterator[Job]:
+def jobs(config: ml_collections.ConfigDict, classes: int, images: int) -> Iterator[Job]:
+  """The networks that the config's task trains on so many images; none for other tasks."""
   held_out = 1 / config.split.folds if config.split.folds else config.split.test_fraction
   train_images = round(images * (1 - held_out) * (1 - config.split.val_fraction))
   if config.task == 'classifier':

@@ -3,10 +3,12 @@
 import importlib.util
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from ctfake_jax import config as config_lib
-from ctfake_jax import tasks
+from ctfake_jax import estimate, tasks
 from ctfake_jax.models import zoo
 from ctfake_jax.types import UserError
 
@@ -16,6 +18,7 @@ GIVEN = {
   'generate': {'generate.checkpoint': 'runs/dcgan'},
   'predict': {'checkpoint': 'runs/cnn', 'input': 'image.png'},
   'evaluate': {'checkpoint': 'runs/cnn'},
+  'study_folders': {'data.path': 'FOLDER'},
 }
 
 
@@ -29,7 +32,7 @@ def load(path):
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
 def test_config_files_validate_and_open_with_their_command(path):
   config = load(path)
-  config.update_from_flattened_dict(GIVEN.get(config.task, {}))
+  config.update_from_flattened_dict(GIVEN.get(path.stem, {}))
   config_lib.validate(config)
   assert f'python launch.py --config=configs/{path.name}' in path.read_text()
 
@@ -83,7 +86,22 @@ def test_a_gan_needs_a_power_of_two():
     config_lib.validate(config)
 
 
-@pytest.mark.parametrize('task', sorted(GIVEN))
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_the_steps_of_every_training_config_trace(path):
+  config = load(path)
+  for job in estimate.jobs(config, classes=4, images=1200):
+    side = config.data.image_size
+    batch = {
+      'image': jnp.zeros((job.batch_size, side, side, 1)),
+      'label': jnp.zeros(job.batch_size, jnp.int32),
+    }
+    state, metrics = jax.eval_shape(job.step, jax.eval_shape(job.init), batch, jax.random.key(0))
+    assert jax.tree.leaves(state)
+    assert all(value.shape == () for value in metrics.values())
+    assert job.steps > 0
+
+
+@pytest.mark.parametrize('task', ['evaluate', 'generate', 'predict'])
 def test_a_task_without_its_paths_says_which(task):
   config = config_lib.defaults()
   config.task = task
