@@ -1,10 +1,8 @@
-"""How good a classifier is: masked sums on the device, intervals and rank metrics on the host.
+"""How good a classifier is: accuracies with intervals, and rank metrics.
 
-During evaluation each padded batch (logits f32[b, c], labels i32[b], mask bool[b]) becomes one
-`Sums`; sums of batches and of hosts add up, so that no image is dropped or counted twice and
-padding cannot matter. After it, `classification_report` takes all labels and probabilities
-with the group (patient, or set of near-duplicates) of each image and leaves plain Python
-numbers, ready for JSON; rates and accuracies are in [0, 1].
+`classification_report` takes the labels and probabilities of all images of an evaluation with the
+group (patient, or set of near-duplicates) of each and leaves plain Python numbers, ready for JSON;
+rates and accuracies are in [0, 1].
 
 Images of one patient are alike, so the groups, not the images, are what a bootstrap draws
 (Davison & Hinkley, *Bootstrap Methods and their Application*, 1997, section 3.8).
@@ -13,93 +11,13 @@ Images of one patient are alike, so the groups, not the images, are what a boots
 from collections.abc import Sequence
 from typing import Any
 
-import chex
-import flax.struct
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import scipy.stats
 import sklearn.metrics
 
 from ctfake_jax.types import UserError
 
 RESAMPLES = 2000
-
-
-@flax.struct.dataclass
-class Sums:
-  """What a set of images adds up to; `merge` is associative and commutative.
-
-  Attributes:
-    loss: f32[], summed cross-entropy in nats.
-    correct: i32[], images whose largest logit is their label's.
-    count: i32[], images that count.
-    confusion: i32[c, c], row the label, column the prediction.
-  """
-
-  loss: jax.Array
-  correct: jax.Array
-  count: jax.Array
-  confusion: jax.Array
-
-
-def empty_sums(classes: int) -> Sums:
-  """The sums of no image, where merging starts."""
-  none = jnp.zeros((), jnp.int32)
-  return Sums(jnp.zeros((), jnp.float32), none, none, jnp.zeros((classes, classes), jnp.int32))
-
-
-def batch_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
-  """Sums over the images of a batch that `mask` keeps.
-
-  Args:
-    logits: f[b, c]; rows left out by the mask may hold anything, NaN included.
-    labels: i32[b] in [0, c); rows with a negative (unknown) label are left out too.
-    mask: bool[b], False for padding.
-  """
-  chex.assert_rank([logits, labels, mask], [2, 1, 1])
-  chex.assert_equal_shape_prefix([logits, labels, mask], 1)
-  classes = logits.shape[1]
-  kept = jnp.logical_and(mask, labels >= 0)
-  # `where` and not a product: 0 * NaN is NaN, and padding may hold NaN.
-  logits = jnp.where(kept[:, None], logits.astype(jnp.float32), 0.0)
-  labels = jnp.where(kept, labels, 0)
-  losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-  predicted = jnp.argmax(logits, axis=1)
-  weights = kept.astype(jnp.float32)
-  # A product of one-hot rows shards over devices as it is; a scatter would have to gather.
-  true_rows = jax.nn.one_hot(labels, classes) * weights[:, None]
-  confusion = true_rows.T @ jax.nn.one_hot(predicted, classes)
-  return Sums(
-    loss=jnp.sum(losses * weights),
-    correct=jnp.sum(jnp.logical_and(predicted == labels, kept), dtype=jnp.int32),
-    count=jnp.sum(kept, dtype=jnp.int32),
-    confusion=confusion.astype(jnp.int32),
-  )
-
-
-def merge(first: Sums, second: Sums) -> Sums:
-  """The sums of both sets of images together."""
-  return jax.tree.map(jnp.add, first, second)
-
-
-def compute(sums: Sums) -> dict[str, float]:
-  """Means from sums: loss (nats per image), accuracy, balanced_accuracy, count.
-
-  Raises:
-    ValueError: no image was counted, so that there is no mean.
-  """
-  host = jax.device_get(sums)
-  count = int(host.count)
-  if not count:
-    raise ValueError('no image was counted: every row was padding or had no label')
-  return {
-    'loss': float(host.loss) / count,
-    'accuracy': int(host.correct) / count,
-    'balanced_accuracy': float(np.nanmean(_recalls(host.confusion))),
-    'count': count,
-  }
 
 
 def classification_report(

@@ -1,10 +1,7 @@
-"""Masked sums, intervals and rank metrics, against closed forms and scikit-learn."""
+"""Accuracies, intervals and rank metrics, against closed forms and scikit-learn."""
 
 import json
 
-import chex
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
@@ -16,14 +13,7 @@ from ctfake_jax import metrics
 from ctfake_jax.types import UserError
 
 CLASSES = 3
-BATCH_SUMS = jax.jit(metrics.batch_sums)
 NAMES = ('normal', 'mass', 'ground_glass')
-
-
-def some_batch(seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-  rng = np.random.default_rng(seed)
-  logits = rng.normal(size=(n, CLASSES)).astype(np.float32)
-  return logits, rng.integers(0, CLASSES, n).astype(np.int32)
 
 
 def report(labels, probabilities, groups=None, names=NAMES):
@@ -32,75 +22,6 @@ def report(labels, probabilities, groups=None, names=NAMES):
   return metrics.classification_report(
     labels, np.asarray(probabilities), groups=groups, class_names=names, seed=0
   )
-
-
-def test_sums_golden():
-  # Softmax of (log 3, 0) is (3/4, 1/4); the third row is padding.
-  logits = jnp.array([[np.log(3), 0], [np.log(3), 0], [9, 9]], jnp.float32)
-  sums = metrics.batch_sums(logits, jnp.array([0, 1, 1]), jnp.array([True, True, False]))
-  result = metrics.compute(sums)
-  assert result['loss'] == pytest.approx((np.log(4 / 3) + np.log(4)) / 2, rel=1e-6)
-  assert result['accuracy'] == 0.5
-  assert result['count'] == 2
-  assert sums.confusion.tolist() == [[1, 0], [1, 0]]
-
-
-@settings(max_examples=10, deadline=None)
-@given(st.sampled_from([1, 5, 7]), st.integers(0, 100), st.floats(width=32))
-def test_padding_and_batch_size_do_not_matter(batch, seed, filler):
-  logits, labels = some_batch(seed, 12)
-  whole = BATCH_SUMS(logits, labels, np.ones(12, bool))
-  sums = metrics.empty_sums(CLASSES)
-  for start in range(0, 12, batch):
-    part = slice(start, start + batch)
-    padding = batch - len(labels[part])
-    sums = metrics.merge(
-      sums,
-      BATCH_SUMS(
-        np.pad(logits[part], ((0, padding), (0, 0)), constant_values=filler),
-        np.pad(labels[part], (0, padding), constant_values=-1),
-        np.arange(batch) < batch - padding,
-      ),
-    )
-  chex.assert_trees_all_close(sums, whole, rtol=1e-5)
-  expected = sklearn.metrics.confusion_matrix(labels, logits.argmax(1), labels=range(CLASSES))
-  np.testing.assert_array_equal(sums.confusion, expected)
-
-
-def test_mask_drops_rows_that_would_count():
-  logits, labels = some_batch(0, 8)
-  mask = np.arange(8) % 2 == 0
-  masked = BATCH_SUMS(logits, labels, mask)
-  chex.assert_trees_all_close(
-    masked, BATCH_SUMS(logits[mask], labels[mask], np.ones(4, bool)), rtol=1e-6
-  )
-  assert int(masked.count) == 4
-
-
-def test_unknown_labels_do_not_count():
-  logits, _ = some_batch(0, 3)
-  sums = metrics.batch_sums(logits, np.array([-1, 0, -1]), np.ones(3, bool))
-  assert int(sums.count) == 1
-  assert int(sums.confusion.sum()) == 1
-
-
-def test_jitted_equals_eager_under_strict_promotion():
-  logits, labels = some_batch(1, 6)
-  arguments = jnp.asarray(logits, jnp.bfloat16), jnp.asarray(labels), jnp.arange(6) < 4
-  with jax.numpy_dtype_promotion('strict'):
-    jitted = BATCH_SUMS(*arguments)
-    chex.assert_trees_all_close(jitted, metrics.batch_sums(*arguments), rtol=1e-5)
-
-
-def test_compute_refuses_no_images():
-  with pytest.raises(ValueError, match='no image'):
-    metrics.compute(metrics.empty_sums(2))
-
-
-def test_compute_balances_classes():
-  confusion = jnp.array([[9, 1, 0], [1, 1, 0], [0, 0, 0]], jnp.int32)
-  sums = metrics.Sums(jnp.float32(6.0), jnp.int32(10), jnp.int32(12), confusion)
-  assert metrics.compute(sums)['balanced_accuracy'] == pytest.approx((0.9 + 0.5) / 2)
 
 
 def test_report_against_scikit_learn():

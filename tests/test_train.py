@@ -57,6 +57,17 @@ def test_a_classifier_learns_and_is_loaded_again(tiny_config, images, tmp_path):
   assert trained.class_names == images.class_names
 
 
+@pytest.mark.parametrize('count', [1, 63, 64, 65])
+def test_padding_of_a_last_batch_does_not_matter(tiny_config, count):
+  model = classifier.build(tiny_config, 2)
+  images = make_images(65).images
+  variables = model.init(jax.random.key(0), images[:1], train=False)
+  logits, features = inference.run(model, variables, images[:count])
+  everything, _ = inference.run(model, variables, images)
+  assert len(logits) == len(features) == count
+  np.testing.assert_allclose(logits, everything[:count], atol=1e-6)
+
+
 def test_a_resumed_run_equals_a_straight_one(tiny_config, images, tmp_path, monkeypatch):
   tiny_config.train.keep_checkpoints = 9
   fit(tiny_config, images, tmp_path / 'straight')

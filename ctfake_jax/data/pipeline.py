@@ -1,11 +1,9 @@
 """From a source to an image set in host memory, and from there to batches.
 
-Batches are dicts {image f32[b, h, w, 1], label i32[b]}, evaluation batches also {mask bool[b]}.
-Which images a training batch holds is a pure function of seed and step: a resumed run repeats a
-straight one without saving an iterator.
+A batch is a dict {image f32[b, h, w, 1], label i32[b]}, always full. Which images it holds is a
+pure function of seed and step: a resumed run repeats a straight one without saving an iterator.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import ml_collections
@@ -99,16 +97,6 @@ def train_batch(images: ImageSet, batch_size: int, seed: int, step: int) -> dict
   order = {e: np.random.default_rng((seed, e)).permutation(n) for e in epochs}
   rows = np.array([order[p // n][p % n] for p in positions])
   return {'image': images.images[rows], 'label': images.labels[rows]}
-
-
-def eval_batches(images: ImageSet, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-  """Every image once; the last batch is padded and masked."""
-  for start in range(0, len(images), batch_size):
-    rows = np.arange(start, min(start + batch_size, len(images)))
-    padding = batch_size - len(rows)
-    mask = np.arange(batch_size) < len(rows)
-    rows = np.concatenate([rows, np.zeros(padding, rows.dtype)])
-    yield {'image': images.images[rows], 'label': images.labels[rows], 'mask': mask}
 
 
 def _check_labels(images: ImageSet) -> None:
