@@ -121,6 +121,24 @@ def test_steps_do_not_change_their_input_and_gradients_reach_every_parameter(tin
     assert np.abs(old - new).max() > 0
 
 
+def test_training_starts_from_given_weights(tiny_config, images, tmp_path, monkeypatch):
+  given = classifier.init_state(
+    classifier.build(tiny_config, 2), classifier.make_optimizer(tiny_config, 3), 16, seed=7
+  ).ema
+  tiny_config.model.pretrained = 'weights.npz'
+  tiny_config.train.learning_rate = 1e-8
+  monkeypatch.setattr(classifier.pretrained, 'load', lambda *_: jax.device_get(given))
+  fit(tiny_config, images, tmp_path)
+  trained = inference.load(tmp_path).variables
+  chex.assert_trees_all_close(trained['params'], jax.device_get(given['params']), atol=1e-5)
+
+
+def test_missing_weights_are_named(tiny_config, images, tmp_path):
+  tiny_config.model.name, tiny_config.model.pretrained = 'cnn', 'nowhere.npz'
+  with pytest.raises(UserError, match=r'pretrained = nowhere\.npz'):
+    fit(tiny_config, images, tmp_path)
+
+
 def test_class_weights_balance_the_loss(tiny_config):
   images = make_images(12)
   images.labels[:9] = 0

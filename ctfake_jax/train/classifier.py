@@ -4,6 +4,7 @@ The pure step lives in `make_train_step`; `fit` puts it on the mesh, runs the lo
 best checkpoint.
 """
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -209,16 +210,18 @@ def _train(config, model, train: ImageSet, val: ImageSet, workdir: Path):
   mesh = mesh_lib.data_mesh()
   everywhere = mesh_lib.replicated(mesh)
 
+  fresh = functools.partial(init_state, model, tx, config.data.image_size, config.seed)
+
   def init():
-    state = init_state(model, tx, config.data.image_size, config.seed)
+    state = jax.jit(fresh, out_shardings=everywhere)()
     if config.model.pretrained:
-      variables = _pretrained(config, state.ema)
-      state = state.replace(**variables, ema=variables)
+      variables = jax.device_put(_pretrained(config, state.ema), everywhere)
+      state = state.replace(**variables, ema=jax.tree.map(jnp.copy, variables))
     return state
 
   abstract = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
-    jax.eval_shape(lambda: init_state(model, tx, config.data.image_size, config.seed)),
+    jax.eval_shape(fresh),
   )
   step = jax.jit(
     make_train_step(model, tx, config, class_weights(train, config.train.class_weights)),
@@ -243,7 +246,7 @@ def _train(config, model, train: ImageSet, val: ImageSet, workdir: Path):
     keep=config.train.keep_checkpoints,
     seed=config.seed,
     abstract_state=abstract,
-    init=lambda: jax.device_put(init(), everywhere),
+    init=init,
     train_step=step,
     batch_at=lambda t: mesh_lib.shard_batch(
       mesh, pipeline.train_batch(train, batch_size, config.seed, t)

@@ -239,7 +239,7 @@ def _train(config, networks: Networks, train: ImageSet, val: ImageSet, workdir: 
     keep=c.keep_checkpoints,
     seed=config.seed,
     abstract_state=abstract,
-    init=lambda: jax.device_put(fresh(), everywhere),
+    init=jax.jit(fresh, out_shardings=everywhere),
     train_step=jax.jit(step, donate_argnums=0),
     batch_at=lambda t: mesh_lib.shard_batch(
       mesh, pipeline.train_batch(train, c.batch_size, config.seed, t)
