@@ -22,7 +22,7 @@ class Progress:
     evals_since_best: counts towards the early stop.
     step: the last step of the loop.
     seconds: training time summed over restarts.
-    finished: the run has reached its end.
+    stopped_early: evaluations without progress have ended the run.
   """
 
   best_score: float = float('-inf')
@@ -30,7 +30,7 @@ class Progress:
   evals_since_best: int = 0
   step: int = 0
   seconds: float = 0.0
-  finished: bool = False
+  stopped_early: bool = False
 
 
 class Checkpoints:

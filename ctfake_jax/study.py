@@ -5,13 +5,16 @@ controls -> results.json and report.html. A stage that has left its results is n
 that was interrupted goes on from its newest checkpoint.
 """
 
+import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 import numpy as np
 
+from ctfake_jax import config as config_lib
 from ctfake_jax import controls, experiment, figures, generate, inference, quality, report, sampling
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import baselines, pipeline, splits
@@ -82,7 +85,7 @@ def _classifier(config, name: str, images: ImageSet, folds: list[Split], workdir
   for fold, parts in enumerate(folds[:count]):
     own.split.fold = fold
     folder = _classifier_dir(workdir, name, fold)
-    rows.append(_once(folder, lambda p=parts, d=folder: classifier.fit(own, images, p, d)))
+    rows.append(_once(folder, own, functools.partial(classifier.fit, own, images, parts, folder)))
     with np.load(folder / 'predictions.npz', allow_pickle=False) as file:
       predictions.append(dict(file))
   pooled = {k: np.concatenate([p[k] for p in predictions]) for k in predictions[0]}
@@ -98,16 +101,20 @@ def _classifier(config, name: str, images: ImageSet, folds: list[Split], workdir
   }
 
 
-def _once(folder: Path, make) -> dict:
-  """The results of a finished stage, or `make()`, which writes them."""
-  path = folder / 'results.json'
-  return workdir_lib.read_json(path) if path.exists() else make()
+def _once(folder: Path, own: ml_collections.ConfigDict, make: Callable[[], dict]) -> dict:
+  """The results of a stage that was finished with this config, or `make()`, which writes them."""
+  results, config = folder / 'results.json', folder / 'config.json'
+  if results.exists() and config.exists():
+    saved = workdir_lib.read_json(config)['config']
+    if saved == config_lib.as_dict(own):
+      return workdir_lib.read_json(results)
+  return make()
 
 
 def _gan(config, images: ImageSet, parts: Split, workdir: Path) -> dict:
   own = ml_collections.ConfigDict(config.to_dict())
   own.task, folder = 'gan', workdir / 'dcgan'
-  return _once(folder, lambda: gan.fit(own, images, parts, folder))
+  return _once(folder, own, functools.partial(gan.fit, own, images, parts, folder))
 
 
 def _suspects(config, images: ImageSet, parts: Split, workdir: Path) -> Suspects:
@@ -152,24 +159,28 @@ def _quality(config, suspects: Suspects) -> dict:
 def _retrain(config, name: str, suspects: Suspects, workdir: Path) -> dict:
   """The best architecture trained on other deepfakes, tested on the suspects and the originals.
 
-  Once with as many as the suspects (the paper's 500), once with as many as it had originals.
+  With as many as there are suspects (the paper's 500), and under `as_many_as_originals` with as
+  many as it had originals; fakes that choose the checkpoint come on top.
   """
-  sizes = {
-    'as_many_as_suspects': len(suspects.images),
-    'as_many_as_originals': len(suspects.parts.train) + len(suspects.parts.val),
-  }
-  return {
+  rows = {
     label: _train_on_fakes(config, name, suspects, workdir, count, label)
-    for label, count in sizes.items()
+    for label, count in (
+      ('as_many_as_suspects', len(suspects.images)),
+      ('as_many_as_originals', len(suspects.parts.train)),
+    )
   }
+  return {**rows['as_many_as_suspects'], 'as_many_as_originals': rows['as_many_as_originals']}
 
 
 def _train_on_fakes(config, name, suspects: Suspects, workdir, count: int, label: str) -> dict:
-  fakes, fake_labels = _draw_fakes(workdir, count, suspects.originals, config.seed + RETRAIN_SEED)
-  together, parts = _stack(fakes, fake_labels, suspects, config)
+  held_back = max(1, round(config.split.val_fraction * count))
+  fakes, fake_labels = _draw_fakes(
+    workdir, count + held_back, suspects.originals, config.seed + RETRAIN_SEED
+  )
+  together, parts = _stack(fakes, fake_labels, suspects, held_back, config.seed)
   folder = workdir / 'retrained' / label
   own = classifier.for_network(config, name)
-  _once(folder, lambda: classifier.fit(own, together, parts, folder))
+  _once(folder, own, functools.partial(classifier.fit, own, together, parts, folder))
   with np.load(folder / 'predictions.npz', allow_pickle=False) as file:
     predictions = dict(file)
   fake = np.arange(len(parts.test)) < len(suspects.images)
@@ -188,7 +199,9 @@ def _train_on_fakes(config, name, suspects: Suspects, workdir, count: int, label
   }
 
 
-def _stack(fakes, fake_labels, suspects: Suspects, config) -> tuple[ImageSet, Split]:
+def _stack(
+  fakes: np.ndarray, fake_labels: np.ndarray, suspects: Suspects, held_back: int, seed: int
+) -> tuple[ImageSet, Split]:
   """Training fakes, then the suspects, then the held-out originals, as one image set."""
   made = [
     (fakes, fake_labels, 'training fake'),
@@ -200,8 +213,7 @@ def _stack(fakes, fake_labels, suspects: Suspects, config) -> tuple[ImageSet, Sp
     groups.insert(0, np.arange(len(labels)) + 1 + max(g.max() for g in groups))
     together = together.preceded_by(pixels, labels, kind)
   rows = np.arange(len(together))
-  order = np.random.default_rng(config.seed).permutation(len(fakes))
-  held_back = max(1, round(config.split.val_fraction * len(fakes)))
+  order = np.random.default_rng(seed).permutation(len(fakes))
   train, val = np.sort(order[held_back:]), np.sort(order[:held_back])
   return together, Split(train, val, rows[len(fakes) :], np.concatenate(groups), 'fakes')
 

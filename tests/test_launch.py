@@ -168,6 +168,10 @@ def test_a_killed_study_is_resumed_and_reported(tmp_path):
   assert results['fall']['points'] == pytest.approx(
     100 * (results['originals']['accuracy'] - results['deepfakes']['accuracy'])
   )
+  retrained = results['deepfakes']['retrained']
+  assert retrained['train_images'] == 48
+  for row in (retrained, retrained['as_many_as_originals']):
+    assert {'accuracy_on_deepfakes', 'accuracy_on_originals'} <= set(row)
   manifest = json.loads((tmp_path / 'deepfakes' / 'manifest.json').read_text())
   assert len(manifest['files']) == 48
   page = (tmp_path / 'report.html').read_text()

@@ -132,10 +132,7 @@ def made_up_results(classes=CLASSES) -> dict:
     'deepfakes': {
       'count': 120,
       **made_up_report(0.7, classes),
-      'retrained': {
-        'as_many_as_suspects': retrained(0.62),
-        'as_many_as_originals': retrained(0.66),
-      },
+      'retrained': {**retrained(0.62), 'as_many_as_originals': retrained(0.66)},
     },
     'fall': {
       'points': 27.5,

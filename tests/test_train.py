@@ -87,6 +87,16 @@ def test_a_resumed_run_equals_a_straight_one(tiny_config, images, tmp_path, monk
   assert rows(tmp_path / 'straight') == rows(tmp_path / 'resumed')
 
 
+def test_more_epochs_continue_a_finished_run(tiny_config, images, tmp_path):
+  tiny_config.train.schedule = 'constant'
+  fit(tiny_config, images, tmp_path)
+  finished = rows(tmp_path)
+  tiny_config.train.epochs += 1
+  fit(tiny_config, images, tmp_path)
+  assert rows(tmp_path)[: len(finished)] == finished
+  assert rows(tmp_path)[-1]['step'] > finished[-1]['step']
+
+
 def test_one_trace_serves_all_steps(tiny_config):
   step, state = make_step(tiny_config)
   traced = jax.jit(chex.assert_max_traces(step, n=1))

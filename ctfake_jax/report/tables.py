@@ -109,13 +109,17 @@ def readings(results: Row) -> list[Row]:
       'deepfakes': _with_interval(results['deepfakes'], 'accuracy', 'ci95'),
     }
   ]
-  for key, row in (results['deepfakes'].get('retrained') or {}).items():
-    training = words.name(key, words.TRAINED_ON_FAKES)
+  retrained = results['deepfakes'].get('retrained') or {}
+  for row, training in (
+    (retrained, 'as many deepfakes as are on trial'),
+    (retrained.get('as_many_as_originals'), 'as many deepfakes as it had originals'),
+  ):
+    if not row:
+      continue
     rows.append(
       {
         'reading': '2',
-        'name': f'{best}, trained on {training} ({words.count(row.get("train_images"))} of them '
-        'used for training itself)',
+        'name': f'{best}, trained on {training} ({words.count(row.get("train_images"))})',
         'originals': _with_interval(row, 'accuracy_on_originals', 'ci95_on_originals'),
         'deepfakes': _with_interval(row, 'accuracy_on_deepfakes', 'ci95_on_deepfakes'),
       }

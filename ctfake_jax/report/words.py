@@ -47,10 +47,6 @@ GROUPS = {
   'slice': 'single images',
   'given': 'groups, in the parts that the source prescribes',
 }
-TRAINED_ON_FAKES = {
-  'as_many_as_suspects': 'as many deepfakes as are on trial',
-  'as_many_as_originals': 'as many deepfakes as it had originals',
-}
 
 
 def name(key: str, names: dict[str, str]) -> str:

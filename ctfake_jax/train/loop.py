@@ -68,7 +68,7 @@ def run(
   bar = progress_bar(name, start, schedule.total)
   try:
     for step in range(start, schedule.total):
-      if progress.finished:
+      if progress.stopped_early:
         break
       state, metrics = train_step(state, batch_at(step), jax.random.fold_in(key, step))
       pending.append(metrics)
@@ -139,8 +139,8 @@ def _advance(progress: Progress, score: float, step: int, seconds: float, schedu
   else:
     progress.evals_since_best += 1
   progress.step, progress.seconds = step, seconds
-  stop = schedule.early_stop and progress.evals_since_best >= schedule.early_stop
-  progress.finished = bool(stop) or step == schedule.total
+  patience = schedule.early_stop
+  progress.stopped_early = bool(patience) and progress.evals_since_best >= patience
 
 
 def _best(workdir, keep, progress, abstract_state):
