@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
+import chex
 import flax.linen as nn
 import flax.struct
 import jax
@@ -101,6 +102,7 @@ def make_train_step(
     return (weights * losses).sum() / weights.sum(), (logits, updates['batch_stats'])
 
   def train_step(state, batch, key):
+    chex.assert_rank([batch['image'], batch['label']], [4, 1])
     change, mix, drop = jax.random.split(key, 3)
     images = augment.augment(batch['image'], change, config.augment)
     targets = optax.smooth_labels(jax.nn.one_hot(batch['label'], classes), smoothing)

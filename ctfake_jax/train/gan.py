@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
+import chex
 import flax.linen as nn
 import flax.struct
 import jax
@@ -128,6 +129,7 @@ def make_train_step(
     return loss, (stats, (on_real > 0).mean(), (on_fake < 0).mean())
 
   def train_step(state, batch, key):
+    chex.assert_rank([batch['image'], batch['label']], [4, 1])
     keys = jax.random.split(key, 4)
     real, real_labels = batch['image'], batch['label']
     latent = jax.random.normal(keys[0], (real.shape[0], c.latent))
