@@ -24,6 +24,7 @@ SAFE_TO_CHANGE = (
   'train.keep_checkpoints',
   'gan.updates',
   'gan.keep_checkpoints',
+  'study.retrain',
 )
 
 
