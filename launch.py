@@ -18,15 +18,25 @@ def parse(argv: list[str]) -> list[str]:
   except (KeyError, AttributeError, TypeError, ValueError, OSError) as error:
     if '--debug' in argv:
       raise
-    raise SystemExit(_fail(f'flags: {error.args[0] if error.args else error}')) from None
+    reason = (
+      str(error.args[0] if error.args else error)
+      .strip('"\'')
+      .replace('\\n', '; ')
+      .replace("\\'", "'")
+    )
+    raise SystemExit(_fail(f'flags: {reason}')) from None
 
 
 def main(argv: list[str]) -> int:
   """Validates the config, joins the cluster, runs the task; 0, or 1 after a user error."""
-  logging.set_verbosity(logging.WARNING)
+  logging.set_verbosity(logging.ERROR)
   if len(argv) > 1:
     return _fail(f'unexpected argument {argv[1]!r}: flags look like --config.key=value')
-  if CONFIG.value is None:
+  try:
+    config = CONFIG.value
+  except OSError as error:
+    return _fail(f'--config: {error}')
+  if config is None:
     return _usage()
   try:
     _run()

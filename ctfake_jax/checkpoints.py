@@ -1,6 +1,8 @@
 """Orbax checkpoints of a training run: asynchronous, the newest few and the best are kept."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +71,12 @@ class Checkpoints:
 
   def restore(self, step: int, abstract_state: Any) -> tuple[Any, Progress]:
     """State with the shapes and shardings of `abstract_state`, and the progress beside it."""
-    restored = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(abstract_state), progress=ocp.args.JsonRestore()
-      ),
+    args = ocp.args.Composite(
+      state=ocp.args.StandardRestore(abstract_state), progress=ocp.args.JsonRestore()
     )
-    return restored['state'], Progress(**restored['progress'])
+    with _named_damage(self._manager.directory / str(step)):
+      restored = self._manager.restore(step, args=args)
+      return restored['state'], Progress(**restored['progress'])
 
   def close(self) -> None:
     """Waits for pending saves."""
@@ -83,12 +84,23 @@ class Checkpoints:
     self._manager.close()
 
 
+@contextlib.contextmanager
+def _named_damage(path: Any) -> Iterator[None]:
+  try:
+    yield
+  except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    raise UserError(
+      f'checkpoint {path} cannot be read ({type(error).__name__}): '
+      'remove its folder to go on from the one before, or start afresh'
+    ) from error
+
+
 def restore_part(workdir: Path, step: int, part: str) -> Any:
   """One field of a saved state as nested dicts of NumPy arrays; needs no model code."""
   path = (workdir / 'checkpoints' / str(step) / 'state').absolute()
   if not path.is_dir():
     raise UserError(f'{workdir}: checkpoint {step} is missing; train again or name another workdir')
-  with ocp.PyTreeCheckpointer() as checkpointer:
+  with _named_damage(path), ocp.PyTreeCheckpointer() as checkpointer:
     tree = checkpointer.metadata(path).item_metadata.tree
     target = {part: jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree[part])}
     restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)

@@ -59,8 +59,8 @@ def defaults() -> ml_collections.ConfigDict:
   c.split.duplicate_correlation = 0.95  # 32x32 mean-free pixels, linked above this
   c.split.folds = 0  # 0: one split; k >= 3: k-fold
   c.split.fold = 0  # which fold is the test part
-  c.split.val_fraction = 0.15
-  c.split.test_fraction = 0.2  # of a single split
+  c.split.val_fraction = 0.15  # of what is not tested; the nearest 1/k is taken
+  c.split.test_fraction = 0.2  # of a single split; the nearest 1/k is taken
   c.split.seed = 0
   c.split.random_labels = False  # control: a random class for each patient or set of near-twins
 
@@ -140,6 +140,9 @@ def defaults() -> ml_collections.ConfigDict:
   c.mesh.num_processes = config_dict.placeholder(int)
   c.mesh.process_id = config_dict.placeholder(int)
   return c
+
+
+FEWEST_DEEPFAKES = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +239,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
   values = dict(_leaves(config))
   _check_keys_and_types(values)
   for key, rule in RULES.items():
-    if not rule.holds(values[key]):
+    if not _holds(rule, values[key]):
       raise UserError(f'config.{key} = {values[key]!r}: must be {rule.allowed}')
   for needs, keys in _REQUIRED_PATHS.items():
     if needs == config.task:
@@ -251,10 +254,36 @@ def validate(config: ml_collections.ConfigDict) -> None:
     raise UserError(
       f'config.split.fold = {config.split.fold}: must be below split.folds = {config.split.folds}'
     )
+  if config.split.random_labels and config.task != 'classifier':
+    raise UserError('config.split.random_labels = True: a control of single classifiers only')
+  if config.task == 'study':
+    _check_study(config)
   if config.task in ('gan', 'study') and not _POWER_OF_TWO.holds(config.data.image_size):
     raise UserError(
       f'config.data.image_size = {config.data.image_size}: a GAN needs {_POWER_OF_TWO.allowed}'
     )
+
+
+def _check_study(config: ml_collections.ConfigDict) -> None:
+  """What would otherwise fail after hours."""
+  folds = max(config.split.folds, 1)
+  per_model = {f'study.per_model.{n}.folds': config.study.per_model[n].folds for n in CLASSIFIERS}
+  for key, value in {'study.folds': config.study.folds, **per_model}.items():
+    most = folds if key == 'study.folds' else config.study.folds
+    if value > most:
+      raise UserError(f'config.{key} = {value}: must be at most {most}')
+  if config.generate.count < FEWEST_DEEPFAKES:
+    raise UserError(
+      f'config.generate.count = {config.generate.count}: a study needs at least '
+      f'{FEWEST_DEEPFAKES} deepfakes to measure their quality'
+    )
+
+
+def _holds(rule: Rule, value: Any) -> bool:
+  try:
+    return bool(rule.holds(value))
+  except (TypeError, ValueError):
+    return False
 
 
 _REQUIRED_PATHS = {

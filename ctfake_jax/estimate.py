@@ -82,7 +82,7 @@ def _gan_job(config, classes: int) -> Job:
   return Job(
     name=config.gan.name,
     init=lambda: gan.init_state(networks, size, latent, config.seed),
-    step=gan.make_train_step(networks, config, classes),
+    step=gan.make_train_step(networks, config),
     batch_size=config.gan.batch_size,
     steps=config.gan.updates,
   )

@@ -4,25 +4,24 @@ The data section of the config names the images; the checkpoint brings its own p
 Class names must be those that the checkpoint was trained on.
 """
 
+import dataclasses
 from pathlib import Path
 
 import ml_collections
+import numpy as np
 
 from ctfake_jax import inference, metrics
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import baselines, pipeline, splits
-from ctfake_jax.types import UserError
+from ctfake_jax.types import ImageSet, UserError
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """Writes results.json: accuracy with its interval over groups, per class, AUROC, confusion."""
+  workdir_lib.refuse_training_dir(workdir)
   trained = inference.load(Path(config.checkpoint))
   images = pipeline.gather(pipeline.open_source(config), trained.view)
-  if images.class_names != trained.class_names:
-    raise UserError(
-      f'config.data: classes {", ".join(images.class_names)}, but the checkpoint knows '
-      f'{", ".join(trained.class_names)}: name the folders alike'
-    )
+  images = in_order_of(images, trained.class_names)
   by, groups = splits.group(images, config.split)
   results = {
     'data': baselines.describe(images),
@@ -37,3 +36,17 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   }
   workdir_lib.write_json(workdir / 'results.json', results)
   return results
+
+
+def in_order_of(images: ImageSet, class_names: tuple[str, ...]) -> ImageSet:
+  """The images with labels that mean what the checkpoint's mean; UserError for other classes."""
+  if set(images.class_names) != set(class_names):
+    raise UserError(
+      f'config.data: classes {", ".join(images.class_names)}, but the checkpoint knows '
+      f'{", ".join(class_names)}: name the folders alike'
+    )
+  order = np.array([class_names.index(name) for name in images.class_names], np.int32)
+  records = tuple(dataclasses.replace(r, label=int(order[r.label])) for r in images.records)
+  return dataclasses.replace(
+    images, labels=order[images.labels], records=records, class_names=class_names
+  )

@@ -15,7 +15,7 @@ from ctfake_jax.data import pipeline
 from ctfake_jax.data.splits import Split
 from ctfake_jax.types import ImageSet
 
-# The scanner that the default phantom leaves out, and the seed of its noise.
+# The scanner that the default phantom leaves out.
 OTHER_SCANNER = 'D'
 
 

@@ -29,6 +29,7 @@ class Trained:
   variables: dict
   config: ml_collections.ConfigDict
   class_names: tuple[str, ...]
+  unit: str
   view: Preprocess
 
   def predict(self, images: np.ndarray) -> np.ndarray:
@@ -46,7 +47,8 @@ def load(workdir: Path) -> Trained:
   class_names = tuple(saved['class_names'])
   model = zoo.classifier(config.model.name, len(class_names), config.model.dtype, config.model.cnn)
   variables = checkpoints.restore_part(workdir, results['best_step'], 'ema')
-  return Trained(model, variables, config, class_names, Preprocess.from_config(config.data))
+  view = Preprocess.from_config(config.data)
+  return Trained(model, variables, config, class_names, saved['unit'], view)
 
 
 def run(model: nn.Module, variables: dict, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import ml_collections
 import numpy as np
+from pydicom.misc import is_dicom
 
 from ctfake_jax import inference
 from ctfake_jax import workdir as workdir_lib
@@ -20,14 +21,19 @@ from ctfake_jax.types import ImageSet, Source, UserError
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """Writes predictions.csv (path, label, one column a class) and results.json."""
+  workdir_lib.refuse_training_dir(workdir)
   trained = inference.load(Path(config.checkpoint))
   images = gather(
     open_input(Path(config.input), config.data.max_pixels), trained.view, labelled=False
   )
   probabilities = trained.predict(images.images)
   write_csv(workdir / 'predictions.csv', images, probabilities, trained.class_names)
+  if images.unit != trained.unit:
+    print(f'careful: trained on {trained.unit} values, the input has {images.unit} values')
   results = {
     'images': len(images),
+    'unit': images.unit,
+    'trained_on_unit': trained.unit,
     'class_names': list(trained.class_names),
     'per_class': dict(
       zip(
@@ -45,6 +51,8 @@ def open_input(path: Path, max_pixels: int) -> Source:
   """Pictures if there are any, else DICOM; UserError where there is neither."""
   if not path.exists():
     raise UserError(f'config.input = {path}: no such file or folder')
+  if path.is_file() and is_dicom(path):
+    return DicomSource(path, labels_csv=None, max_pixels=max_pixels)
   try:
     return FolderSource(path, classes=(), max_pixels=max_pixels, unlabelled_ok=True)
   except UserError as no_pictures:

@@ -38,11 +38,14 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
   """The parsed file; UserError names it where it is missing or broken."""
   try:
-    return json.loads(path.read_text())
+    content = json.loads(path.read_text())
   except FileNotFoundError:
     raise UserError(f'{path} is missing: is this the workdir of a finished run?') from None
   except json.JSONDecodeError as error:
     raise UserError(f'{path} is not valid JSON ({error}): restore it or start afresh') from None
+  if not isinstance(content, dict):
+    raise UserError(f'{path} holds no JSON object: restore it or start afresh')
+  return content
 
 
 @contextlib.contextmanager
@@ -50,9 +53,10 @@ def locked(workdir: Path) -> Iterator[None]:
   """Holds the workdir for one run; the kernel frees it when the owner dies."""
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-  except (FileExistsError, NotADirectoryError, PermissionError) as error:
-    raise UserError(f'--workdir={workdir}: cannot be a folder ({error.strerror})') from None
-  with open(workdir / '.lock', 'w') as handle:
+    handle = open(workdir / '.lock', 'w')  # noqa: SIM115
+  except OSError as error:
+    raise UserError(f'--workdir={workdir}: cannot write there ({error.strerror})') from None
+  with handle:
     try:
       fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -64,7 +68,12 @@ def record_config(workdir: Path, config: ml_collections.ConfigDict, facts: dict)
   """Writes config.json with `facts`, or checks that a run here may go on with these keys."""
   path, resolved = workdir / 'config.json', config_lib.as_dict(config)
   if path.exists():
-    changed = config_lib.changed_keys(read_json(path)['config'], resolved)
+    saved = read_json(path)
+    if saved.get('data', facts.get('data')) != facts.get('data'):
+      raise UserError(
+        f'{workdir} was begun with other images: restore them or use another --workdir'
+      )
+    changed = config_lib.changed_keys(saved['config'], resolved)
     if changed:
       raise UserError(
         f'{workdir} was begun with other values of {", ".join(changed)}: '
@@ -86,6 +95,12 @@ def environment() -> dict:
     'cpu_count': os.cpu_count(),
     'commit': _commit(),
   }
+
+
+def refuse_training_dir(workdir: Path) -> None:
+  """Raises UserError where results of another task would overwrite those of a trained network."""
+  if (workdir / 'checkpoints').exists():
+    raise UserError(f'--workdir={workdir} holds a trained network: choose another one')
 
 
 def fingerprint(images: ImageSet) -> str:

@@ -109,6 +109,24 @@ def test_a_task_without_its_paths_says_which(task):
     config_lib.validate(config)
 
 
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [
+    ('study.folds', 2),
+    ('study.per_model.cnn.folds', 2),
+    ('generate.count', 10),
+    ('split.random_labels', True),
+    ('model.cnn.widths', (4, 'x')),
+  ],
+)
+def test_what_would_fail_after_hours_is_refused_at_once(key, value):
+  config = config_lib.defaults()
+  config.task = 'study'
+  config.update_from_flattened_dict({key: value})
+  with pytest.raises(UserError, match=rf'config\.{key}'):
+    config_lib.validate(config)
+
+
 def test_saved_configs_come_back():
   config = config_lib.defaults()
   config.data.classes = ('a', 'b')

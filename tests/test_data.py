@@ -92,6 +92,24 @@ def test_a_prescribed_split_is_kept(images, tiny_config):
   assert {records[i].split for i in parts.val} == {'val'}
 
 
+def test_one_image_without_patient_does_not_turn_the_grouping_off(images, tiny_config):
+  records = list(images.records)
+  records[5] = dataclasses.replace(records[5], patient_id=None)
+  tiny_config.split.by = 'auto'
+  with pytest.raises(UserError, match=r'5\.png and 0 more images have no patient'):
+    splits.split(dataclasses.replace(images, records=tuple(records)), tiny_config.split, 0)
+
+
+@pytest.mark.parametrize(
+  ('folds', 'words'), [(3, 'split.folds = 3'), (0, 'not both train and test')]
+)
+def test_a_prescribed_split_is_never_ignored(folds, words, images, tiny_config):
+  records = tuple(dataclasses.replace(r, split='train') for r in images.records)
+  tiny_config.split.folds = folds
+  with pytest.raises(UserError, match=words):
+    splits.split(dataclasses.replace(images, records=records), tiny_config.split, 0)
+
+
 def test_patient_split_without_patients_is_refused(images, tiny_config):
   unknown = tuple(dataclasses.replace(r, patient_id=None) for r in images.records)
   with pytest.raises(UserError, match='knows no patients'):

@@ -97,6 +97,15 @@ def test_more_epochs_continue_a_finished_run(tiny_config, images, tmp_path):
   assert rows(tmp_path)[-1]['step'] > finished[-1]['step']
 
 
+def test_a_damaged_checkpoint_is_named(tiny_config, images, tmp_path):
+  fit(tiny_config, images, tmp_path)
+  for path in (tmp_path / 'checkpoints').rglob('*'):
+    if path.is_file():
+      path.write_bytes(b'')
+  with pytest.raises(UserError, match='cannot be read'):
+    inference.load(tmp_path)
+
+
 def test_one_trace_serves_all_steps(tiny_config):
   step, state = make_step(tiny_config)
   traced = jax.jit(chex.assert_max_traces(step, n=1))
@@ -206,7 +215,7 @@ def gan_step(config):
   state = gan.init_state(networks, 32, config.gan.latent, seed=0)
   data = make_images(8, size=32)
   return (
-    jax.jit(gan.make_train_step(networks, config, 2)),
+    jax.jit(gan.make_train_step(networks, config)),
     state,
     {'image': jnp.asarray(data.images), 'label': jnp.asarray(data.labels)},
   )

@@ -47,6 +47,20 @@ def test_a_config_may_change_where_it_is_safe_only(tmp_path):
     workdir.record_config(tmp_path, config, {'class_names': ['a', 'b']})
 
 
+def test_other_images_in_a_begun_workdir_are_refused(tmp_path):
+  config = config_lib.defaults()
+  workdir.record_config(tmp_path, config, {'data': 'abc'})
+  with pytest.raises(UserError, match='other images'):
+    workdir.record_config(tmp_path, config, {'data': 'abd'})
+
+
+def test_results_of_a_trained_network_are_not_overwritten(tmp_path):
+  workdir.refuse_training_dir(tmp_path)
+  (tmp_path / 'checkpoints').mkdir()
+  with pytest.raises(UserError, match='holds a trained network'):
+    workdir.refuse_training_dir(tmp_path)
+
+
 @pytest.mark.parametrize('text', ['=1+1', '+1', '-1', '@x', '\tx'])
 def test_cells_from_files_are_no_formulas(text):
   assert workdir.csv_safe(text) == "'" + text

@@ -41,6 +41,9 @@ _HIDDEN = ('.', '__MACOSX')
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF 6.0, section 8
 
 
+_DICOM_SUFFIXES = ('.dcm', '.dicom', '.ima')
+
+
 class _ClassFolder(NamedTuple):
   path: pathlib.Path
   split: str | None
@@ -205,6 +208,9 @@ def _images(
         unreadable.append(UnreadableImageError(_shown(path), reason))
       else:
         yield path
+    elif entry.name.lower().endswith(_DICOM_SUFFIXES):
+      reason = 'is DICOM among pictures; keep DICOM in a folder of its own and read it as DICOM'
+      unreadable.append(UnreadableImageError(_shown(path), reason))
 
 
 def _entries(root: pathlib.Path, folder: pathlib.Path) -> list[os.DirEntry[str]]:

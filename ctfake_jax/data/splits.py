@@ -44,7 +44,17 @@ def split(images: ImageSet, config: ml_collections.ConfigDict, fold: int) -> Spl
   """The parts for `fold` (0 for a single split), stratified by class, fixed by `config.seed`."""
   by, groups = group(images, config)
   everyone = np.arange(len(images))
-  given = not config.folds and _prescribed(images, everyone, 'test')
+  given = _prescribed(images, everyone, 'test')
+  if config.folds and any(record.split for record in images.records):
+    raise UserError(
+      f'config.split.folds = {config.folds}: the source prescribes its own parts (train, test); '
+      'set split.folds=0 to keep them, or give the images without them'
+    )
+  if not given and any(record.split for record in images.records):
+    raise UserError(
+      'the source prescribes parts but not both train and test: add what is missing, '
+      'or give the images without part folders'
+    )
   if given:
     by, (rest, test) = 'given', given
   else:
@@ -63,8 +73,14 @@ def group(images: ImageSet, config: ml_collections.ConfigDict) -> tuple[str, np.
   """How images are grouped, and their group numbers int[n]."""
   patients = [record.patient_id for record in images.records]
   by = config.by
+  unowned = [record.provenance for record in images.records if not record.patient_id]
+  if by == 'auto' and unowned and len(unowned) < len(images):
+    raise UserError(
+      f'{unowned[0]} and {len(unowned) - 1} more images have no patient, others have: '
+      'give them one, take them out, or choose split.by'
+    )
   if by == 'auto':
-    by = 'patient' if all(patients) else 'duplicates'
+    by = 'duplicates' if unowned else 'patient'
   if by == 'patient':
     if not all(patients):
       raise UserError(

@@ -162,7 +162,11 @@ def fit(
     The classifier's row of results.json with `validation_accuracy`; also written to the workdir
     with the test predictions beside it.
   """
-  facts = {'class_names': list(images.class_names), 'data': workdir_lib.fingerprint(images)}
+  facts = {
+    'class_names': list(images.class_names),
+    'data': workdir_lib.fingerprint(images),
+    'unit': images.unit,
+  }
   workdir_lib.record_config(workdir, config, facts)
   train, val = images.take(parts.train), images.take(parts.val)
   model = build(config, len(images.class_names))

@@ -103,7 +103,7 @@ def init_state(networks: Networks, size: int, latent: int, seed: int) -> State:
 
 
 def make_train_step(
-  networks: Networks, config: ml_collections.ConfigDict, num_classes: int
+  networks: Networks, config: ml_collections.ConfigDict
 ) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
   """The pure step (state, {image, label}, key) -> (state, losses and discriminator accuracies)."""
   c = config.gan
@@ -133,7 +133,8 @@ def make_train_step(
     keys = jax.random.split(key, 4)
     real, real_labels = batch['image'], batch['label']
     latent = jax.random.normal(keys[0], (real.shape[0], c.latent))
-    labels = jax.random.randint(keys[1], real_labels.shape, 0, num_classes)
+    # The mixture of the reals: other proportions would give the fakes away.
+    labels = jax.random.permutation(keys[1], real_labels)
     fake, pull_back, g_stats = jax.vjp(
       lambda p: generate(p, state.generator['batch_stats'], latent, labels),
       state.generator['params'],
@@ -233,7 +234,7 @@ def _train(config, networks: Networks, train: ImageSet, val: ImageSet, workdir: 
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
     jax.eval_shape(fresh),
   )
-  step = make_train_step(networks, config, len(train.class_names))
+  step = make_train_step(networks, config)
   return loop.run(
     name=f'{c.name} {workdir.name}',
     workdir=workdir,

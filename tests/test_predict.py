@@ -1,0 +1,48 @@
+"""What `predict` and `evaluate` take in."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+from conftest import make_images
+from PIL import Image
+from pydicom.data import get_testdata_file
+
+from ctfake_jax import evaluate, predict
+from ctfake_jax.types import UserError
+
+
+def picture(path):
+  Image.fromarray(np.zeros((4, 4), np.uint8)).save(path)
+
+
+def test_a_single_dicom_file_is_dicom_whatever_its_name(tmp_path):
+  path = tmp_path / 'slice'
+  shutil.copy(get_testdata_file('CT_small.dcm'), path)
+  source = predict.open_input(path, max_pixels=10**6)
+  assert source[0].unit == 'HU'
+
+
+def test_dicom_among_pictures_is_listed(tmp_path):
+  picture(tmp_path / 'a.png')
+  shutil.copy(get_testdata_file('CT_small.dcm'), tmp_path / 'b.dcm')
+  source = predict.open_input(tmp_path, max_pixels=10**6)
+  assert len(source) == 1
+  assert [error.path for error in source.unreadable] == ['b.dcm']
+
+
+def test_an_input_with_neither_says_so(tmp_path):
+  (tmp_path / 'notes.txt').write_text('nothing here')
+  with pytest.raises(UserError, match='no picture'):
+    predict.open_input(tmp_path, max_pixels=10**6)
+
+
+def test_labels_follow_the_order_of_the_checkpoint():
+  images = make_images(8)
+  turned = evaluate.in_order_of(images, ('class1', 'class0'))
+  np.testing.assert_array_equal(turned.labels, 1 - images.labels)
+  assert [record.label for record in turned.records] == turned.labels.tolist()
+  other = dataclasses.replace(images, class_names=('a', 'b'))
+  with pytest.raises(UserError, match='name the folders alike'):
+    evaluate.in_order_of(other, ('class1', 'class0'))
