@@ -39,7 +39,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   workdir_lib.write_json(workdir / 'split.json', [parts.as_json(images) for parts in folds])
   results: dict[str, Any] = {
     'data': baselines.describe(images),
-    'baselines': baselines.measure(images, folds[0], config.split, config.seed),
+    'baselines': baselines.measure(images, folds, config.split, config.seed),
   }
   _stage('classifiers')
   results['classifiers'] = {

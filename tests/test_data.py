@@ -116,6 +116,13 @@ def test_patient_split_without_patients_is_refused(images, tiny_config):
     splits.split(dataclasses.replace(images, records=unknown), tiny_config.split, 0)
 
 
+def test_baselines_are_pooled_over_folds(images, tiny_config):
+  tiny_config.split.folds = 3
+  folds = [splits.split(images, tiny_config.split, fold) for fold in range(3)]
+  rows = baselines.measure(images, folds, tiny_config.split, seed=0)
+  assert rows['nearest_neighbour']['n'] == rows['leak_audit']['test_images'] == len(images)
+
+
 def test_random_labels_stay_with_their_patient_and_tell_nothing_else(tiny_config):
   images = make_images(400)
   random = splits.with_random_labels(images, tiny_config.split)
@@ -125,7 +132,7 @@ def test_random_labels_stay_with_their_patient_and_tell_nothing_else(tiny_config
   assert [record.label for record in random.records] == random.labels.tolist()
   tiny_config.split.by = 'slice'
   leaky = baselines.measure(
-    random, splits.split(random, tiny_config.split, 0), tiny_config.split, seed=0
+    random, [splits.split(random, tiny_config.split, 0)], tiny_config.split, seed=0
   )
   assert leaky['nearest_neighbour']['n'] == 100
 
@@ -140,11 +147,13 @@ def test_the_leak_audit_finds_a_planted_copy(images, tiny_config):
 
 def test_baselines_see_what_they_should(images, tiny_config):
   parts = splits.split(images, tiny_config.split, 0)
-  rows = baselines.measure(images, parts, tiny_config.split, seed=0)
+  rows = baselines.measure(images, [parts], tiny_config.split, seed=0)
   assert rows['nearest_neighbour']['accuracy'] == 1.0
   assert rows['file_facts']['accuracy'] <= 0.75
   images.native_sizes[images.labels == 1] += 7
-  assert baselines.measure(images, parts, tiny_config.split, seed=0)['file_facts']['accuracy'] == 1
+  assert (
+    baselines.measure(images, [parts], tiny_config.split, seed=0)['file_facts']['accuracy'] == 1
+  )
 
 
 @hypothesis.given(n=st.integers(3, 20), batch=st.integers(1, 20), epochs=st.integers(1, 4))

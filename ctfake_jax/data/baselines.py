@@ -4,6 +4,8 @@ Chance, the nearest neighbour on small pixels, a model on file facts alone, and 
 leaks between the parts.
 """
 
+from collections.abc import Sequence
+
 import ml_collections
 import numpy as np
 from sklearn.ensemble import RandomForestClassifier
@@ -28,21 +30,29 @@ def describe(images: ImageSet) -> dict:
 
 
 def measure(
-  images: ImageSet, parts: splits.Split, config: ml_collections.ConfigDict, seed: int
+  images: ImageSet, folds: Sequence[splits.Split], config: ml_collections.ConfigDict, seed: int
 ) -> dict:
-  """Accuracies on the test part, with intervals over groups, and the leak audit."""
-  seen = np.concatenate([parts.train, parts.val])
-  guesses = {
-    'chance': majority(images.labels[seen], len(parts.test)),
-    'nearest_neighbour': nearest_neighbour(images, seen, parts.test),
-    'file_facts': file_facts(images, seen, parts.test, seed),
-  }
-  groups, truth = parts.groups[parts.test], images.labels[parts.test]
+  """Accuracies pooled over the folds' test parts, with intervals over groups; leaks summed."""
+  right: dict[str, list[np.ndarray]] = {'chance': [], 'nearest_neighbour': [], 'file_facts': []}
+  audits = []
+  for parts in folds:
+    seen = np.concatenate([parts.train, parts.val])
+    guesses = {
+      'chance': majority(images.labels[seen], len(parts.test)),
+      'nearest_neighbour': nearest_neighbour(images, seen, parts.test),
+      'file_facts': file_facts(images, seen, parts.test, seed),
+    }
+    for name, guess in guesses.items():
+      right[name].append(guess == images.labels[parts.test])
+    audits.append(splits.leak_audit(images, parts, config.duplicate_correlation))
+  groups = np.concatenate([parts.groups[parts.test] for parts in folds])
   rows = {
-    name: metrics.accuracy_row(guess == truth, groups, seed=seed) for name, guess in guesses.items()
+    name: metrics.accuracy_row(np.concatenate(hits), groups, seed=seed)
+    for name, hits in right.items()
   }
-  audit = splits.leak_audit(images, parts, config.duplicate_correlation)
-  return {**rows, 'leak_audit': audit, 'split_by': parts.by}
+  audit = {key: sum(audit[key] for audit in audits) for key in audits[0]}
+  audit['near_duplicate_correlation'] = config.duplicate_correlation
+  return {**rows, 'leak_audit': audit, 'split_by': folds[0].by}
 
 
 def majority(labels: np.ndarray, n: int) -> np.ndarray:

@@ -145,7 +145,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   fit(config, images, parts, workdir)
   results = workdir_lib.read_json(workdir / 'results.json')
   results['data'] = baselines.describe(images)
-  results['baselines'] = baselines.measure(images, parts, config.split, config.seed)
+  results['baselines'] = baselines.measure(images, [parts], config.split, config.seed)
   workdir_lib.write_json(workdir / 'results.json', results)
   return results
 
