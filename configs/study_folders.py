@@ -2,7 +2,8 @@
 
 python launch.py --config=configs/study_folders.py --workdir=runs/mine --config.data.path=FOLDER
 
-Real slices without patient ids are grouped by near-duplicates. Hours on two cores.
+Real slices without patient ids are grouped by near-duplicates. Many hours on two cores; all five
+folds and all updates: not yet run (README has one fold with a short GAN).
 """
 
 from ctfake_jax import config as config_lib
