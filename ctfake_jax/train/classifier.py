@@ -102,6 +102,7 @@ def make_train_step(
     return (weights * losses).sum() / weights.sum(), (logits, updates['batch_stats'])
 
   def train_step(state, batch, key):
+    """One update: augment, gradient, optimiser, moving average."""
     chex.assert_rank([batch['image'], batch['label']], [4, 1])
     change, mix, drop = jax.random.split(key, 3)
     images = augment.augment(batch['image'], change, config.augment)

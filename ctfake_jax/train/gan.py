@@ -129,6 +129,7 @@ def make_train_step(
     return loss, (stats, (on_real > 0).mean(), (on_fake < 0).mean())
 
   def train_step(state, batch, key):
+    """One update of the discriminator, then one of the generator on the same fakes."""
     chex.assert_rank([batch['image'], batch['label']], [4, 1])
     keys = jax.random.split(key, 4)
     real, real_labels = batch['image'], batch['label']
@@ -261,6 +262,7 @@ def _evaluator(config, networks: Networks, val: ImageSet, workdir: Path):
   preview = np.repeat(np.arange(classes, dtype=np.int32), PREVIEW_PER_CLASS)
 
   def evaluate(state, step):
+    """Score (minus the distance) and metrics; leaves the sample grid of this step."""
     sampler = make_sampler(networks.generator, state.ema, config.gan.latent, classes)
     fakes = sampler.sample(labels, config.seed)
     save_grid(
