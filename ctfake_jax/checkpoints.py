@@ -35,34 +35,45 @@ class Progress:
   stopped_early: bool = False
 
 
+class _KeepBest:
+  """Preserves the best step, and the one before it until the save that replaces it is whole."""
+
+  def __init__(self):
+    self._steps = (-1, -1)
+
+  def note(self, best_step: int) -> None:
+    self._steps = (self._steps[1], best_step)
+
+  def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    del context
+    return [checkpoint.step in self._steps for checkpoint in checkpoints]
+
+
 class Checkpoints:
-  """Saves and restores (state, Progress) under `workdir/checkpoints`."""
+  """Saves and restores (state, Progress) under `workdir/checkpoints`.
+
+  The newest `keep` stay, and the one that `Progress.best_step` names.
+  """
 
   def __init__(self, workdir: Path, keep: int):
+    self._best = _KeepBest()
     policy = preservation_policy.AnyPreservationPolicy(
-      [
-        preservation_policy.LatestN(keep),
-        preservation_policy.BestN(
-          get_metric_fn=lambda metrics: metrics['score'],
-          n=1,
-          keep_checkpoints_without_metrics=False,
-        ),
-      ]
+      [preservation_policy.LatestN(keep), self._best]
     )
     self._manager = ocp.CheckpointManager(
       (workdir / 'checkpoints').absolute(),
       options=ocp.CheckpointManagerOptions(preservation_policy=policy),
     )
 
-  def save(self, step: int, state: Any, progress: Progress, score: float) -> None:
+  def save(self, step: int, state: Any, progress: Progress) -> None:
     """Starts a save and returns; `close` waits for it."""
+    self._best.note(progress.best_step)
     self._manager.save(
       step,
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(state),
         progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
       ),
-      metrics={'score': score},
     )
 
   def latest_step(self) -> int | None:
@@ -76,7 +87,9 @@ class Checkpoints:
     )
     with _named_damage(self._manager.directory / str(step)):
       restored = self._manager.restore(step, args=args)
-      return restored['state'], Progress(**restored['progress'])
+      progress = Progress(**restored['progress'])
+    self._best.note(progress.best_step)
+    return restored['state'], progress
 
   def close(self) -> None:
     """Waits for pending saves."""

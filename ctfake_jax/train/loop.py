@@ -83,7 +83,7 @@ def run(
         score, values = evaluate(state, done)
         log.write(done, {f'val/{k}': v for k, v in values.items()})
         _advance(progress, score, done, time.perf_counter() - begun, schedule)
-        checkpoints.save(done, state, progress, score)
+        checkpoints.save(done, state, progress)
   finally:
     bar.close()
     log.close()

@@ -1,0 +1,40 @@
+"""Which checkpoints stay, whatever the scores and restarts."""
+
+import jax.numpy as jnp
+
+from ctfake_jax.checkpoints import Checkpoints, Progress
+
+STATE = {'x': jnp.ones(3)}
+
+
+def kept(workdir):
+  return sorted(int(path.name) for path in (workdir / 'checkpoints').iterdir())
+
+
+def save(checkpoints, steps, best_step):
+  for step in steps:
+    checkpoints.save(step, STATE, Progress(step=step, best_step=best_step))
+
+
+def test_the_named_best_outlives_ties_and_a_restart(tmp_path):
+  first = Checkpoints(tmp_path, keep=2)
+  save(first, range(1, 2), best_step=1)
+  save(first, range(2, 6), best_step=2)
+  first.close()
+  assert kept(tmp_path) == [2, 4, 5]
+  second = Checkpoints(tmp_path, keep=2)
+  assert second.restore(5, STATE)[1].best_step == 2
+  save(second, range(6, 9), best_step=2)
+  second.close()
+  assert kept(tmp_path) == [2, 7, 8]
+
+
+def test_a_best_goes_only_after_its_successor_is_whole(tmp_path):
+  checkpoints = Checkpoints(tmp_path, keep=1)
+  save(checkpoints, [1, 2, 3], best_step=1)
+  save(checkpoints, [4], best_step=4)
+  checkpoints._manager.wait_until_finished()
+  assert kept(tmp_path) == [1, 4]
+  save(checkpoints, [5], best_step=4)
+  checkpoints.close()
+  assert kept(tmp_path) == [4, 5]
