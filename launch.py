@@ -48,6 +48,9 @@ def main(argv: list[str]) -> int:
 
 
 def _run() -> None:
+  from ctfake_jax import allocator
+
+  allocator.reuse_freed_memory()
   from ctfake_jax import config as config_lib
   from ctfake_jax import estimate, mesh, tasks, workdir
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 from jax import lax
 
-from ctfake_jax.models import cnn, dcgan, layers, mobilenetv2, resnet, zoo
+from ctfake_jax.models import cnn, dcgan, layers, lowering, mobilenetv2, resnet, zoo
 
 # He 2015 and Sandler 2018 as counted by torchvision at 3 channels and 1000 classes; the CNN's
 # count is the sum of its layers: 9*(3*32+32*64+64*128+128*256) + 2*480 + 257*1000.
@@ -122,8 +122,8 @@ def random(*shape, seed=0):
 def test_convolution_equals_xla(side, channels, kernel, stride, padding):
   x, w = random(2, side, side + 1, channels), random(kernel, kernel, channels, 5, seed=1)
   assert_same(
-    lambda x, w: layers.conv(x, w, stride=stride, padding=padding),
-    lambda x, w: layers._lax_conv(x, w, stride=stride, padding=padding),
+    lambda x, w: lowering.conv(x, w, stride=stride, padding=padding),
+    lambda x, w: lowering._lax_conv(x, w, stride=stride, padding=padding),
     x,
     w,
   )
@@ -133,8 +133,8 @@ def test_convolution_equals_xla(side, channels, kernel, stride, padding):
 def test_depthwise_convolution_equals_xla(stride, padding):
   x, w = random(2, 9, 8, 6), random(3, 3, 1, 6, seed=1)
   assert_same(
-    lambda x, w: layers.depthwise_conv(x, w, stride=stride, padding=padding),
-    lambda x, w: layers._lax_conv(x, w, stride=stride, padding=padding, groups=6),
+    lambda x, w: lowering.depthwise_conv(x, w, stride=stride, padding=padding),
+    lambda x, w: lowering._lax_conv(x, w, stride=stride, padding=padding, groups=6),
     x,
     w,
   )
@@ -150,12 +150,12 @@ def test_transposed_convolution_is_the_gradient_of_the_convolution(side, kernel,
 
   def reference(x, w):
     def forward(image):
-      return layers._lax_conv(image, w.transpose(0, 1, 3, 2), stride=stride, padding=padding)
+      return lowering._lax_conv(image, w.transpose(0, 1, 3, 2), stride=stride, padding=padding)
 
     return jax.linear_transpose(forward, jnp.zeros((2, out_side, out_side, 5)))(x)[0]
 
   assert_same(
-    lambda x, w: layers.conv_transpose(x, w, stride=stride, padding=padding), reference, x, w
+    lambda x, w: lowering.conv_transpose(x, w, stride=stride, padding=padding), reference, x, w
   )
 
 
@@ -164,7 +164,7 @@ def test_max_pool_equals_xla(window, stride, padding):
   pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
   x = random(2, 9, 8, 3)
   assert_same(
-    lambda x: layers.max_pool(x, window=window, stride=stride, padding=padding),
+    lambda x: lowering.max_pool(x, window=window, stride=stride, padding=padding),
     lambda x: lax.reduce_window(
       x, -jnp.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), pads
     ),

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ctfake_jax.models import layers
+from ctfake_jax.models import layers, lowering
 
 
 class CNN(nn.Module):
@@ -38,7 +38,7 @@ class CNN(nn.Module):
       for j in range(self.convs):
         x = layers.Conv(width, dtype=self.dtype, name=f'block{i}_conv{j + 1}')(x)
         x = nn.relu(layers.BatchNorm(dtype=self.dtype, name=f'block{i}_bn{j + 1}')(x, train=train))
-      x = layers.max_pool(x, window=2, stride=2)
+      x = lowering.max_pool(x, window=2, stride=2)
       features[f'stage{i}'] = x
     x = features['pre_logits'] = x.mean((1, 2)).astype(jnp.float32)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)

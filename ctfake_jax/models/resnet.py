@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ctfake_jax.models import layers
+from ctfake_jax.models import layers, lowering
 
 
 class ResidualBlock(nn.Module):
@@ -67,7 +67,7 @@ class ResNet(nn.Module):
   def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
     x = layers.Conv(self.width, 7, 2, dtype=self.dtype, name='conv1')(x)
     x = nn.relu(layers.BatchNorm(dtype=self.dtype, name='bn1')(x, train=train))
-    x = layers.max_pool(x, window=3, stride=2, padding=1)
+    x = lowering.max_pool(x, window=3, stride=2, padding=1)
     features = {'stem': x}
     for i, blocks in enumerate(self.stage_sizes):
       for j in range(blocks):

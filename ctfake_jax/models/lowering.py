@@ -1,0 +1,180 @@
+"""Convolution and pooling, and how each is lowered on each platform.
+
+Images are [b, h, w, c] in the compute dtype, kernels [kh, kw, c_in, c_out] in the same. On GPU and
+TPU every operation is the plain XLA one. XLA's CPU backend is slow in the gradients of
+convolutions, in depthwise, transposed and small-image convolutions and in pooling; there the same
+sums are written as matrix products and shifted slices.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ctfake_jax.models import winograd
+
+NHWC = ('NHWC', 'HWIO', 'NHWC')
+# Fewer output pixels or channels than these are not worth minimal filtering's transforms.
+SMALL_IMAGE_PIXELS = 64
+FEW_CHANNELS = 16
+
+
+def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
+  """Cross-correlation with `padding` zeros on each side: f[b, h, w, i] -> f[b, h', w', o]."""
+
+  def on_cpu(x, kernel):
+    if kernel.shape[:2] == (1, 1) and padding == 0:
+      return x[:, ::stride, ::stride] @ kernel[0, 0]
+    x = _pad(x, padding, padding, 0.0)
+    if stride > 1 and all(side % stride == 0 for side in x.shape[1:3] + kernel.shape[:2]):
+      return _stride1_conv(*_strides_as_channels(x, kernel, stride))
+    if stride == 1:
+      return _stride1_conv(x, kernel)
+    return _patches_conv(x, kernel, stride)
+
+  def elsewhere(x, kernel):
+    return _lax_conv(x, kernel, stride=stride, padding=padding)
+
+  return lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
+
+
+def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
+  """One filter per channel: f[b, h, w, c] with kernel f[kh, kw, 1, c] -> f[b, h', w', c]."""
+
+  def on_cpu(x, kernel):
+    x = _pad(x, padding, padding, 0.0)
+    taps = _shifted_slices(x, kernel.shape[:2], stride)
+    weights = kernel.reshape(-1, 1, 1, 1, x.shape[-1])
+    return functools.reduce(jnp.add, [tap * weight for tap, weight in zip(taps, weights)])
+
+  def elsewhere(x, kernel):
+    return _lax_conv(x, kernel, stride=stride, padding=padding, groups=x.shape[-1])
+
+  return lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
+
+
+def conv_transpose(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
+  """Gradient of `conv` with respect to its input: side h -> (h - 1) * stride + k - 2 * padding.
+
+  Every input pixel stamps the kernel f[kh, kw, i, o] onto the output at `stride`, as in PyTorch's
+  ConvTranspose2d.
+  """
+
+  def on_cpu(x, kernel):
+    full = _stamp(x, kernel, stride)
+    return full[:, padding : full.shape[1] - padding, padding : full.shape[2] - padding]
+
+  def elsewhere(x, kernel):
+    around = [(k - 1 - padding, k - 1 - padding) for k in kernel.shape[:2]]
+    return lax.conv_general_dilated(
+      x, kernel[::-1, ::-1], (1, 1), around, lhs_dilation=(stride, stride), dimension_numbers=NHWC
+    )
+
+  return lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
+
+
+def max_pool(x: jax.Array, *, window: int, stride: int, padding: int = 0) -> jax.Array:
+  """Maximum over square windows; the padding never wins."""
+
+  def on_cpu(x):
+    slices = _shifted_slices(_pad(x, padding, padding, -jnp.inf), (window, window), stride)
+    return functools.reduce(jnp.maximum, slices)
+
+  def elsewhere(x):
+    pads = ((padding, padding), (padding, padding))
+    return nn.max_pool(x, (window, window), (stride, stride), pads)
+
+  return lax.platform_dependent(x, cpu=on_cpu, default=elsewhere)
+
+
+def _lax_conv(x, kernel, *, stride=1, padding=0, groups=1):
+  pads = ((padding, padding), (padding, padding))
+  return lax.conv_general_dilated(
+    x, kernel, (stride, stride), pads, dimension_numbers=NHWC, feature_group_count=groups
+  )
+
+
+def _pad(x, rows: int, columns: int, value: float):
+  if not (rows or columns):
+    return x
+  pads = ((0, 0), (rows, rows), (columns, columns), (0, 0))
+  return jnp.pad(x, pads, constant_values=jnp.asarray(value, x.dtype))
+
+
+def _stride1_conv(x, kernel):
+  """Valid convolution at stride 1, by minimal filtering where there is enough to share."""
+  pixels = (x.shape[1] - kernel.shape[0] + 1) * (x.shape[2] - kernel.shape[1] + 1)
+  square = kernel.shape[0] == kernel.shape[1] and kernel.shape[0] in winograd.KERNEL_SIDES
+  large = pixels >= SMALL_IMAGE_PIXELS and min(kernel.shape[2:]) >= FEW_CHANNELS
+  if square and large and x.dtype == jnp.float32:
+    return winograd.correlate(x, kernel)
+  return _patches_conv(x, kernel, 1)
+
+
+def _patches_conv(x, kernel, stride: int):
+  """Valid convolution as one matrix product of all patches with the kernel."""
+  patches = jnp.concatenate(_shifted_slices(x, kernel.shape[:2], stride), axis=-1)
+  return patches @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _strides_as_channels(x, kernel, stride: int):
+  """The same convolution at stride 1 with stride^2 times the channels; all sides divide."""
+  b, h, w, c = x.shape
+  kh, kw, _, c_out = kernel.shape
+  x = x.reshape(b, h // stride, stride, w // stride, stride, c).transpose(0, 1, 3, 2, 4, 5)
+  kernel = kernel.reshape(kh // stride, stride, kw // stride, stride, c, c_out)
+  kernel = kernel.transpose(0, 2, 1, 3, 4, 5)
+  return (
+    x.reshape(b, h // stride, w // stride, stride**2 * c),
+    kernel.reshape(kh // stride, kw // stride, stride**2 * c, c_out),
+  )
+
+
+def _shifted_slices(x, window: tuple[int, int], stride: int) -> list[jax.Array]:
+  """The input seen through each tap of the window, row by row: kh * kw of f[b, h', w', c]."""
+  rows = (x.shape[1] - window[0]) // stride * stride + 1
+  columns = (x.shape[2] - window[1]) // stride * stride + 1
+  return [
+    x[:, i : i + rows : stride, j : j + columns : stride]
+    for i in range(window[0])
+    for j in range(window[1])
+  ]
+
+
+def _stamp(x, kernel, stride: int):
+  """Overlap-add of `x @ kernel` at `stride`, every output phase a channel group of its own.
+
+  A kernel of side q * stride touches q inputs per output and axis, so the sum is a stride-1
+  convolution of side q with stride^2 times the channels, whose channels are then laid out as
+  pixels (Shi et al. 2016, arXiv:1609.05158).
+  """
+  b, h, w, c_in = x.shape
+  kh, kw, _, c_out = kernel.shape
+  qh, qw = -(-kh // stride), -(-kw // stride)
+  kernel = jnp.pad(kernel, ((0, qh * stride - kh), (0, qw * stride - kw), (0, 0), (0, 0)))
+  taps = kernel.reshape(qh, stride, qw, stride, c_in, c_out)
+  rows, columns = h + qh - 1, w + qw - 1
+  if c_out == 1 or rows * columns < SMALL_IMAGE_PIXELS:
+    phases = _stamp_by_products(x, taps)
+  else:
+    flipped = taps[::-1, :, ::-1].transpose(0, 2, 4, 1, 3, 5).reshape(qh, qw, c_in, -1)
+    phases = _stride1_conv(_pad(x, qh - 1, qw - 1, 0.0), flipped)
+  phases = phases.reshape(b, rows, columns, stride, stride, c_out).transpose(0, 1, 3, 2, 4, 5)
+  full = phases.reshape(b, rows * stride, columns * stride, c_out)
+  return full[:, : (h - 1) * stride + kh, : (w - 1) * stride + kw]
+
+
+def _stamp_by_products(x, taps):
+  """The same for few pixels or channels: one matrix product, then shifted sums."""
+  b, h, w, c_in = x.shape
+  qh, stride, qw, _, _, c_out = taps.shape
+  by_phase = taps.transpose(4, 0, 2, 1, 3, 5).reshape(c_in, -1)
+  products = (x @ by_phase).reshape(b, h, w, qh, qw, stride * stride * c_out)
+  stamps = [
+    jnp.pad(products[:, :, :, i, j], ((0, 0), (i, qh - 1 - i), (j, qw - 1 - j), (0, 0)))
+    for i in range(qh)
+    for j in range(qw)
+  ]
+  return functools.reduce(jnp.add, stamps)
