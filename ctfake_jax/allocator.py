@@ -30,4 +30,5 @@ def reuse_freed_memory() -> bool:
     (M_TRIM_THRESHOLD, 2**31 - 1),
     (M_TOP_PAD, TOP_PAD_BYTES),
   )
-  return all([mallopt(name, value) == 1 for name, value in settings])
+  accepted = [mallopt(name, value) for name, value in settings]
+  return all(accepted)

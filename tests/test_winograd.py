@@ -57,9 +57,7 @@ def arrays(b, height, width, side, c_in, c_out):
 
 
 @hypothesis.settings(max_examples=8, deadline=None)
-@hypothesis.given(
-  height=st.integers(3, 14), width=st.integers(3, 14), side=st.sampled_from([2, 3])
-)
+@hypothesis.given(height=st.integers(3, 14), width=st.integers(3, 14), side=st.sampled_from([2, 3]))
 def test_correlation_equals_xla(height, width, side):
   assert_equal_with_gradients(winograd.correlate, direct, *arrays(2, height, width, side, 5, 3))
 
@@ -67,7 +65,10 @@ def test_correlation_equals_xla(height, width, side):
 @pytest.mark.parametrize(('height', 'width', 'side', 'stride'), [(9, 12, 3, 1), (16, 18, 4, 2)])
 def test_a_layer_wide_enough_takes_it_and_equals_xla(height, width, side, stride):
   x, kernel = arrays(2, height, width, side, 16, 16)
-  ours = lambda x, w: lowering.conv(x, w, stride=stride, padding=1)
+
+  def ours(x, w):
+    return lowering.conv(x, w, stride=stride, padding=1)
+
   assert_equal_with_gradients(ours, lambda x, w: direct(x, w, stride, 1), x, kernel)
   assert 'custom_vjp' in str(jax.make_jaxpr(ours)(x, kernel))
 

@@ -65,14 +65,15 @@ def _forward(x, kernel):
   b, h, w, c_in = x.shape
   r, c_out = kernel.shape[0], kernel.shape[-1]
   out = (h - r + 1, w - r + 1)
-  m = tile_side(*out, r)
+  m = tile_side(out[0], out[1], r)
   to_outputs, to_kernel, to_inputs = _matrices(m, r, x.dtype)
   tiles = to_inputs @ _overlapping_tiles(x, m, r)
-  weights = (to_kernel @ kernel.reshape(r * r, -1)).reshape(-1, c_in, c_out)
+  by_column = kernel.transpose(1, 0, 2, 3).reshape(r * r, -1)
+  weights = (to_kernel @ by_column).reshape(-1, c_in, c_out)
   products = tiles.reshape(len(tiles), -1, c_in) @ weights
   y = to_outputs @ products.reshape(len(products), -1)
   rows, columns = _tiles(out[0], m), _tiles(out[1], m)
-  y = y.reshape(m, m, b, rows, columns, c_out).transpose(2, 3, 0, 4, 1, 5)
+  y = y.reshape(m, m, b, rows, columns, c_out).transpose(2, 3, 1, 4, 0, 5)
   y = y.reshape(b, rows * m, columns * m, c_out)[:, : out[0], : out[1]]
   return y, (tiles, kernel)
 
@@ -82,7 +83,7 @@ def _backward(residuals, cotangent):
   r, _, c_in, c_out = kernel.shape
   around = ((0, 0), (r - 1, r - 1), (r - 1, r - 1), (0, 0))
   dx = correlate(jnp.pad(cotangent, around), kernel[::-1, ::-1].transpose(0, 1, 3, 2))
-  m = tile_side(*cotangent.shape[1:3], r)
+  m = tile_side(cotangent.shape[1], cotangent.shape[2], r)
   to_outputs, to_kernel, _ = _matrices(m, r, cotangent.dtype)
   d_products = to_outputs.T @ _tiles_apart(cotangent, m)
   d_weights = jnp.einsum(
@@ -91,7 +92,7 @@ def _backward(residuals, cotangent):
     d_products.reshape(len(tiles), -1, c_out),
   )
   d_kernel = to_kernel.T @ d_weights.reshape(len(tiles), -1)
-  return dx, d_kernel.reshape(kernel.shape)
+  return dx, d_kernel.reshape(kernel.shape).transpose(1, 0, 2, 3)
 
 
 correlate.defvjp(_forward, _backward)
@@ -111,17 +112,19 @@ def _tiles(length: int, m: int) -> int:
 
 
 def _overlapping_tiles(x, m: int, r: int):
-  """Tiles of side n = m + r - 1 at distance m, position first: f[n * n, b * tiles * c]."""
-  b, h, w, c = x.shape
+  """Tiles of side n = m + r - 1 at distance m: f[n * n, b * tiles * c].
+
+  The position within a tile comes first, column before row.
+  """
+  h, w = x.shape[1:3]
   n = m + r - 1
   rows, columns = _tiles(h - r + 1, m), _tiles(w - r + 1, m)
   x = jnp.pad(x, ((0, 0), (0, rows * m + r - 1 - h), (0, columns * m + r - 1 - w), (0, 0)))
-  positions = [
-    x[:, i : i + rows * m : m, j : j + columns * m : m] for i in range(n) for j in range(n)
-  ]
-  return jnp.stack(positions).reshape(n * n, -1)
+  x = jnp.stack([x[:, i : i + rows * m : m] for i in range(n)])
+  x = jnp.stack([x[:, :, :, j : j + columns * m : m] for j in range(n)])
+  return x.reshape(n * n, -1)
 
 
 def _tiles_apart(y, m: int):
-  """Tiles of side m side by side, position first: f[m * m, b * tiles * c]."""
+  """Tiles of side m side by side, in the same order: f[m * m, b * tiles * c]."""
   return _overlapping_tiles(y, m, 1)
