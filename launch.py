@@ -6,8 +6,11 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from ctfake_jax.types import PreemptedError, UserError
+
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file; see configs/.')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Where results go; default runs/CONFIG_NAME.')
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: schedulers requeue the job
 DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of a user error.')
 
 
@@ -28,7 +31,7 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-  """Validates the config, joins the cluster, runs the task; 0, or 1 after a user error."""
+  """Validates the config, joins the cluster, runs the task; 1 after a user error, 75 after SIGTERM."""
   logging.set_verbosity(logging.ERROR)
   if len(argv) > 1:
     return _fail(f'unexpected argument {argv[1]!r}: flags look like --config.key=value')
@@ -40,7 +43,10 @@ def main(argv: list[str]) -> int:
     return _usage()
   try:
     _run()
-  except _user_errors() as error:
+  except PreemptedError as error:
+    print(f'{error}; run the same command to go on', file=sys.stderr)
+    return EXIT_PREEMPTED
+  except UserError as error:
     if DEBUG.value:
       raise
     return _fail(str(error))
@@ -52,10 +58,11 @@ def _run() -> None:
 
   allocator.reuse_freed_memory()
   from ctfake_jax import config as config_lib
-  from ctfake_jax import estimate, mesh, tasks, workdir
+  from ctfake_jax import estimate, mesh, preemption, tasks, workdir
 
   config_lib.validate(CONFIG.value)
   mesh.start(CONFIG.value)
+  preemption.install()
   name = Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
   folder = Path(WORKDIR.value or Path('runs') / name)
   if CONFIG.value.dry_run:
@@ -64,12 +71,6 @@ def _run() -> None:
   with workdir.locked(folder):
     tasks.TASKS[CONFIG.value.task](CONFIG.value, folder)
   print(f'results: {folder}')
-
-
-def _user_errors() -> tuple[type[Exception], ...]:
-  from ctfake_jax.types import UserError
-
-  return (UserError,)
 
 
 def _usage() -> int:

@@ -1,7 +1,14 @@
-"""Orbax checkpoints of a training run: asynchronous, the newest few and the best are kept."""
+"""Orbax checkpoints of a training run: asynchronous, the newest few and the best are kept.
 
+Orbax restores a flipped bit without a word. So each whole save gets a manifest of SHA-256 digests,
+and nothing is restored whose files do not match it.
+"""
+
+import concurrent.futures
 import contextlib
 import dataclasses
+import hashlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +18,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.types import UserError
+
+MANIFEST = 'manifest.json'
 
 
 @dataclasses.dataclass
@@ -25,6 +35,7 @@ class Progress:
     step: the last step of the loop.
     seconds: training time summed over restarts.
     stopped_early: evaluations without progress have ended the run.
+    pending: metrics of the steps since the last row of the log.
   """
 
   best_score: float = float('-inf')
@@ -33,6 +44,7 @@ class Progress:
   step: int = 0
   seconds: float = 0.0
   stopped_early: bool = False
+  pending: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
 
 class _KeepBest:
@@ -64,9 +76,12 @@ class Checkpoints:
       (workdir / 'checkpoints').absolute(),
       options=ocp.CheckpointManagerOptions(preservation_policy=policy),
     )
+    self._sealer = concurrent.futures.ThreadPoolExecutor(1)
+    self._seal: concurrent.futures.Future | None = None
 
   def save(self, step: int, state: Any, progress: Progress) -> None:
     """Starts a save and returns; `close` waits for it."""
+    self._wait()
     self._best.note(progress.best_step)
     self._manager.save(
       step,
@@ -75,17 +90,38 @@ class Checkpoints:
         progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
       ),
     )
+    self._seal = self._sealer.submit(self._write_manifest, step)
 
   def latest_step(self) -> int | None:
-    """Step of the newest whole checkpoint."""
+    """Step of the newest checkpoint, whole or not."""
     return self._manager.latest_step()
+
+  def drop_damaged(self) -> int:
+    """Removes, naming them, the checkpoints after the newest one to go on from; 0 if none is left.
+
+    That one is whole, and so is the best one that it names.
+    """
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    usable = 0
+    if jax.process_index() == 0:
+      damage = {step: find_damage(self._path(step)) for step in steps}
+      whole = [step for step in steps if not damage[step]]
+      usable = next((step for step in whole if self._best_of(step) in (-1, *whole)), 0)
+      for step in steps:
+        if damage[step]:
+          print(f'checkpoint {self._path(step)}: {damage[step]}; not used', file=sys.stderr)
+    usable = _from_main_process(usable)
+    for step in steps:
+      if step > usable:
+        self._manager.delete(step)
+    return usable
 
   def restore(self, step: int, abstract_state: Any) -> tuple[Any, Progress]:
     """State with the shapes and shardings of `abstract_state`, and the progress beside it."""
     args = ocp.args.Composite(
       state=ocp.args.StandardRestore(abstract_state), progress=ocp.args.JsonRestore()
     )
-    with _named_damage(self._manager.directory / str(step)):
+    with _named_damage(self._path(step)):
       restored = self._manager.restore(step, args=args)
       progress = Progress(**restored['progress'])
     self._best.note(progress.best_step)
@@ -93,8 +129,56 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits for pending saves."""
-    self._manager.wait_until_finished()
+    self._wait()
+    self._sealer.shutdown()
     self._manager.close()
+
+  def _wait(self) -> None:
+    self._manager.wait_until_finished()
+    if self._seal:
+      self._seal.result()
+
+  def _path(self, step: int) -> Path:
+    return Path(self._manager.directory) / str(step)
+
+  def _best_of(self, step: int) -> int:
+    args = ocp.args.Composite(progress=ocp.args.JsonRestore())
+    return self._manager.restore(step, args=args)['progress']['best_step']
+
+  def _write_manifest(self, step: int) -> None:
+    self._manager.wait_until_finished()
+    if jax.process_index() == 0:
+      workdir_lib.write_json(self._path(step) / MANIFEST, _digests(self._path(step)))
+
+
+def find_damage(path: Path) -> str:
+  """What is wrong with the files of a checkpoint against its manifest; empty if nothing."""
+  try:
+    manifest = workdir_lib.read_json(path / MANIFEST)
+  except UserError:
+    return 'its manifest is missing or broken, the save was cut off'
+  found = _digests(path)
+  for name in sorted(manifest.keys() | found.keys()):
+    if found.get(name) != manifest.get(name):
+      return f'{name} is altered, cut short, missing or new'
+  return ''
+
+
+def _digests(path: Path) -> dict[str, str]:
+  files = [file for file in sorted(path.rglob('*')) if file.is_file() and file.name != MANIFEST]
+  digests = {}
+  for file in files:
+    with open(file, 'rb') as handle:
+      digests[str(file.relative_to(path))] = hashlib.file_digest(handle, 'sha256').hexdigest()
+  return digests
+
+
+def _from_main_process(step: int) -> int:
+  if jax.process_count() == 1:
+    return step
+  from jax.experimental import multihost_utils
+
+  return int(multihost_utils.broadcast_one_to_all(np.int32(step)))
 
 
 @contextlib.contextmanager
@@ -113,6 +197,11 @@ def restore_part(workdir: Path, step: int, part: str) -> Any:
   path = (workdir / 'checkpoints' / str(step) / 'state').absolute()
   if not path.is_dir():
     raise UserError(f'{workdir}: checkpoint {step} is missing; train again or name another workdir')
+  damage = find_damage(path.parent)
+  if damage:
+    raise UserError(
+      f'checkpoint {path.parent}: {damage}; run its training again, it goes on from the one before'
+    )
   with _named_damage(path), ocp.PyTreeCheckpointer() as checkpointer:
     tree = checkpointer.metadata(path).item_metadata.tree
     target = {part: jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree[part])}

@@ -18,6 +18,10 @@ class UserError(ValueError):
   """A mistake in what the user gave: shown as one message, without a traceback."""
 
 
+class PreemptedError(Exception):
+  """The run was asked to stop; the same command goes on where it stopped."""
+
+
 class UnreadableImageError(UserError):
   """One image that cannot be decoded; listed in the result, never silently dropped."""
 

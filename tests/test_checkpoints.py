@@ -38,3 +38,26 @@ def test_a_best_goes_only_after_its_successor_is_whole(tmp_path):
   save(checkpoints, [5], best_step=4)
   checkpoints.close()
   assert kept(tmp_path) == [4, 5]
+
+
+def test_a_save_that_was_cut_off_is_passed_over(tmp_path, capsys):
+  checkpoints = Checkpoints(tmp_path, keep=3)
+  save(checkpoints, [1, 2], best_step=1)
+  checkpoints.close()
+  (tmp_path / 'checkpoints/2/manifest.json').unlink()
+  again = Checkpoints(tmp_path, keep=3)
+  assert again.drop_damaged() == 1
+  again.close()
+  assert kept(tmp_path) == [1]
+  assert 'was cut off' in capsys.readouterr().err
+
+
+def test_a_run_whose_best_is_damaged_goes_back_to_before_it(tmp_path):
+  checkpoints = Checkpoints(tmp_path, keep=4)
+  save(checkpoints, [1], best_step=1)
+  save(checkpoints, [2, 3], best_step=2)
+  checkpoints.close()
+  (tmp_path / 'checkpoints/2/extra').write_text('new')
+  again = Checkpoints(tmp_path, keep=4)
+  assert again.drop_damaged() == 1
+  again.close()

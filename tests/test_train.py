@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from conftest import make_images
 
-from ctfake_jax import inference, mesh, sampling
+from ctfake_jax import inference, mesh, preemption, sampling
 from ctfake_jax.data import splits
 from ctfake_jax.train import classifier, gan, loop
-from ctfake_jax.types import UserError
+from ctfake_jax.types import PreemptedError, UserError
 
 
 def fit(config, images, workdir):
@@ -97,13 +97,55 @@ def test_more_epochs_continue_a_finished_run(tiny_config, images, tmp_path):
   assert rows(tmp_path)[-1]['step'] > finished[-1]['step']
 
 
-def test_a_damaged_checkpoint_is_named(tiny_config, images, tmp_path):
+def test_a_run_stopped_between_evaluations_goes_on_as_if_it_had_not(
+  tiny_config, images, tmp_path, monkeypatch
+):
+  tiny_config.train.log_every = 2
+  fit(tiny_config, images, tmp_path / 'straight')
+  with monkeypatch.context() as patch:
+    patch.setattr(preemption, 'requested', lambda step: step == 3)
+    with pytest.raises(PreemptedError, match='after step 3'):
+      fit(tiny_config, images, tmp_path / 'resumed')
+  assert (tmp_path / 'resumed/checkpoints/3').is_dir()
+  fit(tiny_config, images, tmp_path / 'resumed')
+  a, b = (inference.load(tmp_path / name).variables for name in ('straight', 'resumed'))
+  chex.assert_trees_all_equal(a, b)
+  assert rows(tmp_path / 'straight') == rows(tmp_path / 'resumed')
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(tiny_config, images, tmp_path):
   fit(tiny_config, images, tmp_path)
-  for path in (tmp_path / 'checkpoints').rglob('*'):
-    if path.is_file():
-      path.write_bytes(b'')
-  with pytest.raises(UserError, match='cannot be read'):
+  flip_a_bit(tmp_path / 'checkpoints' / str(best_step(tmp_path)))
+  with pytest.raises(UserError, match='is altered'):
     inference.load(tmp_path)
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
+  tiny_config, images, tmp_path, capsys
+):
+  tiny_config.train.keep_checkpoints = 9
+  fit(tiny_config, images, tmp_path)
+  intact, finished = inference.load(tmp_path).variables, rows(tmp_path)
+  newest = max((tmp_path / 'checkpoints').iterdir(), key=lambda path: int(path.name))
+  flip_a_bit(newest)
+  fit(tiny_config, images, tmp_path)
+  assert f'{newest.name}: state' in capsys.readouterr().err
+  chex.assert_trees_all_equal(intact, inference.load(tmp_path).variables)
+  assert rows(tmp_path) == finished
+
+
+def flip_a_bit(checkpoint):
+  """In the largest file, as a failing disk would."""
+  path = max(
+    (p for p in checkpoint.rglob('*') if p.is_file()), key=lambda path: path.stat().st_size
+  )
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+def best_step(workdir):
+  return json.loads((workdir / 'results.json').read_text())['best_step']
 
 
 def test_one_trace_serves_all_steps(tiny_config):

@@ -17,9 +17,10 @@ import numpy as np
 from tqdm import tqdm
 
 from ctfake_jax import mesh as mesh_lib
+from ctfake_jax import preemption
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.checkpoints import Checkpoints, Progress
-from ctfake_jax.types import UserError
+from ctfake_jax.types import PreemptedError, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,33 +58,46 @@ def run(
 
   Raises:
     DivergedError: a loss was not finite; the last good checkpoint is kept.
+    PreemptedError: SIGTERM; the state after the current step is saved.
   """
   checkpoints = Checkpoints(workdir, keep)
-  start = checkpoints.latest_step() or 0
+  start = checkpoints.drop_damaged()
   state, progress = checkpoints.restore(start, abstract_state) if start else (init(), Progress())
   log = workdir_lib.MetricLog(workdir, start)
   key = jax.random.key(seed)
-  pending: list[dict] = []
+  pending: list[dict] = progress.pending
   begun = time.perf_counter() - progress.seconds
   bar = progress_bar(name, start, schedule.total)
+
+  def save(step):
+    progress.step, progress.seconds = step, time.perf_counter() - begun
+    progress.pending = _as_floats(pending)
+    checkpoints.save(step, state, progress)
+
   try:
-    for step in range(start, schedule.total):
-      if progress.stopped_early:
-        break
-      state, metrics = train_step(state, batch_at(step), jax.random.fold_in(key, step))
-      pending.append(metrics)
-      bar.update()
-      done = step + 1
-      last = done == schedule.total
-      if done % schedule.log_every == 0 or last:
-        _write_means(log, bar, done, pending, begun)
-        pending = []
-      if done % schedule.eval_every == 0 or last:
-        _check_finite(state, checkpoints, workdir)
-        score, values = evaluate(state, done)
-        log.write(done, {f'val/{k}': v for k, v in values.items()})
-        _advance(progress, score, done, time.perf_counter() - begun, schedule)
-        checkpoints.save(done, state, progress)
+    with preemption.deferred():
+      for step in range(start, schedule.total):
+        if progress.stopped_early:
+          break
+        state, metrics = train_step(state, batch_at(step), jax.random.fold_in(key, step))
+        pending.append(metrics)
+        bar.update()
+        done = step + 1
+        last = done == schedule.total
+        if done % schedule.log_every == 0 or last:
+          _write_means(log, bar, done, _as_floats(pending), begun)
+          pending = []
+        if done % schedule.eval_every == 0 or last:
+          _check_finite(state, checkpoints, workdir)
+          score, values = evaluate(state, done)
+          log.write(done, {f'val/{k}': v for k, v in values.items()})
+          _advance(progress, score, done, schedule)
+          save(done)
+        if preemption.requested(done) and not last:
+          if progress.step != done:
+            _check_finite(state, checkpoints, workdir)
+            save(done)
+          raise PreemptedError(f'{workdir.name}: stopped by SIGTERM after step {done}')
   finally:
     bar.close()
     log.close()
@@ -116,9 +130,12 @@ class _Lines:
     sys.stderr.flush()
 
 
-def _write_means(log, bar, step, pending, begun) -> None:
-  values = jax.device_get(pending)
-  means = {k: float(np.mean([v[k] for v in values])) for k in values[0]}
+def _as_floats(pending: list[dict]) -> list[dict[str, float]]:
+  return [{k: float(v) for k, v in row.items()} for row in jax.device_get(pending)]
+
+
+def _write_means(log, bar, step, rows, begun) -> None:
+  means = {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
   log.write(step, {**means, 'seconds': time.perf_counter() - begun})
   bar.set_postfix({k: f'{v:.3g}' for k, v in list(means.items())[:4]}, refresh=False)
 
@@ -133,12 +150,11 @@ def _check_finite(state, checkpoints, workdir) -> None:
     )
 
 
-def _advance(progress: Progress, score: float, step: int, seconds: float, schedule) -> None:
+def _advance(progress: Progress, score: float, step: int, schedule) -> None:
   if score > progress.best_score:
     progress.best_score, progress.best_step, progress.evals_since_best = score, step, 0
   else:
     progress.evals_since_best += 1
-  progress.step, progress.seconds = step, seconds
   patience = schedule.early_stop
   progress.stopped_early = bool(patience) and progress.evals_since_best >= patience
 

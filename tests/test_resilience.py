@@ -1,0 +1,122 @@
+"""Runs of the real program that are stopped from outside: nothing is lost, nothing changes.
+
+CTFAKE_KILLS sets how often each run is killed; 20 is the soak test of a release.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chex
+import pytest
+from conftest import CACHE
+
+from ctfake_jax.checkpoints import restore_part
+
+ROOT = Path(__file__).parent.parent
+KILLS = int(os.environ.get('CTFAKE_KILLS', '2'))
+DATA = ('phantom.patients=40', 'phantom.slices_per_patient=2', 'data.image_size=32')
+TASKS = {
+  'cnn': ('model.cnn.widths=(4,)', 'train.batch_size=8', 'train.epochs=20', 'train.log_every=7'),
+  'dcgan': (
+    'gan.width=2',
+    'gan.batch_size=8',
+    'gan.updates=200',
+    'gan.eval_every=15',
+    'gan.quality_images=40',
+    'train.log_every=7',
+  ),
+}
+PARTS = {
+  'cnn': ('params', 'batch_stats', 'opt_state', 'ema'),
+  'dcgan': ('generator', 'discriminator', 'opt_generator', 'opt_discriminator', 'ema'),
+}
+
+
+def start(task: str, workdir: Path) -> subprocess.Popen:
+  keys = [f'--config.{key}' for key in (*DATA, *TASKS[task])]
+  command = [sys.executable, 'launch.py', f'--config=configs/{task}.py', f'--workdir={workdir}']
+  environment = {
+    **os.environ,
+    'JAX_COMPILATION_CACHE_DIR': str(CACHE),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
+    'XLA_FLAGS': '',
+  }
+  return subprocess.Popen(
+    [*command, *keys], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+  )
+
+
+def finish(task: str, workdir: Path) -> None:
+  process = start(task, workdir)
+  _, errors = process.communicate(timeout=300)
+  assert process.returncode == 0, errors
+
+
+def wait_for_rows(process: subprocess.Popen, workdir: Path) -> None:
+  while process.poll() is None and not (
+    (workdir / 'metrics.jsonl').exists() and (workdir / 'metrics.jsonl').read_text()
+  ):
+    time.sleep(0.05)
+
+
+def outcome(workdir: Path) -> tuple[list[dict], dict, dict]:
+  """Metric rows and what is left in the last checkpoint, times apart."""
+  text = (workdir / 'metrics.jsonl').read_text().splitlines()
+  rows = [{k: v for k, v in json.loads(row).items() if k != 'seconds'} for row in text]
+  last = max(int(path.name) for path in (workdir / 'checkpoints').iterdir())
+  state = {part: restore_part(workdir, last, part) for part in PARTS[workdir_task(workdir)]}
+  progress = json.loads((workdir / f'checkpoints/{last}/progress/metadata').read_text())
+  return rows, state, {k: v for k, v in progress.items() if k != 'seconds'}
+
+
+def workdir_task(workdir: Path) -> str:
+  config = json.loads((workdir / 'config.json').read_text())['config']
+  return 'dcgan' if config['task'] == 'gan' else 'cnn'
+
+
+@pytest.fixture(scope='module')
+def straight(tmp_path_factory):
+  """Outcomes of runs that nobody disturbs, by task."""
+  folder = tmp_path_factory.mktemp('straight')
+  for task in TASKS:
+    finish(task, folder / task)
+  return {task: outcome(folder / task) for task in TASKS}
+
+
+def assert_same(a, b) -> None:
+  assert a[0] == b[0]
+  chex.assert_trees_all_equal(a[1], b[1])
+  assert a[2] == b[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('task', TASKS)
+def test_a_run_killed_at_random_ends_as_a_straight_one(task, straight, tmp_path):
+  moments = random.Random(7)
+  for _ in range(KILLS):
+    process = start(task, tmp_path)
+    wait_for_rows(process, tmp_path)
+    time.sleep(moments.uniform(0, 2))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+  finish(task, tmp_path)
+  assert_same(outcome(tmp_path), straight[task])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('task', TASKS)
+def test_sigterm_saves_and_asks_to_be_run_again(task, straight, tmp_path):
+  process = start(task, tmp_path)
+  wait_for_rows(process, tmp_path)
+  process.send_signal(signal.SIGTERM)
+  _, errors = process.communicate(timeout=30)
+  assert process.returncode == 75, errors
+  assert 'run the same command to go on' in errors
+  finish(task, tmp_path)
+  assert_same(outcome(tmp_path), straight[task])
