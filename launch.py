@@ -31,7 +31,7 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-  """Validates the config, joins the cluster, runs the task; 1 after a user error, 75 after SIGTERM."""
+  """Validates, joins the cluster, runs the task; 1 after a user error, 75 after SIGTERM."""
   logging.set_verbosity(logging.ERROR)
   if len(argv) > 1:
     return _fail(f'unexpected argument {argv[1]!r}: flags look like --config.key=value')
