@@ -156,19 +156,6 @@ def test_baselines_see_what_they_should(images, tiny_config):
   )
 
 
-@hypothesis.given(n=st.integers(3, 20), batch=st.integers(1, 20), epochs=st.integers(1, 4))
-def test_training_batches_are_full_and_every_epoch_sees_all(n, batch, epochs):
-  images = make_images(n, size=4)
-  images.images[:, 0, 0, 0] = np.arange(n)
-  steps = -(-n * epochs // batch)
-  rows = np.concatenate(
-    [pipeline.train_batch(images, batch, 0, s)['image'][:, 0, 0, 0] for s in range(steps)]
-  )
-  assert len(rows) == steps * batch
-  for epoch in range(epochs):
-    assert sorted(rows[epoch * n : (epoch + 1) * n]) == list(range(n))
-
-
 class Broken:
   """Three images, of which the second cannot be decoded."""
 

@@ -1,8 +1,4 @@
-"""From a source to an image set in host memory, and from there to batches.
-
-A batch is a dict {image f32[b, h, w, 1], label i32[b]}, always full. Which images it holds is a
-pure function of seed and step: a resumed run repeats a straight one without saving an iterator.
-"""
+"""From a source to an image set in host memory."""
 
 from pathlib import Path
 
@@ -87,16 +83,6 @@ def gather(source: Source, view: Preprocess, *, labelled: bool = True) -> ImageS
 def load(config: ml_collections.ConfigDict) -> ImageSet:
   """The labelled image set that the config names."""
   return gather(open_source(config), Preprocess.from_config(config.data))
-
-
-def train_batch(images: ImageSet, batch_size: int, seed: int, step: int) -> dict[str, np.ndarray]:
-  """The full batch of a step: epoch permutations laid end to end, the remainder carried over."""
-  n = len(images)
-  positions = np.arange(step * batch_size, (step + 1) * batch_size)
-  epochs = np.unique(positions // n)
-  order = {e: np.random.default_rng((seed, e)).permutation(n) for e in epochs}
-  rows = np.array([order[p // n][p % n] for p in positions])
-  return {'image': images.images[rows], 'label': images.labels[rows]}
 
 
 def _check_labels(images: ImageSet) -> None:

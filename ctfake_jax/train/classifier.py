@@ -21,6 +21,7 @@ from ctfake_jax import inference, metrics
 from ctfake_jax import mesh as mesh_lib
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import augment, baselines, pipeline, splits
+from ctfake_jax.data.feed import open_feed
 from ctfake_jax.data.splits import Split
 from ctfake_jax.models import pretrained, zoo
 from ctfake_jax.train import loop
@@ -230,10 +231,7 @@ def _train(config, model, train: ImageSet, val: ImageSet, workdir: Path):
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
     jax.eval_shape(fresh),
   )
-  step = jax.jit(
-    make_train_step(model, tx, config, class_weights(train, config.train.class_weights)),
-    donate_argnums=0,
-  )
+  weights = class_weights(train, config.train.class_weights)
 
   def evaluate(state, _):
     logits, _ = inference.run(model, state.ema, val.images)
@@ -254,10 +252,8 @@ def _train(config, model, train: ImageSet, val: ImageSet, workdir: Path):
     seed=config.seed,
     abstract_state=abstract,
     init=init,
-    train_step=step,
-    batch_at=lambda t: mesh_lib.shard_batch(
-      mesh, pipeline.train_batch(train, batch_size, config.seed, t)
-    ),
+    train_step=make_train_step(model, tx, config, weights),
+    feed=open_feed(mesh, train, batch_size, config.seed),
     evaluate=evaluate,
   )
 

@@ -24,6 +24,7 @@ from ctfake_jax import mesh as mesh_lib
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import pipeline, splits
 from ctfake_jax.data.augment import discriminator_view
+from ctfake_jax.data.feed import open_feed
 from ctfake_jax.data.splits import Split
 from ctfake_jax.figures import save_grid
 from ctfake_jax.models import zoo
@@ -235,7 +236,6 @@ def _train(config, networks: Networks, train: ImageSet, val: ImageSet, workdir: 
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
     jax.eval_shape(fresh),
   )
-  step = make_train_step(networks, config)
   return loop.run(
     name=f'{c.name} {workdir.name}',
     workdir=workdir,
@@ -244,10 +244,8 @@ def _train(config, networks: Networks, train: ImageSet, val: ImageSet, workdir: 
     seed=config.seed,
     abstract_state=abstract,
     init=jax.jit(fresh, out_shardings=everywhere),
-    train_step=jax.jit(step, donate_argnums=0),
-    batch_at=lambda t: mesh_lib.shard_batch(
-      mesh, pipeline.train_batch(train, c.batch_size, config.seed, t)
-    ),
+    train_step=make_train_step(networks, config),
+    feed=open_feed(mesh, train, c.batch_size, config.seed),
     evaluate=_evaluator(config, networks, val, workdir),
   )
 

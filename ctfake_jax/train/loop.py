@@ -2,7 +2,8 @@
 
 `train_step(state, batch, key) -> (state, metrics)` is pure; the state carries `step` and
 `first_bad_step` (int32, -1 while all losses were finite). Step t takes the batch and the key of
-t alone, so a resumed run repeats a straight one.
+t alone, so a resumed run repeats a straight one. Compilation, donation and the way of the batch
+into the step are settled in `compiled`.
 """
 
 import dataclasses
@@ -20,7 +21,10 @@ from ctfake_jax import mesh as mesh_lib
 from ctfake_jax import preemption
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.checkpoints import Checkpoints, Progress
+from ctfake_jax.data.feed import Feed
 from ctfake_jax.types import PreemptedError, UserError
+
+TrainStep = Callable[[Any, dict, jax.Array], tuple[Any, dict]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +50,15 @@ def run(
   seed: int,
   abstract_state: Any,
   init: Callable[[], Any],
-  train_step: Callable[[Any, Any, jax.Array], tuple[Any, dict]],
-  batch_at: Callable[[int], Any],
+  train_step: TrainStep,
+  feed: Feed,
   evaluate: Callable[[Any, int], tuple[float, dict[str, float]]],
 ) -> tuple[Any, Progress]:
   """Trains from scratch or from the newest checkpoint; returns the best state and the progress.
 
-  `init` makes the state at step 0 with the shapes and shardings of `abstract_state`; `batch_at`
-  gives the device batch of a step; `evaluate` maps (state, step) to a score, higher is better,
-  and metrics to log; `name` stands beside the progress bar.
+  `init` makes the state at step 0 with the shapes and shardings of `abstract_state`; `evaluate`
+  maps (state, step) to a score, higher is better, and metrics to log; `name` stands beside the
+  progress bar.
 
   Raises:
     DivergedError: a loss was not finite; the last good checkpoint is kept.
@@ -64,7 +68,8 @@ def run(
   start = checkpoints.drop_damaged()
   state, progress = checkpoints.restore(start, abstract_state) if start else (init(), Progress())
   log = workdir_lib.MetricLog(workdir, start)
-  key = jax.random.key(seed)
+  step = compiled(train_step, feed, seed)
+  tickets = feed.tickets(start)
   pending: list[dict] = progress.pending
   begun = time.perf_counter() - progress.seconds
   bar = progress_bar(name, start, schedule.total)
@@ -76,13 +81,12 @@ def run(
 
   try:
     with preemption.deferred():
-      for step in range(start, schedule.total):
+      for done in range(start + 1, schedule.total + 1):
         if progress.stopped_early:
           break
-        state, metrics = train_step(state, batch_at(step), jax.random.fold_in(key, step))
+        state, metrics = step(state, feed.resident, next(tickets))
         pending.append(metrics)
         bar.update()
-        done = step + 1
         last = done == schedule.total
         if done % schedule.log_every == 0 or last:
           _write_means(log, bar, done, _as_floats(pending), begun)
@@ -103,6 +107,16 @@ def run(
     log.close()
     checkpoints.close()
   return _best(workdir, keep, progress, abstract_state), progress
+
+
+def compiled(train_step: TrainStep, feed: Feed, seed: int) -> Callable:
+  """The jitted (state, resident, ticket) -> (state, metrics); the old state's memory is reused."""
+
+  def step(state, resident, ticket):
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    return train_step(state, feed.take(resident, ticket), key)
+
+  return jax.jit(step, donate_argnums=0)
 
 
 def progress_bar(name: str, start: int, total: int) -> tqdm:

@@ -1,0 +1,80 @@
+"""Batches on their way to the step: complete, the same from every place, read where needed."""
+
+import dataclasses
+import itertools
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import numpy as np
+import pytest
+from conftest import make_images
+
+from ctfake_jax import mesh
+from ctfake_jax.data import feed
+
+
+@hypothesis.given(n=st.integers(3, 20), batch=st.integers(1, 20), epochs=st.integers(1, 4))
+def test_batches_are_full_and_every_epoch_sees_all(n, batch, epochs):
+  steps = -(-n * epochs // batch)
+  rows = np.concatenate([feed.rows_at(step, n, batch, seed=0) for step in range(steps)])
+  assert len(rows) == steps * batch
+  for epoch in range(epochs):
+    assert sorted(rows[epoch * n : (epoch + 1) * n]) == list(range(n))
+
+
+@hypothesis.given(seed=st.integers(0, 99))
+def test_codes_keep_images_to_half_a_step(seed):
+  images = np.random.default_rng(seed).uniform(-1, 1, (3, 4, 4, 1)).astype(np.float32)
+  images[0, 0, 0, 0], images[0, 0, 1, 0] = -1, 1
+  back = np.asarray(feed.decode(feed.encode(images)))
+  np.testing.assert_allclose(back, images, atol=1.01 / feed.CODES)
+  assert back[0, 0, 0, 0] == -1
+  assert back[0, 0, 1, 0] == 1
+
+
+def batches(source, start, count):
+  tickets = itertools.islice(source.tickets(start), count)
+  return [jax.device_get(source.take(source.resident, ticket)) for ticket in tickets]
+
+
+@pytest.mark.parametrize('start', [0, 5])
+def test_both_feeds_give_the_same_batches_from_any_step(start):
+  images = make_images(21)
+  from_device = batches(feed.DeviceFeed(mesh.data_mesh(), images, 8, seed=3), start, 4)
+  from_host = batches(feed.HostFeed(mesh.data_mesh(), images, 8, seed=3), start, 4)
+  for a, b, step in zip(from_device, from_host, range(start, start + 4), strict=True):
+    rows = feed.rows_at(step, 21, 8, seed=3)
+    np.testing.assert_array_equal(a['label'], images.labels[rows])
+    np.testing.assert_array_equal(a['label'], b['label'])
+    np.testing.assert_array_equal(a['image'], b['image'])
+    np.testing.assert_allclose(a['image'], images.images[rows], atol=1.01 / feed.CODES)
+
+
+class Counted:
+  """Images that remember which rows were read."""
+
+  def __init__(self, images):
+    self.images, self.shape, self.read = images, images.shape, []
+
+  def __getitem__(self, rows):
+    self.read.append(rows)
+    return self.images[rows]
+
+
+def test_the_host_feed_reads_each_device_s_rows_once():
+  images = make_images(16)
+  counted = Counted(images.images)
+  source = feed.HostFeed(
+    mesh.data_mesh(), dataclasses.replace(images, images=counted), batch_size=8, seed=0
+  )
+  source._batch(0)
+  assert {len(rows) for rows in counted.read} == {8 // jax.device_count()}
+  assert sorted(np.concatenate(counted.read)) == sorted(feed.rows_at(0, 16, 8, seed=0))
+
+
+def test_data_larger_than_its_share_stays_on_the_host(monkeypatch):
+  images = make_images(16)
+  assert isinstance(feed.open_feed(mesh.data_mesh(), images, 8, 0), feed.DeviceFeed)
+  monkeypatch.setattr(feed, '_room', lambda _: 1000)
+  assert isinstance(feed.open_feed(mesh.data_mesh(), images, 8, 0), feed.HostFeed)
