@@ -14,7 +14,7 @@ from ml_collections import config_dict
 
 from ctfake_jax.types import UserError
 
-TASKS = ('classifier', 'gan', 'generate', 'evaluate', 'predict', 'study')
+TASKS = ('classifier', 'gan', 'generate', 'evaluate', 'predict', 'study', 'benchmark')
 CLASSIFIERS = ('cnn', 'resnet18', 'resnet50', 'mobilenetv2')
 # Keys that may change between a run and its continuation in the same workdir.
 SAFE_TO_CHANGE = (
@@ -134,6 +134,12 @@ def defaults() -> ml_collections.ConfigDict:
     }
   )  # 0: as train.epochs, train.learning_rate, study.folds
 
+  c.benchmark = ml_collections.ConfigDict()
+  c.benchmark.models = ('dcgan', *CLASSIFIERS)
+  c.benchmark.modes = ('train', 'infer')
+  c.benchmark.steps = 5  # in a timed block
+  c.benchmark.repeats = 3  # blocks; the median counts
+
   c.mesh = ml_collections.ConfigDict()
   c.mesh.distributed = False  # call jax.distributed.initialize
   c.mesh.coordinator = config_dict.placeholder(str)  # host:port; None: found by the cluster
@@ -155,6 +161,13 @@ class Rule:
 
 def _one_of(*names: str) -> Rule:
   return Rule('one of ' + ', '.join(names), lambda v: v in names)
+
+
+def _some_of(*names: str) -> Rule:
+  return Rule(
+    'one or more of ' + ', '.join(names),
+    lambda v: len(v) > 0 and len(set(v)) == len(v) and set(v) <= set(names),
+  )
 
 
 def _between(low: float, high: float) -> Rule:
@@ -225,10 +238,11 @@ RULES: dict[str, Rule] = {
   'gan.keep_checkpoints': _at_least(1),
   'gan.dtype': _one_of('float32', 'bfloat16'),
   'generate.count': _between(1, 10**7),
-  'study.classifiers': Rule(
-    'one or more of ' + ', '.join(CLASSIFIERS),
-    lambda v: len(v) > 0 and len(set(v)) == len(v) and set(v) <= set(CLASSIFIERS),
-  ),
+  'study.classifiers': _some_of(*CLASSIFIERS),
+  'benchmark.models': _some_of('dcgan', *CLASSIFIERS),
+  'benchmark.modes': _some_of('train', 'infer'),
+  'benchmark.steps': _at_least(1),
+  'benchmark.repeats': _at_least(1),
   'study.folds': _at_least(1),
   'study.label_shuffles': _at_least(0),
 }
@@ -258,7 +272,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
     raise UserError('config.split.random_labels = True: a control of single classifiers only')
   if config.task == 'study':
     _check_study(config)
-  if config.task in ('gan', 'study') and not _POWER_OF_TWO.holds(config.data.image_size):
+  if config.task in ('gan', 'study', 'benchmark') and not _POWER_OF_TWO.holds(
+    config.data.image_size
+  ):
     raise UserError(
       f'config.data.image_size = {config.data.image_size}: a GAN needs {_POWER_OF_TWO.allowed}'
     )

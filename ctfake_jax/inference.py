@@ -60,7 +60,7 @@ def run(model: nn.Module, variables: dict, images: np.ndarray) -> tuple[np.ndarr
     batch = images[start : start + batch_size]
     padded = np.concatenate([batch, np.zeros((batch_size - len(batch), *batch.shape[1:]), 'f4')])
     sharded = mesh_lib.shard_batch(mesh, {'image': padded})['image']
-    found = mesh_lib.to_host(_forward(model, variables, sharded))
+    found = mesh_lib.to_host(forward(model, variables, sharded))
     outputs.append([part[: len(batch)] for part in found])
   logits, pooled = zip(*outputs)
   return np.concatenate(logits), np.concatenate(pooled)
@@ -72,6 +72,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _forward(model, variables, images) -> tuple[jax.Array, jax.Array]:
+def forward(model: nn.Module, variables: dict, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Logits f32[b, c] and pooled features f32[b, d]."""
   logits, features = model.apply(variables, images, train=False)
   return logits.astype(jnp.float32), features['pre_logits']

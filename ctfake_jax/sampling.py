@@ -41,7 +41,7 @@ class Sampler:
       asked = labels[start : start + BATCH_SIZE]
       padded = np.resize(asked, BATCH_SIZE)
       latent = _latents(seed, i, self.latent)
-      batch = _generate(self.generator, self.variables, latent, padded)
+      batch = generate(self.generator, self.variables, latent, padded)
       images.append(np.asarray(batch)[: len(asked)])
     return np.concatenate(images)
 
@@ -101,7 +101,10 @@ def _latents(seed: int, batch: int, latent: int) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _generate(generator, variables, latent, labels) -> jax.Array:
+def generate(
+  generator: nn.Module, variables: dict, latent: jax.Array, labels: jax.Array
+) -> jax.Array:
+  """Images f32[b, h, w, 1] with the running statistics of `variables`."""
   return generator.apply(variables, latent, labels, train=False)[0]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import ml_collections
 
-from ctfake_jax import evaluate, generate, predict, study
+from ctfake_jax import benchmark, evaluate, generate, predict, study
 from ctfake_jax.train import classifier, gan
 
 TASKS: dict[str, Callable[[ml_collections.ConfigDict, Path], dict]] = {
@@ -15,4 +15,5 @@ TASKS: dict[str, Callable[[ml_collections.ConfigDict, Path], dict]] = {
   'evaluate': evaluate.run,
   'predict': predict.run,
   'study': study.run,
+  'benchmark': benchmark.run,
 }

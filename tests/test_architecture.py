@@ -29,7 +29,8 @@ MAY_IMPORT = {
   'train': BASE | LEAVES | {'data', 'models', 'preemption'},
   'study': BASE | LEAVES | {'data', 'models', 'train', 'report'},
   'estimate': BASE | {'data', 'train'},
-  'tasks': BASE | LEAVES | {'train', 'study'},
+  'benchmark': BASE | LEAVES | {'data', 'models', 'train'},
+  'tasks': BASE | LEAVES | {'benchmark', 'train', 'study'},
 }
 FORBIDDEN = {'tensorflow', 'pickle', 'clu', 'torch'}
 

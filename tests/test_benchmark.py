@@ -1,0 +1,33 @@
+"""The benchmark's rows: complete, of the shipped networks, of the trainers' own steps."""
+
+import json
+
+import pytest
+
+from ctfake_jax import benchmark
+from ctfake_jax import config as config_lib
+
+
+@pytest.mark.slow
+def test_every_model_and_mode_gets_a_row(tmp_path):
+  config = config_lib.defaults()
+  config.task = 'benchmark'
+  config.train.batch_size = 8
+  config.model.cnn.widths = (4,)
+  config.gan.width = 2
+  config.benchmark.models = ('dcgan', 'cnn')
+  config.benchmark.steps = config.benchmark.repeats = 1
+  config_lib.validate(config)
+  benchmark.run(config, tmp_path)
+  rows = json.loads((tmp_path / 'benchmark.json').read_text())
+  assert [(row['model'], row['mode']) for row in rows] == [
+    ('dcgan', 'train'),
+    ('dcgan', 'infer'),
+    ('cnn', 'train'),
+    ('cnn', 'infer'),
+  ]
+  for row in rows:
+    assert row['images_per_s'] == pytest.approx(8e3 / row['step_ms'])
+    assert min(row['compile_s'], row['flops_per_image'], row['peak_bytes'], row['parameters']) > 0
+  # 3x3 kernels of 4 filters, scale and bias of their normalisation, 4 classes and their bias.
+  assert rows[2]['parameters'] == rows[3]['parameters'] == 36 + 8 + 4 * 4 + 4
