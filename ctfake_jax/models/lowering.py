@@ -26,7 +26,7 @@ def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) 
 
   def on_cpu(x, kernel):
     if kernel.shape[:2] == (1, 1) and padding == 0:
-      return x[:, ::stride, ::stride] @ kernel[0, 0]
+      return _product(x[:, ::stride, ::stride], kernel[0, 0])
     x = _pad(x, padding, padding, 0.0)
     if stride > 1 and all(side % stride == 0 for side in x.shape[1:3] + kernel.shape[:2]):
       return _stride1_conv(*_strides_as_channels(x, kernel, stride))
@@ -44,10 +44,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int
   """One filter per channel: f[b, h, w, c] with kernel f[kh, kw, 1, c] -> f[b, h', w', c]."""
 
   def on_cpu(x, kernel):
-    x = _pad(x, padding, padding, 0.0)
-    taps = _shifted_slices(x, kernel.shape[:2], stride)
-    weights = kernel.reshape(-1, 1, 1, 1, x.shape[-1])
-    return functools.reduce(jnp.add, [tap * weight for tap, weight in zip(taps, weights)])
+    return _depthwise(_pad(x, padding, padding, 0.0), kernel, stride)
 
   def elsewhere(x, kernel):
     return _lax_conv(x, kernel, stride=stride, padding=padding, groups=x.shape[-1])
@@ -116,7 +113,29 @@ def _stride1_conv(x, kernel):
 def _patches_conv(x, kernel, stride: int):
   """Valid convolution as one matrix product of all patches with the kernel."""
   patches = jnp.concatenate(_shifted_slices(x, kernel.shape[:2], stride), axis=-1)
-  return patches @ kernel.reshape(-1, kernel.shape[-1])
+  return _product(patches, kernel.reshape(-1, kernel.shape[-1]))
+
+
+@jax.custom_vjp
+def _product(x, weights):
+  """f[b, h, w, i] @ f[i, o], with gradients as products that XLA need not transpose for."""
+  return (x.reshape(-1, x.shape[-1]) @ weights).reshape(*x.shape[:-1], -1)
+
+
+def _product_forward(x, weights):
+  return _product(x, weights), (x, weights)
+
+
+def _product_backward(residuals, cotangent):
+  x, weights = residuals
+  c_in, c_out = weights.shape
+  flat = cotangent.reshape(-1, c_out)
+  dx = lax.dot_general(flat, weights, (((1,), (1,)), ((), ())))
+  d_weights = lax.dot_general(x.reshape(-1, c_in), flat, (((0,), (0,)), ((), ())))
+  return dx.reshape(x.shape), d_weights
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def _strides_as_channels(x, kernel, stride: int):
@@ -141,6 +160,65 @@ def _shifted_slices(x, window: tuple[int, int], stride: int) -> list[jax.Array]:
     for i in range(window[0])
     for j in range(window[1])
   ]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _depthwise(x, kernel, stride: int):
+  """Valid depthwise convolution as a sum of shifted products, and so is its gradient in x."""
+  taps = _shifted_slices(x, kernel.shape[:2], stride)
+  weights = kernel.reshape(-1, 1, 1, 1, x.shape[-1])
+  return functools.reduce(jnp.add, [tap * weight for tap, weight in zip(taps, weights)])
+
+
+def _depthwise_forward(x, kernel, stride: int):
+  return _depthwise(x, kernel, stride), (x, kernel)
+
+
+def _depthwise_backward(stride: int, residuals, cotangent):
+  x, kernel = residuals
+  taps = _shifted_slices(x, kernel.shape[:2], stride)
+  d_kernel = _sums_over_pixels([tap * cotangent for tap in taps])
+  return _depthwise_input_gradient(x, kernel, stride, cotangent), d_kernel.reshape(kernel.shape)
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _sums_over_pixels(images: list[jax.Array]) -> jax.Array:
+  """f[len, c] from f[b, h, w, c] each; one reduction of all, for XLA copies each one's slice."""
+  zeros = [jnp.zeros((), images[0].dtype)] * len(images)
+  over_width = lax.reduce(images, zeros, lambda a, b: [x + y for x, y in zip(a, b)], (2,))
+  return jnp.stack(over_width).sum((1, 2))
+
+
+def _depthwise_input_gradient(x, kernel, stride: int, cotangent):
+  """Input pixels at one offset to the stride see the same taps: one sum of shifts each."""
+  b, h, w, c = x.shape
+  kh, kw = kernel.shape[:2]
+  rows, columns = -(-h // stride), -(-w // stride)
+  up, left = (kh - 1) // stride, (kw - 1) // stride
+  below, right = rows - cotangent.shape[1], columns - cotangent.shape[2]
+  padded = jnp.pad(cotangent, ((0, 0), (up, below), (left, right), (0, 0)))
+
+  def pixels_at(row: int, column: int):
+    terms = [
+      padded[:, up - i : up - i + rows, left - j : left - j + columns]
+      * kernel[row + i * stride, column + j * stride].reshape(1, 1, 1, c)
+      for i in range(-(-(kh - row) // stride))
+      for j in range(-(-(kw - column) // stride))
+    ]
+    return functools.reduce(jnp.add, terms, jnp.zeros((), x.dtype))
+
+  phases = [
+    jnp.broadcast_to(pixels_at(row, column), (b, rows, columns, c))
+    for row in range(stride)
+    for column in range(stride)
+  ]
+  if stride == 1:
+    return phases[0]
+  grid = jnp.stack(phases).reshape(stride, stride, b, rows, columns, c)
+  grid = grid.transpose(2, 3, 0, 4, 1, 5)
+  return grid.reshape(b, rows * stride, columns * stride, c)[:, :h, :w]
 
 
 def _stamp(x, kernel, stride: int):
@@ -171,7 +249,7 @@ def _stamp_by_products(x, taps):
   b, h, w, c_in = x.shape
   qh, stride, qw, _, _, c_out = taps.shape
   by_phase = taps.transpose(4, 0, 2, 1, 3, 5).reshape(c_in, -1)
-  products = (x @ by_phase).reshape(b, h, w, qh, qw, stride * stride * c_out)
+  products = _product(x, by_phase).reshape(b, h, w, qh, qw, stride * stride * c_out)
   stamps = [
     jnp.pad(products[:, :, :, i, j], ((0, 0), (i, qh - 1 - i), (j, qw - 1 - j), (0, 0)))
     for i in range(qh)
