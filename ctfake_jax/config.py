@@ -14,7 +14,7 @@ from ml_collections import config_dict
 
 from ctfake_jax.types import UserError
 
-TASKS = ('classifier', 'gan', 'generate', 'evaluate', 'predict', 'study', 'benchmark')
+TASKS = ('classifier', 'gan', 'generate', 'evaluate', 'predict', 'export', 'study', 'benchmark')
 CLASSIFIERS = ('cnn', 'resnet18', 'resnet50', 'mobilenetv2')
 # Keys that may change between a run and its continuation in the same workdir.
 SAFE_TO_CHANGE = (
@@ -120,7 +120,7 @@ def defaults() -> ml_collections.ConfigDict:
   c.generate.dicom = False  # also CT DICOM files; generators trained on HU only
 
   c.input = ''  # predict: image or folder; evaluate: the data section decides
-  c.checkpoint = ''  # predict, evaluate: workdir of a classifier task
+  c.checkpoint = ''  # predict, evaluate, export: workdir of the training
 
   c.study = ml_collections.ConfigDict()
   c.study.classifiers = CLASSIFIERS
@@ -306,8 +306,9 @@ _REQUIRED_PATHS = {
   'generate': ('generate.checkpoint',),
   'predict': ('checkpoint', 'input'),
   'evaluate': ('checkpoint',),
+  'export': ('checkpoint',),
 }
-_READ_NO_DATA = ('generate', 'predict')
+_READ_NO_DATA = ('generate', 'predict', 'export', 'benchmark')
 
 
 def changed_keys(old: dict, new: dict) -> list[str]:

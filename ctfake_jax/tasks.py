@@ -5,7 +5,7 @@ from pathlib import Path
 
 import ml_collections
 
-from ctfake_jax import benchmark, evaluate, generate, predict, study
+from ctfake_jax import benchmark, evaluate, export, generate, predict, study
 from ctfake_jax.train import classifier, gan
 
 TASKS: dict[str, Callable[[ml_collections.ConfigDict, Path], dict]] = {
@@ -14,6 +14,7 @@ TASKS: dict[str, Callable[[ml_collections.ConfigDict, Path], dict]] = {
   'generate': generate.run,
   'evaluate': evaluate.run,
   'predict': predict.run,
+  'export': export.run,
   'study': study.run,
   'benchmark': benchmark.run,
 }

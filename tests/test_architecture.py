@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parent.parent / 'ctfake_jax'
 FILES = sorted(PACKAGE.rglob('*.py'))
 BASE = {'types', 'config', 'mesh', 'checkpoints', 'metrics', 'workdir'}
 LEAVES = {
+  'export',
   'inference', 'sampling', 'generate', 'evaluate', 'predict', 'controls', 'figures', 'scores',
   'fall', 'quality', 'yardstick', 'experiment',
 }  # fmt: skip

@@ -17,6 +17,7 @@ CONFIGS = sorted(Path(__file__).parent.parent.glob('configs/*.py'))
 GIVEN = {
   'generate': {'generate.checkpoint': 'runs/dcgan'},
   'predict': {'checkpoint': 'runs/cnn', 'input': 'image.png'},
+  'export': {'checkpoint': 'runs/cnn'},
   'evaluate': {'checkpoint': 'runs/cnn'},
   'study_folders': {'data.path': 'FOLDER'},
 }
@@ -101,7 +102,7 @@ def test_the_steps_of_every_training_config_trace(path):
     assert job.steps > 0
 
 
-@pytest.mark.parametrize('task', ['evaluate', 'generate', 'predict'])
+@pytest.mark.parametrize('task', ['evaluate', 'export', 'generate', 'predict'])
 def test_a_task_without_its_paths_says_which(task):
   config = config_lib.defaults()
   config.task = task

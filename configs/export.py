@@ -1,0 +1,12 @@
+"""Write a trained classifier or generator as one file that runs without this package.
+
+python launch.py --config=configs/export.py --workdir=runs/export --config.checkpoint=WORKDIR
+"""
+
+from ctfake_jax import config as config_lib
+
+
+def get_config():
+  config = config_lib.defaults()
+  config.task = 'export'
+  return config
