@@ -70,7 +70,8 @@ def _run() -> None:
     return
   with workdir.locked(folder):
     tasks.TASKS[CONFIG.value.task](CONFIG.value, folder)
-  print(f'results: {folder}')
+  if mesh.is_main_process():
+    print(f'results: {folder}')
 
 
 def _usage() -> int:

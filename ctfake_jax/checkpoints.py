@@ -142,8 +142,7 @@ class Checkpoints:
     return Path(self._manager.directory) / str(step)
 
   def _best_of(self, step: int) -> int:
-    args = ocp.args.Composite(progress=ocp.args.JsonRestore())
-    return self._manager.restore(step, args=args)['progress']['best_step']
+    return workdir_lib.read_json(self._path(step) / 'progress' / 'metadata')['best_step']
 
   def _write_manifest(self, step: int) -> None:
     self._manager.wait_until_finished()

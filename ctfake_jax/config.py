@@ -25,6 +25,10 @@ SAFE_TO_CHANGE = (
   'gan.updates',
   'gan.keep_checkpoints',
   'study.retrain',
+  'distributed',
+  'mesh.coordinator',
+  'mesh.num_processes',
+  'mesh.process_id',
 )
 
 
@@ -33,6 +37,7 @@ def defaults() -> ml_collections.ConfigDict:
   c = ml_collections.ConfigDict()
   c.task = 'classifier'
   c.seed = 0  # of initialisation, batch order, augmentation and bootstrap
+  c.distributed = 'auto'  # on: join the other processes; auto: where a cluster started several
   c.dry_run = False  # print counts, parameters, memory, time; then stop
 
   c.data = ml_collections.ConfigDict()
@@ -141,7 +146,6 @@ def defaults() -> ml_collections.ConfigDict:
   c.benchmark.repeats = 3  # blocks; the median counts
 
   c.mesh = ml_collections.ConfigDict()
-  c.mesh.distributed = False  # call jax.distributed.initialize
   c.mesh.coordinator = config_dict.placeholder(str)  # host:port; None: found by the cluster
   c.mesh.num_processes = config_dict.placeholder(int)
   c.mesh.process_id = config_dict.placeholder(int)
@@ -183,6 +187,7 @@ _POWER_OF_TWO = Rule('a power of two from 32 to 256', lambda v: 32 <= v <= 256 a
 RULES: dict[str, Rule] = {
   'task': _one_of(*TASKS),
   'seed': _between(0, 2**31 - 1),
+  'distributed': _one_of('auto', 'on', 'off'),
   'data.source': _one_of('phantom', 'folders', 'dicom', 'tfds'),
   'data.image_size': _between(16, 1024),
   'data.max_pixels': _at_least(1),

@@ -1,5 +1,7 @@
 """Devices: the cluster's start-up, the mesh over all of them, and where arrays lie on it."""
 
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,15 +11,36 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ctfake_jax.types import UserError
 
+TASKS_OF_MANY_PROCESSES = ('classifier', 'gan')
+# Without a sign of life for so long a process is given up, and the job with it.
+HEARTBEAT_SECONDS = 40
+# Set by srun and by mpirun; a Slurm batch script outside srun is one process.
+_PROCESS_COUNTS = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
+
 
 def start(config: ml_collections.ConfigDict) -> None:
-  """Joins the cluster where `config.mesh.distributed`; must run before any other use of JAX."""
-  if config.mesh.distributed:
+  """Joins the other processes where `config.distributed` asks; before any other use of JAX."""
+  addressed = config.mesh.coordinator is not None
+  found = addressed or in_a_cluster(os.environ)
+  if config.distributed == 'on' or (config.distributed == 'auto' and found):
     jax.distributed.initialize(
       coordinator_address=config.mesh.coordinator,
       num_processes=config.mesh.num_processes,
       process_id=config.mesh.process_id,
+      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
     )
+    if jax.process_count() > 1 and config.task not in TASKS_OF_MANY_PROCESSES:
+      raise UserError(
+        f'config.task = {config.task}: runs on one process; only '
+        f'{" and ".join(TASKS_OF_MANY_PROCESSES)} run on several'
+      )
+
+
+def in_a_cluster(environment: Mapping[str, str]) -> bool:
+  """Whether Slurm's srun, Open MPI or GKE started this process as one of several."""
+  counts = [environment.get(name, '1') for name in _PROCESS_COUNTS]
+  hosts = environment.get('TPU_WORKER_HOSTNAMES', '').split(',')
+  return any(count.isdigit() and int(count) > 1 for count in counts) or len(hosts) > 1
 
 
 def data_mesh() -> Mesh:

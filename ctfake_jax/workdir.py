@@ -28,7 +28,9 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'ctfa
 
 
 def write_json(path: Path, content: Any) -> None:
-  """Atomic; NaN and infinity become null, so that any JSON reader can read the file."""
+  """Atomic, by the main process; NaN and infinity become null, for any JSON reader."""
+  if jax.process_index():
+    return
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f'.{path.name}.tmp')
   temporary.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + '\n')
@@ -50,7 +52,10 @@ def read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-  """Holds the workdir for one run; the kernel frees it when the owner dies."""
+  """Holds the workdir for one run; the kernel frees it when the owner, the main process, dies."""
+  if jax.process_index():
+    yield
+    return
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     handle = open(workdir / '.lock', 'w')  # noqa: SIM115
@@ -112,9 +117,15 @@ def fingerprint(images: ImageSet) -> str:
 
 
 class MetricLog:
-  """metrics.jsonl and TensorBoard events; rows after `from_step` of an earlier run are dropped."""
+  """metrics.jsonl and TensorBoard events; rows after `from_step` of an earlier run are dropped.
+
+  The main process alone writes.
+  """
 
   def __init__(self, workdir: Path, from_step: int):
+    self._writes = jax.process_index() == 0
+    if not self._writes:
+      return
     self._path = workdir / 'metrics.jsonl'
     kept = [row for row in read_rows(self._path) if row['step'] <= from_step]
     workdir.mkdir(parents=True, exist_ok=True)
@@ -123,6 +134,8 @@ class MetricLog:
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """One row; values are plain numbers."""
+    if not self._writes:
+      return
     row = {'step': step, **_finite(values)}
     with open(self._path, 'a') as handle:
       handle.write(json.dumps(row) + '\n')
@@ -131,7 +144,8 @@ class MetricLog:
 
   def close(self) -> None:
     """Flushes the events."""
-    self._events.close()
+    if self._writes:
+      self._events.close()
 
 
 def read_rows(path: Path) -> list[dict]:

@@ -144,8 +144,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     images = splits.with_random_labels(images, config.split)
   parts = splits.split(images, config.split, config.split.fold)
   workdir_lib.write_json(workdir / 'split.json', parts.as_json(images))
-  fit(config, images, parts, workdir)
-  results = workdir_lib.read_json(workdir / 'results.json')
+  results = fit(config, images, parts, workdir)
   results['data'] = baselines.describe(images)
   results['baselines'] = baselines.measure(images, [parts], config.split, config.seed)
   workdir_lib.write_json(workdir / 'results.json', results)
@@ -185,7 +184,8 @@ def fit(
     'images_per_s': progress.step * config.train.batch_size / progress.seconds,
     'best_step': progress.best_step,
   }
-  np.savez(workdir / 'predictions.npz', allow_pickle=False, **predictions)
+  if mesh_lib.is_main_process():
+    np.savez(workdir / 'predictions.npz', allow_pickle=False, **predictions)
   workdir_lib.write_json(workdir / 'results.json', result)
   return result
 

@@ -261,13 +261,15 @@ def _evaluator(config, networks: Networks, val: ImageSet, workdir: Path):
 
   def evaluate(state, step):
     """Score (minus the distance) and metrics; leaves the sample grid of this step."""
-    sampler = make_sampler(networks.generator, state.ema, config.gan.latent, classes)
+    variables = mesh_lib.to_host(state.ema)
+    sampler = make_sampler(networks.generator, variables, config.gan.latent, classes)
     fakes = sampler.sample(labels, config.seed)
-    save_grid(
-      workdir / 'samples' / f'step_{step:06d}.png',
-      sampler.sample(preview, config.seed + 1),
-      columns=PREVIEW_PER_CLASS,
-    )
+    if mesh_lib.is_main_process():
+      save_grid(
+        workdir / 'samples' / f'step_{step:06d}.png',
+        sampler.sample(preview, config.seed + 1),
+        columns=PREVIEW_PER_CLASS,
+      )
     distance = frechet_distance(extract(fakes), real_features)
     spread = diversity(fakes, labels, classes, seed=config.seed) / real_diversity
     if spread < COLLAPSED_DIVERSITY:

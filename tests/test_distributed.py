@@ -1,0 +1,97 @@
+"""Several processes as one: who joins, and that two train what one trains."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CACHE
+
+from ctfake_jax import mesh
+
+ROOT = Path(__file__).parent.parent
+KEYS = {
+  'cnn': (
+    'model.cnn.widths=(4,)',
+    'train.batch_size=8',
+    'train.epochs=3',
+    'train.schedule=constant',
+  ),
+  'dcgan': ('gan.width=2', 'gan.batch_size=8', 'gan.updates=6', 'gan.eval_every=3'),
+}
+COMMON = (
+  'phantom.patients=40',
+  'phantom.slices_per_patient=2',
+  'train.log_every=2',
+  'gan.quality_images=40',
+)
+
+
+@pytest.mark.parametrize(
+  ('environment', 'expected'),
+  [
+    ({}, False),
+    ({'SLURM_NTASKS': '2'}, False),
+    ({'SLURM_STEP_NUM_TASKS': '1'}, False),
+    ({'SLURM_STEP_NUM_TASKS': '2'}, True),
+    ({'OMPI_COMM_WORLD_SIZE': '4'}, True),
+    ({'TPU_WORKER_HOSTNAMES': 'localhost'}, False),
+    ({'TPU_WORKER_HOSTNAMES': 'worker-0,worker-1'}, True),
+  ],
+)
+def test_auto_joins_only_where_a_cluster_started_several(environment, expected):
+  assert mesh.in_a_cluster(environment) is expected
+
+
+def free_port() -> int:
+  with socket.socket() as probe:
+    probe.bind(('localhost', 0))
+    return probe.getsockname()[1]
+
+
+def start(task: str, workdir: Path, *keys: str, devices: int = 1) -> subprocess.Popen:
+  flags = [f'--config.{key}' for key in (*COMMON, *KEYS[task], *keys)]
+  command = [sys.executable, 'launch.py', f'--config=configs/{task}.py', f'--workdir={workdir}']
+  environment = {
+    **os.environ,
+    'JAX_COMPILATION_CACHE_DIR': str(CACHE),
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+  }
+  return subprocess.Popen(
+    [*command, *flags], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+  )
+
+
+def start_two(task: str, workdir: Path, *keys: str) -> list[subprocess.Popen]:
+  address = f'mesh.coordinator=localhost:{free_port()}'
+  return [
+    start(task, workdir, address, 'mesh.num_processes=2', f'mesh.process_id={i}', *keys)
+    for i in range(2)
+  ]
+
+
+def finish(*processes: subprocess.Popen) -> None:
+  errors = [process.communicate(timeout=240)[1] for process in processes]
+  assert not any(process.returncode for process in processes), '\n---\n'.join(errors)
+
+
+def rows(workdir: Path) -> list[dict]:
+  return [json.loads(row) for row in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('task', KEYS)
+def test_two_processes_train_resume_and_finish_as_one_does(task, tmp_path):
+  finish(start(task, tmp_path / 'one', devices=2))
+  if task == 'cnn':
+    finish(*start_two(task, tmp_path / 'two', 'train.epochs=2'))
+  finish(*start_two(task, tmp_path / 'two'))
+  one, two = rows(tmp_path / 'one'), rows(tmp_path / 'two')
+  assert [row['step'] for row in one] == [row['step'] for row in two]
+  for a, b in zip(one, two):
+    for key in a.keys() - {'seconds'}:
+      np.testing.assert_allclose(b[key], a[key], rtol=2e-3, atol=2e-3, err_msg=f'{key} {a}')
