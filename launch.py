@@ -1,5 +1,6 @@
 """The one door: python launch.py --config=configs/TASK.py --workdir=DIR [--config.key=value]."""
 
+import errno
 import sys
 from pathlib import Path
 
@@ -46,6 +47,10 @@ def main(argv: list[str]) -> int:
   except PreemptedError as error:
     print(f'{error}; run the same command to go on', file=sys.stderr)
     return EXIT_PREEMPTED
+  except OSError as error:
+    if DEBUG.value or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+      raise
+    return _fail(f'{error}: the disk is full, free some space and run the same command')
   except UserError as error:
     if DEBUG.value:
       raise

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from ctfake_jax import cost as cost_lib
 from ctfake_jax import inference, sampling
 from ctfake_jax import mesh as mesh_lib
 from ctfake_jax import workdir as workdir_lib
@@ -34,12 +35,11 @@ class Row:
 
   Attributes:
     parameters: trainable scalars, of generator and discriminator together.
-    flops_per_image: XLA's count of the compiled step; library calls that it cannot see into are
-      left out.
+    flops_per_image: of the compiled step, as `cost.Cost` counts.
     images_per_s: of real images in training, of images out in inference.
     step_ms: the same as time of a step.
     compile_s: from the call to the first result, tracing included.
-    peak_bytes: arguments, results and temporaries of the step.
+    peak_bytes: of the step, as `cost.Cost` counts.
   """
 
   model: str
@@ -98,24 +98,20 @@ def measure(config: ml_collections.ConfigDict, name: str, mode: str) -> Row:
   seconds = statistics.median(
     _block(calls, config.benchmark.steps) for _ in range(config.benchmark.repeats)
   )
-  memory = compiled.memory_analysis()
-  cost = compiled.cost_analysis() or {}
+  cost = cost_lib.of(compiled)
   return Row(
     model=name,
     mode=mode,
     image_size=config.data.image_size,
     batch_size=batch_size,
     parameters=work.parameters,
-    flops_per_image=cost.get('flops', float('nan')) / batch_size,
+    flops_per_image=cost.flops / batch_size,
     images_per_s=batch_size / seconds,
     step_ms=1e3 * seconds,
     compile_s=compile_s,
     device=jax.devices()[0].device_kind,
     dtype=work.dtype,
-    peak_bytes=memory.argument_size_in_bytes
-    + memory.output_size_in_bytes
-    + memory.temp_size_in_bytes
-    - memory.alias_size_in_bytes,
+    peak_bytes=cost.peak_bytes,
   )
 
 
@@ -154,7 +150,7 @@ def _training(config, state, train_step, batch_size: int, dtype: str) -> _Work:
       yield metrics
 
   return _Work(
-    step=loop.compiled(train_step, feed, config.seed),
+    step=loop.jitted(train_step, feed, config.seed),
     first=(state, feed.resident, next(feed.tickets(0))),
     calls=calls,
     parameters=state.parameter_count(),

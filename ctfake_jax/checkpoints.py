@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.types import UserError
 
 MANIFEST = 'manifest.json'
+# Asked for beyond the arrays: metadata, manifest, the rows of the log.
+SPARE_BYTES = 2**20
 
 
 @dataclasses.dataclass
@@ -34,6 +37,7 @@ class Progress:
     evals_since_best: counts towards the early stop.
     step: the last step of the loop.
     seconds: training time summed over restarts.
+    flops: of one step, as `cost.Cost` counts.
     stopped_early: evaluations without progress have ended the run.
     pending: metrics of the steps since the last row of the log.
   """
@@ -43,6 +47,7 @@ class Progress:
   evals_since_best: int = 0
   step: int = 0
   seconds: float = 0.0
+  flops: float = 0.0
   stopped_early: bool = False
   pending: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
@@ -80,8 +85,13 @@ class Checkpoints:
     self._seal: concurrent.futures.Future | None = None
 
   def save(self, step: int, state: Any, progress: Progress) -> None:
-    """Starts a save and returns; `close` waits for it."""
+    """Starts a save and returns; `close` waits for it.
+
+    Raises:
+      UserError: the disk is full; the checkpoints before are whole.
+    """
     self._wait()
+    self._check_room(state)
     self._best.note(progress.best_step)
     self._manager.save(
       step,
@@ -91,6 +101,17 @@ class Checkpoints:
       ),
     )
     self._seal = self._sealer.submit(self._write_manifest, step)
+
+  def _check_room(self, state: Any) -> None:
+    """Orbax ends a save on a full disk in a storm of tracebacks; so it is not begun."""
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SPARE_BYTES
+    free = shutil.disk_usage(self._manager.directory).free
+    if jax.process_index() == 0 and free < needed:
+      raise UserError(
+        f'{self._manager.directory}: the disk is full, {free / 1e6:.1f} MB are free and a '
+        f'checkpoint takes up to {needed / 1e6:.1f} MB; what is saved (step '
+        f'{self.latest_step() or "none"}) is whole: free some space and run the same command'
+      )
 
   def latest_step(self) -> int | None:
     """Step of the newest checkpoint, whole or not."""

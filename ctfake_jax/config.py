@@ -63,7 +63,7 @@ def defaults() -> ml_collections.ConfigDict:
   c.split.by = 'auto'  # patient, duplicates, slice; auto: patient where known, else duplicates
   c.split.duplicate_correlation = 0.95  # 32x32 mean-free pixels, linked above this
   c.split.folds = 0  # 0: one split; k >= 3: k-fold
-  c.split.fold = 0  # which fold is the test part
+  c.split.fold = 0  # which fold is the test part; -1, classifier task: each in turn, pooled
   c.split.val_fraction = 0.15  # of what is not tested; the nearest 1/k is taken
   c.split.test_fraction = 0.2  # of a single split; the nearest 1/k is taken
   c.split.seed = 0
@@ -83,7 +83,7 @@ def defaults() -> ml_collections.ConfigDict:
   c.model.pretrained = ''  # .safetensors or .npz with torchvision's names
   c.model.cnn = ml_collections.ConfigDict()
   c.model.cnn.widths = (32, 64, 128, 256)
-  c.model.cnn.convs = 1  # convolutions in a block
+  c.model.cnn.convs = (1,)  # convolutions in each block; the last number holds for the rest
   c.model.cnn.dropout = 0.3
 
   c.train = ml_collections.ConfigDict()
@@ -153,6 +153,7 @@ def defaults() -> ml_collections.ConfigDict:
 
 
 FEWEST_DEEPFAKES = 40
+EVERY_FOLD = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +202,7 @@ RULES: dict[str, Rule] = {
   'split.by': _one_of('auto', 'patient', 'duplicates', 'slice'),
   'split.duplicate_correlation': _between(0.5, 1),
   'split.folds': Rule('0 or from 3 to 100', lambda v: v == 0 or 3 <= v <= 100),
-  'split.fold': _at_least(0),
+  'split.fold': Rule('-1 or a whole number of at least 0', lambda v: v >= EVERY_FOLD),
   'split.val_fraction': _between(0.01, 0.5),
   'split.test_fraction': _between(0.01, 0.5),
   'augment.shift': _between(0, 0.5),
@@ -214,7 +215,10 @@ RULES: dict[str, Rule] = {
   'model.cnn.widths': Rule(
     'one or more positive widths', lambda v: len(v) > 0 and all(int(w) == w and w > 0 for w in v)
   ),
-  'model.cnn.convs': _between(1, 8),
+  'model.cnn.convs': Rule(
+    'one or more numbers from 1 to 8',
+    lambda v: len(v) > 0 and all(int(n) == n and 1 <= n <= 8 for n in v),
+  ),
   'model.cnn.dropout': _between(0, 0.95),
   'train.batch_size': _at_least(2),
   'train.epochs': _at_least(1),
@@ -273,6 +277,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
     raise UserError(
       f'config.split.fold = {config.split.fold}: must be below split.folds = {config.split.folds}'
     )
+  if config.split.fold == EVERY_FOLD and not (config.split.folds and config.task == 'classifier'):
+    raise UserError(
+      'config.split.fold = -1: every fold in turn, so the task must be classifier and split.folds '
+      'say how many'
+    )
   if config.split.random_labels and config.task != 'classifier':
     raise UserError('config.split.random_labels = True: a control of single classifiers only')
   if config.task == 'study':
@@ -313,6 +322,7 @@ _REQUIRED_PATHS = {
   'evaluate': ('checkpoint',),
   'export': ('checkpoint',),
 }
+_DATA_SECTIONS = ('data', 'phantom', 'split', 'mesh')
 _READ_NO_DATA = ('generate', 'predict', 'export', 'benchmark')
 
 
@@ -327,6 +337,19 @@ def changed_keys(old: dict, new: dict) -> list[str]:
     for k in a.keys() | b.keys()
     if k not in SAFE_TO_CHANGE and _plain(a.get(k)) != _plain(b.get(k))
   )
+
+
+def for_stage(config: ml_collections.ConfigDict, task: str, *sections: str):
+  """A copy for the stage `task` of a study: sections that it does not read are at their defaults.
+
+  A stage is then finished or resumable whatever is changed for the others.
+  """
+  own = ml_collections.ConfigDict(config.to_dict())
+  for name, default in defaults().items():
+    if isinstance(default, ml_collections.ConfigDict) and name not in (*_DATA_SECTIONS, *sections):
+      own[name] = default
+  own.task = task
+  return own
 
 
 def as_dict(config: ml_collections.ConfigDict) -> dict:

@@ -7,7 +7,6 @@ that was interrupted goes on from its newest checkpoint.
 
 import functools
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,43 +77,15 @@ def _classifier_dir(workdir: Path, name: str, fold: int) -> Path:
 
 
 def _classifier(config, name: str, images: ImageSet, folds: list[Split], workdir: Path) -> dict:
-  """One network over its folds; accuracies are pooled over all test images."""
   own = classifier.for_network(config, name)
   count = config.study.per_model[name].folds or config.study.folds
-  rows, predictions = [], []
-  for fold, parts in enumerate(folds[:count]):
-    own.split.fold = fold
-    folder = _classifier_dir(workdir, name, fold)
-    rows.append(_once(folder, own, functools.partial(classifier.fit, own, images, parts, folder)))
-    with np.load(folder / 'predictions.npz', allow_pickle=False) as file:
-      predictions.append(dict(file))
-  pooled = {k: np.concatenate([p[k] for p in predictions]) for k in predictions[0]}
-  seconds = sum(row['train_seconds'] for row in rows)
-  return {
-    **classifier.report(pooled, images.class_names, config.seed),
-    'folds': len(rows),
-    'validation_accuracy': float(np.mean([row['validation_accuracy'] for row in rows])),
-    'accuracy_by_fold': [row['accuracy'] for row in rows],
-    'parameters': rows[0]['parameters'],
-    'train_seconds': seconds,
-    'images_per_s': sum(r['images_per_s'] * r['train_seconds'] for r in rows) / seconds,
-  }
-
-
-def _once(folder: Path, own: ml_collections.ConfigDict, make: Callable[[], dict]) -> dict:
-  """The results of a stage that was finished with this config, or `make()`, which writes them."""
-  results, config = folder / 'results.json', folder / 'config.json'
-  if results.exists() and config.exists():
-    saved = workdir_lib.read_json(config)['config']
-    if saved == config_lib.as_dict(own):
-      return workdir_lib.read_json(results)
-  return make()
+  return classifier.cross_validate(own, images, folds[:count], workdir / 'classifiers' / name)
 
 
 def _gan(config, images: ImageSet, parts: Split, workdir: Path) -> dict:
-  own = ml_collections.ConfigDict(config.to_dict())
-  own.task, folder = 'gan', workdir / 'dcgan'
-  return _once(folder, own, functools.partial(gan.fit, own, images, parts, folder))
+  own, folder = config_lib.for_stage(config, 'gan', 'gan'), workdir / 'dcgan'
+  own.train.log_every = config.train.log_every
+  return workdir_lib.once(folder, own, functools.partial(gan.fit, own, images, parts, folder))
 
 
 def _suspects(config, images: ImageSet, parts: Split, workdir: Path) -> Suspects:
@@ -180,7 +151,7 @@ def _train_on_fakes(config, name, suspects: Suspects, workdir, count: int, label
   together, parts = _stack(fakes, fake_labels, suspects, held_back, config.seed)
   folder = workdir / 'retrained' / label
   own = classifier.for_network(config, name)
-  _once(folder, own, functools.partial(classifier.fit, own, together, parts, folder))
+  workdir_lib.once(folder, own, functools.partial(classifier.fit, own, together, parts, folder))
   with np.load(folder / 'predictions.npz', allow_pickle=False) as file:
     predictions = dict(file)
   fake = np.arange(len(parts.test)) < len(suspects.images)

@@ -12,7 +12,8 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,29 @@ def record_config(workdir: Path, config: ml_collections.ConfigDict, facts: dict)
         f'{workdir} was begun with other values of {", ".join(changed)}: '
         'use the same values or another --workdir'
       )
+    _warn_of_another_machine(saved)
   write_json(path, {'config': resolved, **facts, **environment()})
+
+
+def once(folder: Path, config: ml_collections.ConfigDict, make: Callable[[], dict]) -> dict:
+  """The results of a stage that was finished with this config, or `make()`, which writes them."""
+  results, recorded = folder / 'results.json', folder / 'config.json'
+  finished = results.exists() and recorded.exists()
+  if finished and read_json(recorded)['config'] == config_lib.as_dict(config):
+    return read_json(results)
+  return make()
+
+
+def _warn_of_another_machine(saved: dict) -> None:
+  """Bits are repeated on the same devices with the same number of threads only."""
+  now = environment()
+  for key in ('devices', 'threads'):
+    if saved.get(key) != now[key]:
+      print(
+        f'warning: begun with {key} {saved.get(key)}, going on with {now[key]}: '
+        'the rest will equal an undisturbed run to rounding, not bit for bit',
+        file=sys.stderr,
+      )
 
 
 def environment() -> dict:
@@ -97,7 +120,7 @@ def environment() -> dict:
     'packages': versions,
     'python': platform.python_version(),
     'devices': [f'{d.platform}:{d.device_kind}' for d in jax.devices()],
-    'cpu_count': os.cpu_count(),
+    'threads': len(os.sched_getaffinity(0)),
     'commit': _commit(),
   }
 

@@ -1,8 +1,12 @@
 """Which checkpoints stay, whatever the scores and restarts."""
 
+import shutil
+
 import jax.numpy as jnp
+import pytest
 
 from ctfake_jax.checkpoints import Checkpoints, Progress
+from ctfake_jax.types import UserError
 
 STATE = {'x': jnp.ones(3)}
 
@@ -61,3 +65,14 @@ def test_a_run_whose_best_is_damaged_goes_back_to_before_it(tmp_path):
   again = Checkpoints(tmp_path, keep=4)
   assert again.drop_damaged() == 1
   again.close()
+
+
+def test_a_full_disk_stops_before_the_save(tmp_path, monkeypatch):
+  checkpoints = Checkpoints(tmp_path, keep=3)
+  save(checkpoints, [1], best_step=1)
+  usage = type(shutil.disk_usage(tmp_path))
+  monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage(10**9, 10**9 - 1000, 1000))
+  with pytest.raises(UserError, match=r'disk is full.*step 1.*is whole'):
+    save(checkpoints, [2], best_step=1)
+  checkpoints.close()
+  assert Checkpoints(tmp_path, keep=3).drop_damaged() == 1

@@ -51,10 +51,13 @@ def test_names_in_the_config_are_those_that_exist():
     ('data.source', 'web'),
     ('data.window_width_hu', 0.0),
     ('model.cnn.widths', ()),
+    ('model.cnn.convs', (0,)),
     ('train.batch_size', 1),
     ('train.learning_rate', float('nan')),
     ('gan.beta1', 1.0),
     ('split.folds', 2),
+    ('split.fold', -2),
+    ('split.fold', -1),
     ('study.classifiers', ('cnn', 'cnn')),
   ],
 )
@@ -143,3 +146,12 @@ def test_changed_keys_pass_over_the_safe_ones():
   assert config_lib.changed_keys(old, new) == ['train.batch_size']
   del old['train']['label_smoothing']
   assert config_lib.changed_keys(old, new) == ['train.batch_size']
+
+
+def test_a_stage_keeps_only_what_it_reads():
+  config = config_lib.defaults()
+  config.seed, config.gan.width, config.train.epochs, config.data.image_size = 3, 5, 7, 64
+  own = config_lib.for_stage(config, 'gan', 'gan')
+  assert (own.task, own.seed, own.gan.width, own.data.image_size) == ('gan', 3, 5, 64)
+  assert own.train.epochs == config_lib.defaults().train.epochs
+  assert config.task == 'classifier'

@@ -202,6 +202,15 @@ def test_a_dry_run_counts_and_stops(tmp_path):
   assert not (tmp_path / 'w').exists()
 
 
+@pytest.mark.slow
+def test_a_full_disk_is_one_message(tmp_path):
+  (tmp_path / 'metrics.jsonl').symlink_to('/dev/full')
+  done = launch('cnn', f'--workdir={tmp_path}', *TINY)
+  assert done.returncode == 1
+  assert 'the disk is full' in done.stderr
+  assert 'Traceback' not in done.stderr
+
+
 def test_a_second_run_in_the_same_workdir_is_refused(tmp_path):
   from ctfake_jax import workdir
   from ctfake_jax.types import UserError

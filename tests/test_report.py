@@ -58,6 +58,8 @@ def made_up_results(classes=CLASSES) -> dict:
       'parameters': 1234567,
       'train_seconds': 61.7,
       'images_per_s': 812.3,
+      'flops_per_image': 57.4e6,
+      'peak_bytes': 1.5e9,
     }
 
   def row(accuracy, points):
@@ -190,7 +192,7 @@ RECORD = {
   'packages': {'jax': '0.0'},
   'python': '3.0',
   'devices': ['cpu:made up'],
-  'cpu_count': 2,
+  'threads': 2,
   'commit': None,
 }
 

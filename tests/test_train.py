@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from conftest import make_images
 
-from ctfake_jax import inference, mesh, preemption, sampling
-from ctfake_jax.data import splits
+from ctfake_jax import config as config_lib
+from ctfake_jax import inference, mesh, preemption, sampling, workdir
+from ctfake_jax.data import pipeline, splits
 from ctfake_jax.train import classifier, gan, loop
 from ctfake_jax.types import PreemptedError, UserError
 
@@ -55,6 +56,22 @@ def test_a_classifier_learns_and_is_loaded_again(tiny_config, images, tmp_path):
   with np.load(tmp_path / 'predictions.npz', allow_pickle=False) as saved:
     np.testing.assert_allclose(probabilities, inference.softmax(saved['logits']), atol=1e-6)
   assert trained.class_names == images.class_names
+
+
+def test_every_fold_is_tested_once_and_pooled(tiny_config, tmp_path, monkeypatch):
+  tiny_config.split.folds, tiny_config.split.fold, tiny_config.train.epochs = 3, -1, 1
+  config_lib.validate(tiny_config)
+  result = classifier.run(tiny_config, tmp_path)
+  everything = pipeline.load(tiny_config)
+  assert (result['n'], result['folds']) == (len(everything), 3)
+  assert result['images_per_s'] > 0
+  assert result['flops_per_image'] > 0
+  assert result['peak_bytes'] > 0
+  by_fold = [workdir.read_json(tmp_path / f'fold{k}' / 'results.json') for k in range(3)]
+  right = sum(row['accuracy'] * row['n'] for row in by_fold)
+  assert result['accuracy'] == pytest.approx(right / result['n'])
+  monkeypatch.setattr(classifier, 'fit', lambda *_: pytest.fail('a finished fold was run again'))
+  assert classifier.run(tiny_config, tmp_path) == result
 
 
 @pytest.mark.parametrize('count', [1, 63, 64, 65])

@@ -47,6 +47,15 @@ def test_a_config_may_change_where_it_is_safe_only(tmp_path):
     workdir.record_config(tmp_path, config, {'class_names': ['a', 'b']})
 
 
+def test_going_on_with_other_threads_warns(tmp_path, capsys, monkeypatch):
+  workdir.record_config(tmp_path, config_lib.defaults(), {})
+  workdir.record_config(tmp_path, config_lib.defaults(), {})
+  assert not capsys.readouterr().err
+  monkeypatch.setattr(workdir.os, 'sched_getaffinity', lambda _: set(range(77)))
+  workdir.record_config(tmp_path, config_lib.defaults(), {})
+  assert 'going on with 77' in capsys.readouterr().err
+
+
 def test_other_images_in_a_begun_workdir_are_refused(tmp_path):
   config = config_lib.defaults()
   workdir.record_config(tmp_path, config, {'data': 'abc'})

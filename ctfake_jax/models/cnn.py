@@ -1,7 +1,7 @@
 """The custom CNN: a plain stack of blocks, then global pooling, dropout and a dense layer.
 
 Enters f[b, h, w, c] in [-1, 1]; leaves logits f32[b, classes] and named features. Each block is
-`convs` times (3x3 convolution, batch norm, ReLU) and a 2x2 maximum pooling. Lesions are told by
+some times (3x3 convolution, batch norm, ReLU) and a 2x2 maximum pooling. Lesions are told by
 texture and density at a few pixels' scale wherever they lie, so the filters stay 3x3, the widths
 double while the resolution halves, and global average pooling throws the position away; batch
 norm and dropout stand against the small data sets of this field.
@@ -20,14 +20,14 @@ class CNN(nn.Module):
   Attributes:
     num_classes: length of the logits.
     widths: channels of each block.
-    convs: convolutions in a block.
+    convs: convolutions in each block; the last number holds for the blocks that remain.
     dropout: rate before the dense layer.
     dtype: compute dtype.
   """
 
   num_classes: int
   widths: tuple[int, ...] = (32, 64, 128, 256)
-  convs: int = 1
+  convs: tuple[int, ...] = (1,)
   dropout: float = 0.5
   dtype: jnp.dtype = jnp.float32
 
@@ -35,7 +35,7 @@ class CNN(nn.Module):
   def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
     features = {}
     for i, width in enumerate(self.widths, 1):
-      for j in range(self.convs):
+      for j in range(self.convs[min(i, len(self.convs)) - 1]):
         x = layers.Conv(width, dtype=self.dtype, name=f'block{i}_conv{j + 1}')(x)
         x = nn.relu(layers.BatchNorm(dtype=self.dtype, name=f'block{i}_bn{j + 1}')(x, train=train))
       x = lowering.max_pool(x, window=2, stride=2)

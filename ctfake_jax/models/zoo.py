@@ -28,7 +28,7 @@ def classifier(name: str, num_classes: int, dtype: str, cnn_options: Any) -> nn.
   if name == 'cnn':
     options = {
       'widths': tuple(cnn_options.widths),
-      'convs': cnn_options.convs,
+      'convs': tuple(cnn_options.convs),
       'dropout': cnn_options.dropout,
     }
   return MODELS[name](num_classes=num_classes, dtype=DTYPES[dtype], **options)

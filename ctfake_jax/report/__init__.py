@@ -28,7 +28,7 @@ _SECTIONS = (
 )
 _FILTERS = (
   *('percent', 'percent_interval', 'number', 'number_interval'),
-  *('count', 'p_equation', 'duration'),
+  *('count', 'millions', 'gigabytes', 'p_equation', 'duration'),
 )
 _TABLES = (
   *('classifiers', 'baselines', 'per_class', 'trial', 'readings'),

@@ -26,6 +26,8 @@ def classifiers(results: Row) -> list[Row]:
       'parameters': words.count(row['parameters']),
       'time': words.duration(row['train_seconds']),
       'rate': words.count(row['images_per_s']),
+      'flops': words.millions(row.get('flops_per_image')),
+      'memory': words.gigabytes(row.get('peak_bytes')),
     }
     for key, row in results['classifiers'].items()
   ]

@@ -93,6 +93,16 @@ def count(value: float | None) -> str:
   return NONE if value is None else f'{round(value):,}'.replace(',', '\u202f')
 
 
+def millions(value: float | None) -> str:
+  """A large number in millions."""
+  return count(value / 1e6) if value else NONE
+
+
+def gigabytes(value: float | None) -> str:
+  """Bytes as GB, one decimal."""
+  return f'{value / 1e9:.1f} GB' if value else NONE
+
+
 def p_value(p: float | None) -> str:
   """Three decimals, or < 0.001."""
   if p is None:

@@ -17,6 +17,7 @@ import ml_collections
 import numpy as np
 import optax
 
+from ctfake_jax import config as config_lib
 from ctfake_jax import inference, metrics
 from ctfake_jax import mesh as mesh_lib
 from ctfake_jax import workdir as workdir_lib
@@ -138,17 +139,68 @@ def moving_average(old: dict, new: dict, decay: float, step: jax.Array) -> dict:
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
-  """The task `classifier`: data, split, baselines, training, test."""
+  """The task `classifier`: data, split, baselines, training, test; of one fold or of every one."""
   images = pipeline.load(config)
   if config.split.random_labels:
     images = splits.with_random_labels(images, config.split)
-  parts = splits.split(images, config.split, config.split.fold)
-  workdir_lib.write_json(workdir / 'split.json', parts.as_json(images))
-  results = fit(config, images, parts, workdir)
+  every = config.split.fold == config_lib.EVERY_FOLD
+  numbers = range(config.split.folds) if every else [config.split.fold]
+  folds = [splits.split(images, config.split, fold) for fold in numbers]
+  written = [parts.as_json(images) for parts in folds]
+  workdir_lib.write_json(workdir / 'split.json', written if every else written[0])
+  if every:
+    workdir_lib.record_config(workdir, config, _facts(images))
+    results = cross_validate(config, images, folds, workdir)
+  else:
+    results = fit(config, images, folds[0], workdir)
   results['data'] = baselines.describe(images)
-  results['baselines'] = baselines.measure(images, [parts], config.split, config.seed)
+  results['baselines'] = baselines.measure(images, folds, config.split, config.seed)
   workdir_lib.write_json(workdir / 'results.json', results)
   return results
+
+
+def cross_validate(
+  config: ml_collections.ConfigDict, images: ImageSet, folds: list[Split], workdir: Path
+) -> dict:
+  """Trains on the first folds in turn, each in its own folder; pooled over all their test images.
+
+  A fold that has left its results is not run again.
+
+  Returns:
+    The network's row of results.json: the report on the pooled predictions, the mean validation
+    accuracy, and the cost of all folds together.
+  """
+  own = ml_collections.ConfigDict(config.to_dict())
+  rows, predictions = [], []
+  for fold, parts in enumerate(folds):
+    own.split.fold = fold
+    folder = workdir / f'fold{fold}'
+    train = functools.partial(fit, own, images, parts, folder)
+    rows.append(workdir_lib.once(folder, own, train))
+    with np.load(folder / 'predictions.npz', allow_pickle=False) as file:
+      predictions.append(dict(file))
+  pooled = {k: np.concatenate([p[k] for p in predictions]) for k in predictions[0]}
+  seconds = sum(row['train_seconds'] for row in rows)
+  return {
+    **report(pooled, images.class_names, config.seed),
+    'folds': len(rows),
+    'validation_accuracy': float(np.mean([row['validation_accuracy'] for row in rows])),
+    'accuracy_by_fold': [row['accuracy'] for row in rows],
+    'parameters': rows[0]['parameters'],
+    'train_seconds': seconds,
+    'images_per_s': sum(r['images_per_s'] * r['train_seconds'] for r in rows) / seconds,
+    'flops_per_image': rows[0]['flops_per_image'],
+    'peak_bytes': max(row['peak_bytes'] for row in rows),
+  }
+
+
+def _facts(images: ImageSet) -> dict:
+  """What a checkpoint's user must know of the data."""
+  return {
+    'class_names': list(images.class_names),
+    'data': workdir_lib.fingerprint(images),
+    'unit': images.unit,
+  }
 
 
 def fit(
@@ -163,12 +215,7 @@ def fit(
     The classifier's row of results.json with `validation_accuracy`; also written to the workdir
     with the test predictions beside it.
   """
-  facts = {
-    'class_names': list(images.class_names),
-    'data': workdir_lib.fingerprint(images),
-    'unit': images.unit,
-  }
-  workdir_lib.record_config(workdir, config, facts)
+  workdir_lib.record_config(workdir, config, _facts(images))
   train, val = images.take(parts.train), images.take(parts.val)
   model = build(config, len(images.class_names))
   state, progress = _train(config, model, train, val, workdir)
@@ -180,8 +227,7 @@ def fit(
     'validation_accuracy': float((logits.argmax(-1) == val.labels).mean()),
     'parameters': state.parameter_count(),
     'train_images': len(train),
-    'train_seconds': progress.seconds,
-    'images_per_s': progress.step * config.train.batch_size / progress.seconds,
+    **loop.costs(progress, config.train.batch_size),
     'best_step': progress.best_step,
   }
   if mesh_lib.is_main_process():
@@ -192,8 +238,8 @@ def fit(
 
 def for_network(config: ml_collections.ConfigDict, name: str) -> ml_collections.ConfigDict:
   """The study's config as that of a single run of the network `name`."""
-  own = ml_collections.ConfigDict(config.to_dict())
-  own.task, own.model.name = 'classifier', name
+  own = config_lib.for_stage(config, 'classifier', 'augment', 'model', 'train')
+  own.model.name = name
   chosen = config.study.per_model[name]
   own.train.epochs = chosen.epochs or config.train.epochs
   own.train.learning_rate = chosen.learning_rate or config.train.learning_rate

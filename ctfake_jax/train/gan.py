@@ -210,8 +210,7 @@ def fit(config: ml_collections.ConfigDict, images: ImageSet, parts: Split, workd
   result = {
     'best_step': progress.best_step,
     'frechet_validation': -progress.best_score,
-    'train_seconds': progress.seconds,
-    'images_per_s': progress.step * config.gan.batch_size / progress.seconds,
+    **loop.costs(progress, config.gan.batch_size),
     'parameters': state.parameter_counts(),
     'train_images': len(train),
   }

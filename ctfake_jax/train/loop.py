@@ -3,13 +3,14 @@
 `train_step(state, batch, key) -> (state, metrics)` is pure; the state carries `step` and
 `first_bad_step` (int32, -1 while all losses were finite). Step t takes the batch and the key of
 t alone, so a resumed run repeats a straight one. Compilation, donation and the way of the batch
-into the step are settled in `compiled`.
+into the step are settled in `jitted`; it is compiled once, for all steps.
 """
 
 import dataclasses
+import itertools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from ctfake_jax import cost, preemption
 from ctfake_jax import mesh as mesh_lib
-from ctfake_jax import preemption
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.checkpoints import Checkpoints, Progress
 from ctfake_jax.data.feed import Feed
@@ -68,7 +69,6 @@ def run(
   start = checkpoints.drop_damaged()
   state, progress = checkpoints.restore(start, abstract_state) if start else (init(), Progress())
   log = workdir_lib.MetricLog(workdir, start)
-  step = compiled(train_step, feed, seed)
   tickets = feed.tickets(start)
   pending: list[dict] = progress.pending
   begun = time.perf_counter() - progress.seconds
@@ -81,6 +81,10 @@ def run(
 
   try:
     with preemption.deferred():
+      if start < schedule.total and not progress.stopped_early:
+        first, tickets = _peek(tickets)
+        step = jitted(train_step, feed, seed).lower(state, feed.resident, first).compile()
+        progress.flops = cost.of(step).flops
       for done in range(start + 1, schedule.total + 1):
         if progress.stopped_early:
           break
@@ -109,7 +113,17 @@ def run(
   return _best(workdir, keep, progress, abstract_state), progress
 
 
-def compiled(train_step: TrainStep, feed: Feed, seed: int) -> Callable:
+def costs(progress: Progress, batch_size: int) -> dict[str, float]:
+  """Keys of results.json: time over all restarts, rate, FLOPs of a training image, memory."""
+  return {
+    'train_seconds': progress.seconds,
+    'images_per_s': progress.step * batch_size / progress.seconds,
+    'flops_per_image': progress.flops / batch_size,
+    'peak_bytes': cost.peak_memory(),
+  }
+
+
+def jitted(train_step: TrainStep, feed: Feed, seed: int) -> Any:
   """The jitted (state, resident, ticket) -> (state, metrics); the old state's memory is reused."""
 
   def step(state, resident, ticket):
@@ -117,6 +131,11 @@ def compiled(train_step: TrainStep, feed: Feed, seed: int) -> Callable:
     return train_step(state, feed.take(resident, ticket), key)
 
   return jax.jit(step, donate_argnums=0)
+
+
+def _peek(items: Iterator) -> tuple[Any, Iterator]:
+  first = next(items)
+  return first, itertools.chain([first], items)
 
 
 def progress_bar(name: str, start: int, total: int) -> tqdm:

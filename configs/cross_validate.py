@@ -1,0 +1,27 @@
+"""One network over all folds of your own class folders, at 128 px.
+
+python launch.py --config=configs/cross_validate.py --workdir=runs/folds --config.data.path=FOLDER
+
+Every image is tested once, by a network that did not train on it; the results are pooled. Another
+network: --config.model.name=resnet18. Light augmentation, for slices that resemble each other.
+"""
+
+from ctfake_jax import config as config_lib
+
+
+def get_config():
+  config = config_lib.defaults()
+  config.task = 'classifier'
+  config.data.source = 'folders'
+  config.data.image_size = 128
+  config.split.folds = 5
+  config.split.fold = config_lib.EVERY_FOLD
+  config.split.val_fraction = 0.05
+  config.augment.shift = 0.03
+  config.augment.scale = 0.05
+  config.augment.rotate_degrees = 4.0
+  config.augment.intensity = 0.05
+  config.model.cnn.widths = (16, 32, 64, 128, 256)
+  config.model.cnn.convs = (1, 2)
+  config.train.epochs = 20
+  return config
