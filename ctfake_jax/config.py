@@ -46,6 +46,7 @@ def defaults() -> ml_collections.ConfigDict:
   c.data.labels_csv = ''  # dicom: SeriesInstanceUID or path -> label
   c.data.classes = ()  # folders: take these classes only; () takes all
   c.data.patient_folders = False  # folders: class/<patient>/image
+  c.data.stream = False  # images stay on disk and are decoded when a step takes them
   c.data.max_pixels = 2**26  # larger images are refused unread
   c.data.image_size = 32  # side of what a model sees, pixels
   c.data.window_center_hu = -600.0  # lung window
@@ -100,6 +101,7 @@ def defaults() -> ml_collections.ConfigDict:
   c.train.eval_every_epochs = 1
   c.train.early_stop_evals = 0  # evaluations without progress; 0: off
   c.train.log_every = 20  # steps
+  c.train.steps_at_once = 0  # in one dispatch; 0: 1 on a CPU, 10 elsewhere
   c.train.keep_checkpoints = 3
 
   c.gan = ml_collections.ConfigDict()
@@ -232,6 +234,7 @@ RULES: dict[str, Rule] = {
   'train.eval_every_epochs': _at_least(1),
   'train.early_stop_evals': _at_least(0),
   'train.log_every': _at_least(1),
+  'train.steps_at_once': _at_least(0),
   'train.keep_checkpoints': _at_least(1),
   'gan.name': _one_of('dcgan'),
   'gan.width': _between(1, 512),

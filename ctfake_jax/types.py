@@ -6,7 +6,7 @@ c channels or classes, z slices of a series.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -86,9 +86,25 @@ class Source(Protocol):
   def __getitem__(self, index: int) -> Slice: ...
 
 
+@runtime_checkable
+class ImagesOnDisk(Protocol):
+  """What stands for an array of images that are read when they are indexed."""
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """n, h, w, 1."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, key: Any) -> np.ndarray: ...
+
+  def subset(self, rows: np.ndarray) -> 'ImagesOnDisk':
+    """The images at `rows`, unread."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
-  """Decoded, preprocessed images in host memory.
+  """Preprocessed images, in host memory or read when they are indexed.
 
   Attributes:
     images: float32[n, h, w, 1] in [-1, 1].
@@ -100,7 +116,7 @@ class ImageSet:
     unreadable: what was left out and why.
   """
 
-  images: np.ndarray
+  images: Any  # np.ndarray or ImagesOnDisk
   labels: np.ndarray
   records: tuple[Record, ...]
   native_sizes: np.ndarray
@@ -112,10 +128,11 @@ class ImageSet:
     return len(self.labels)
 
   def take(self, indices: np.ndarray) -> 'ImageSet':
-    """The images at `indices`, in that order."""
+    """The images at `indices`, in that order; what is on disk stays there."""
+    on_disk = isinstance(self.images, ImagesOnDisk)
     return dataclasses.replace(
       self,
-      images=self.images[indices],
+      images=self.images.subset(indices) if on_disk else self.images[indices],
       labels=self.labels[indices],
       records=tuple(self.records[int(i)] for i in indices),
       native_sizes=self.native_sizes[indices],

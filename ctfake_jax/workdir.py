@@ -25,6 +25,7 @@ import tensorboardX
 from ctfake_jax import config as config_lib
 from ctfake_jax.types import ImageSet, UserError
 
+FINGERPRINT_BLOCK = 1024  # images read at a time
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'ctfake-jax')
 
 
@@ -133,7 +134,9 @@ def refuse_training_dir(workdir: Path) -> None:
 
 def fingerprint(images: ImageSet) -> str:
   """SHA-256 over pixels, labels and provenance."""
-  digest = hashlib.sha256(np.ascontiguousarray(images.images).data)
+  digest = hashlib.sha256()
+  for start in range(0, len(images), FINGERPRINT_BLOCK):
+    digest.update(np.ascontiguousarray(images.images[start : start + FINGERPRINT_BLOCK]).data)
   digest.update(images.labels.tobytes())
   digest.update('\n'.join(record.provenance for record in images.records).encode())
   return digest.hexdigest()

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import os
+from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
@@ -10,8 +12,12 @@ import numpy as np
 import pytest
 from conftest import make_images
 
+from ctfake_jax import config as config_lib
 from ctfake_jax import mesh
-from ctfake_jax.data import feed
+from ctfake_jax import workdir as workdir_lib
+from ctfake_jax.data import feed, pipeline, tfds_builder
+from ctfake_jax.data.preprocess import Preprocess
+from ctfake_jax.train import classifier
 
 
 @hypothesis.given(n=st.integers(3, 20), batch=st.integers(1, 20), epochs=st.integers(1, 4))
@@ -78,3 +84,73 @@ def test_data_larger_than_its_share_stays_on_the_host(monkeypatch):
   assert isinstance(feed.open_feed(mesh.data_mesh(), images, 8, 0), feed.DeviceFeed)
   monkeypatch.setattr(feed, '_room', lambda _: 1000)
   assert isinstance(feed.open_feed(mesh.data_mesh(), images, 8, 0), feed.HostFeed)
+
+
+class Decoding:
+  """A source that counts what it decodes."""
+
+  def __init__(self, source):
+    self.source, self.count = source, 0
+
+  def __getattr__(self, name):
+    return getattr(self.source, name)
+
+  def __len__(self):
+    return len(self.source)
+
+  def __getitem__(self, index):
+    self.count += 1
+    return self.source[index]
+
+
+VIEW = Preprocess(32, -600.0, 1500.0, 'crop')
+
+
+def test_images_on_disk_are_those_in_memory_and_read_when_asked(tiny_config):
+  source = Decoding(pipeline.open_source(tiny_config))
+  loaded = pipeline.gather(source, VIEW)
+  stored = pipeline.gather(source, VIEW, stream=True)
+  before = source.count
+  part = stored.take(np.array([5, 2, 7])).take(np.array([2, 0]))
+  assert part.images.shape == (2, 32, 32, 1)
+  assert source.count == before
+  np.testing.assert_array_equal(part.images[:], loaded.images[[7, 5]])
+  assert source.count == before + 2
+  np.testing.assert_array_equal(np.asarray(stored.images), loaded.images)
+  assert workdir_lib.fingerprint(stored) == workdir_lib.fingerprint(loaded)
+  assert isinstance(feed.open_feed(mesh.data_mesh(), stored, 8, 0), feed.HostFeed)
+
+
+@pytest.fixture(scope='module')
+def records(tmp_path_factory):
+  """A set of ArrayRecord files."""
+  config = config_lib.defaults()
+  config.phantom.patients, config.phantom.slices_per_patient = 40, 2
+  folder = tmp_path_factory.mktemp('records')
+  tfds_builder.write_records(pipeline.open_source(config), folder)
+  return folder
+
+
+def test_a_streamed_run_ends_as_one_from_memory(tiny_config, records, tmp_path):
+  tiny_config.data.source, tiny_config.data.path = 'tfds', str(records)
+  results = []
+  for stream in (False, True):
+    tiny_config.data.stream = stream
+    result = classifier.run(tiny_config, tmp_path / str(stream))
+    results.append({k: result[k] for k in ('accuracy', 'confusion', 'data', 'baselines')})
+  assert results[0] == results[1]
+
+
+def resident_bytes():
+  return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+
+
+def test_streaming_takes_no_more_memory_as_it_goes(records):
+  slices = int(os.environ.get('CTFAKE_SLICES', '8000'))
+  images = pipeline.gather(tfds_builder.TfdsSource(records), VIEW, stream=True)
+  tickets = feed.open_feed(mesh.data_mesh(), images, 64, seed=0).tickets(0)
+  sizes = []
+  for _ in range(slices // 64):
+    jax.block_until_ready(next(tickets))
+    sizes.append(resident_bytes())
+  assert sizes[-1] - sizes[len(sizes) // 4] < 2**24

@@ -4,6 +4,8 @@ import functools
 import json
 
 import chex
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,6 +104,33 @@ def test_a_resumed_run_equals_a_straight_one(tiny_config, images, tmp_path, monk
   a, b = (inference.load(tmp_path / name).variables for name in ('straight', 'resumed'))
   chex.assert_trees_all_equal(a, b)
   assert rows(tmp_path / 'straight') == rows(tmp_path / 'resumed')
+
+
+def test_several_steps_in_a_dispatch_are_the_same_steps(tiny_config, images, tmp_path):
+  tiny_config.train.epochs, tiny_config.train.log_every = 4, 5
+  one = fit(tiny_config, images, tmp_path / 'one')
+  tiny_config.train.steps_at_once = 2
+  two = fit(tiny_config, images, tmp_path / 'two')
+  assert [row['step'] for row in rows(tmp_path / 'one')] == [
+    row['step'] for row in rows(tmp_path / 'two')
+  ]
+  for a, b in zip(rows(tmp_path / 'one'), rows(tmp_path / 'two')):
+    assert b == pytest.approx(a, rel=1e-3)
+  assert two['flops_per_image'] == pytest.approx(one['flops_per_image'], rel=0.05)
+
+
+@hypothesis.given(
+  at_once=st.integers(1, 7), eval_every=st.integers(1, 9), log_every=st.integers(1, 9)
+)
+def test_dispatches_end_where_something_happens(at_once, eval_every, log_every):
+  schedule = loop.Schedule(40, eval_every, log_every, at_once=at_once)
+  done, ends = 0, []
+  while done < schedule.total:
+    done += schedule.dispatch(done)
+    ends.append(done)
+  assert ends[-1] == schedule.total
+  assert set(range(eval_every, 41, eval_every)) <= set(ends)
+  assert set(range(log_every, 41, log_every)) <= set(ends)
 
 
 def test_more_epochs_continue_a_finished_run(tiny_config, images, tmp_path):

@@ -34,17 +34,17 @@ def measure(
 ) -> dict:
   """Accuracies pooled over the folds' test parts, with intervals over groups; leaks summed."""
   right: dict[str, list[np.ndarray]] = {'chance': [], 'nearest_neighbour': [], 'file_facts': []}
-  audits = []
+  audits, survey = [], splits.Survey.of(images.images)
   for parts in folds:
     seen = np.concatenate([parts.train, parts.val])
     guesses = {
       'chance': majority(images.labels[seen], len(parts.test)),
-      'nearest_neighbour': nearest_neighbour(images, seen, parts.test),
+      'nearest_neighbour': images.labels[survey.nearest(seen, parts.test)[0]],
       'file_facts': file_facts(images, seen, parts.test, seed),
     }
     for name, guess in guesses.items():
       right[name].append(guess == images.labels[parts.test])
-    audits.append(splits.leak_audit(images, parts, config.duplicate_correlation))
+    audits.append(splits.leak_audit(images, survey, parts, config.duplicate_correlation))
   groups = np.concatenate([parts.groups[parts.test] for parts in folds])
   rows = {
     name: metrics.accuracy_row(np.concatenate(hits), groups, seed=seed)
@@ -58,12 +58,6 @@ def measure(
 def majority(labels: np.ndarray, n: int) -> np.ndarray:
   """The commonest label, n times."""
   return np.full(n, np.bincount(labels).argmax())
-
-
-def nearest_neighbour(images: ImageSet, seen: np.ndarray, test: np.ndarray) -> np.ndarray:
-  """Label of the seen image whose small pixels correlate best with each test image."""
-  small = splits.small_pixels(images.images)
-  return images.labels[seen][(small[test] @ small[seen].T).argmax(1)]
 
 
 def file_facts(images: ImageSet, seen: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:

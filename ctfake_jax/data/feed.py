@@ -65,9 +65,10 @@ def _order(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 def open_feed(mesh: Mesh, images: ImageSet, batch_size: int, seed: int) -> Feed:
-  """Device memory where the images fit, else the host's."""
+  """Device memory where images of the host's memory fit, else from where they are."""
   size = 2 * int(np.prod(images.images.shape))
-  kind = DeviceFeed if size <= _room(mesh) else HostFeed
+  resident = isinstance(images.images, np.ndarray) and size <= _room(mesh)
+  kind = DeviceFeed if resident else HostFeed
   return kind(mesh, images, batch_size, seed)
 
 

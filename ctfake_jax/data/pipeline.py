@@ -1,4 +1,4 @@
-"""From a source to an image set in host memory."""
+"""From a source to an image set, in host memory or left on disk."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ctfake_jax.data.preprocess import Preprocess
+from ctfake_jax.data.stored import StoredImages
 from ctfake_jax.types import UNKNOWN_LABEL, ImageSet, Source, UnreadableImageError, UserError
 
 
@@ -42,14 +43,18 @@ def open_source(config: ml_collections.ConfigDict) -> Source:
   return TfdsSource(Path(data.path))
 
 
-def gather(source: Source, view: Preprocess, *, labelled: bool = True) -> ImageSet:
+def gather(
+  source: Source, view: Preprocess, *, labelled: bool = True, stream: bool = False
+) -> ImageSet:
   """Decodes and preprocesses all of a source; unreadable images are listed, not dropped silently.
+
+  With `stream` each image is decoded once to see that it can be, and again whenever it is needed.
 
   Raises:
     UserError: nothing readable, an image without a label, or fewer than two classes, where
       `labelled`.
   """
-  images, records, sizes, unreadable = [], [], [], list(source.unreadable)
+  images, indices, sizes, unreadable = [], [], [], list(source.unreadable)
   units = set()
   for i in tqdm(range(len(source)), 'reading', mininterval=5, disable=len(source) < 2000):
     try:
@@ -57,17 +62,19 @@ def gather(source: Source, view: Preprocess, *, labelled: bool = True) -> ImageS
     except UnreadableImageError as error:
       unreadable.append(error)
       continue
-    images.append(view(image))
-    records.append(source.records[i])
+    if not stream:
+      images.append(view(image))
+    indices.append(i)
     sizes.append(image.pixels.shape)
     units.add(image.unit)
-  if not images:
+  if not indices:
     reasons = '; '.join(str(error) for error in unreadable[:3])
     raise UserError(f'no readable image among {len(unreadable)}: {reasons}')
   if len(units) > 1:
     raise UserError('some images are in HU and some are not: keep them in separate data sets')
+  records = [source.records[i] for i in indices]
   result = ImageSet(
-    images=np.stack(images),
+    images=StoredImages(source, view, np.array(indices)) if stream else np.stack(images),
     labels=np.array([record.label for record in records], np.int32),
     records=tuple(records),
     native_sizes=np.array(sizes, np.int32),
@@ -82,7 +89,8 @@ def gather(source: Source, view: Preprocess, *, labelled: bool = True) -> ImageS
 
 def load(config: ml_collections.ConfigDict) -> ImageSet:
   """The labelled image set that the config names."""
-  return gather(open_source(config), Preprocess.from_config(config.data))
+  view = Preprocess.from_config(config.data)
+  return gather(open_source(config), view, stream=config.data.stream)
 
 
 def _check_labels(images: ImageSet) -> None:

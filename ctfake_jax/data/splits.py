@@ -5,6 +5,7 @@ patient is known. Every function takes an `ImageSet` of n images and returns ind
 """
 
 import dataclasses
+import hashlib
 
 import ml_collections
 import numpy as np
@@ -16,6 +17,7 @@ from ctfake_jax.data.preprocess import resize
 from ctfake_jax.types import ImageSet, UserError
 
 SMALL_SIDE = 32
+ROWS_AT_ONCE = 1024  # of a matrix of correlations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +123,8 @@ def near_duplicate_groups(images: np.ndarray, correlation: float) -> np.ndarray:
   """Connected components int[n] of pairs whose small pixels correlate above `correlation`."""
   small = small_pixels(images)
   rows, columns = [], []
-  for start in range(0, len(small), 1024):
-    r, c = np.nonzero(small[start : start + 1024] @ small.T > correlation)
+  for start in range(0, len(small), ROWS_AT_ONCE):
+    r, c = np.nonzero(small[start : start + ROWS_AT_ONCE] @ small.T > correlation)
     rows.append(r + start)
     columns.append(c)
   pairs = (np.concatenate(rows), np.concatenate(columns))
@@ -130,16 +132,47 @@ def near_duplicate_groups(images: np.ndarray, correlation: float) -> np.ndarray:
   return csgraph.connected_components(links, directed=False)[1]
 
 
-def leak_audit(images: ImageSet, parts: Split, correlation: float) -> dict:
+@dataclasses.dataclass(frozen=True)
+class Survey:
+  """What baselines and audits need of n images.
+
+  Attributes:
+    small: `small_pixels` of them.
+    digests: one of each image's pixels.
+  """
+
+  small: np.ndarray
+  digests: list[bytes]
+
+  @classmethod
+  def of(cls, images: np.ndarray) -> 'Survey':
+    """Looks at every image once."""
+    small, digests = [], []
+    for image in images:
+      small.append(small_pixels(image[None])[0])
+      digests.append(hashlib.sha256(image.tobytes()).digest())
+    return cls(np.stack(small), digests)
+
+  def nearest(self, seen: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each of `rows` the member of `seen` that correlates best, and that correlation."""
+    pool = self.small[seen]
+    best, correlation = [], []
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+      found = self.small[rows[start : start + ROWS_AT_ONCE]] @ pool.T
+      best.append(seen[found.argmax(1)])
+      correlation.append(found.max(1))
+    return np.concatenate(best), np.concatenate(correlation)
+
+
+def leak_audit(images: ImageSet, survey: Survey, parts: Split, correlation: float) -> dict:
   """Counts of what the test part shares with the training and validation parts."""
   seen = np.concatenate([parts.train, parts.val])
-  small = small_pixels(images.images)
-  nearest = np.array([(small[seen] @ small[i]).max() for i in parts.test])
+  _, nearest = survey.nearest(seen, parts.test)
   known = {record.patient_id for record in (images.records[i] for i in seen)} - {None}
-  pixels = {images.images[i].tobytes() for i in seen}
+  pixels = {survey.digests[i] for i in seen}
   return {
     'test_images': len(parts.test),
-    'exact_duplicates': sum(images.images[i].tobytes() in pixels for i in parts.test),
+    'exact_duplicates': sum(survey.digests[i] in pixels for i in parts.test),
     'near_duplicates': int((nearest > correlation).sum()),
     'near_duplicate_correlation': correlation,
     'shared_groups': len(set(parts.groups[parts.test]) & set(parts.groups[seen])),

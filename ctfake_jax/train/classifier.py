@@ -293,6 +293,7 @@ def _train(config, model, train: ImageSet, val: ImageSet, workdir: Path):
       eval_every=config.train.eval_every_epochs * steps_per_epoch,
       log_every=config.train.log_every,
       early_stop=config.train.early_stop_evals,
+      at_once=loop.steps_at_once(config.train),
     ),
     keep=config.train.keep_checkpoints,
     seed=config.seed,

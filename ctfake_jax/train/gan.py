@@ -238,7 +238,12 @@ def _train(config, networks: Networks, train: ImageSet, val: ImageSet, workdir: 
   return loop.run(
     name=f'{c.name} {workdir.name}',
     workdir=workdir,
-    schedule=loop.Schedule(c.updates, c.eval_every, config.train.log_every),
+    schedule=loop.Schedule(
+      total=c.updates,
+      eval_every=c.eval_every,
+      log_every=config.train.log_every,
+      at_once=loop.steps_at_once(config.train),
+    ),
     keep=c.keep_checkpoints,
     seed=config.seed,
     abstract_state=abstract,

@@ -2,19 +2,20 @@
 
 `train_step(state, batch, key) -> (state, metrics)` is pure; the state carries `step` and
 `first_bad_step` (int32, -1 while all losses were finite). Step t takes the batch and the key of
-t alone, so a resumed run repeats a straight one. Compilation, donation and the way of the batch
-into the step are settled in `jitted`; it is compiled once, for all steps.
+t alone, so a resumed run repeats a straight one. Donation and the way of the batch into the
+step are settled in `jitted`, compilation in `Steps`.
 """
 
 import dataclasses
-import itertools
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from tqdm import tqdm
 
@@ -30,12 +31,28 @@ TrainStep = Callable[[Any, dict, jax.Array], tuple[Any, dict]]
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-  """When things happen, in steps; `early_stop` counts evaluations without progress, 0 is off."""
+  """When things happen, in steps; `early_stop` counts evaluations without progress, 0 is off.
+
+  `at_once` steps go to the device in one dispatch where nothing happens between them.
+  """
 
   total: int
   eval_every: int
   log_every: int
   early_stop: int = 0
+  at_once: int = 1
+
+  def dispatch(self, done: int) -> int:
+    """Steps of the dispatch after step `done`; known from `done` alone, so runs resume alike."""
+    last = done + self.at_once
+    quiet = all(s % self.eval_every and s % self.log_every for s in range(done + 1, last))
+    return self.at_once if done % self.at_once == 0 and quiet and last <= self.total else 1
+
+
+def steps_at_once(train: ml_collections.ConfigDict) -> int:
+  """As `config.train` says; by itself, as many as hide an accelerator's dispatch."""
+  default = 1 if jax.default_backend() == 'cpu' else 10
+  return train.steps_at_once or default
 
 
 class DivergedError(UserError):
@@ -69,28 +86,24 @@ def run(
   start = checkpoints.drop_damaged()
   state, progress = checkpoints.restore(start, abstract_state) if start else (init(), Progress())
   log = workdir_lib.MetricLog(workdir, start)
-  tickets = feed.tickets(start)
+  steps, tickets, done = Steps(train_step, feed, seed), feed.tickets(start), start
   pending: list[dict] = progress.pending
   begun = time.perf_counter() - progress.seconds
   bar = progress_bar(name, start, schedule.total)
 
   def save(step):
     progress.step, progress.seconds = step, time.perf_counter() - begun
-    progress.pending = _as_floats(pending)
+    progress.pending, progress.flops = _as_floats(pending), steps.flops or progress.flops
     checkpoints.save(step, state, progress)
 
   try:
     with preemption.deferred():
-      if start < schedule.total and not progress.stopped_early:
-        first, tickets = _peek(tickets)
-        step = jitted(train_step, feed, seed).lower(state, feed.resident, first).compile()
-        progress.flops = cost.of(step).flops
-      for done in range(start + 1, schedule.total + 1):
-        if progress.stopped_early:
-          break
-        state, metrics = step(state, feed.resident, next(tickets))
+      while done < schedule.total and not progress.stopped_early:
+        count = schedule.dispatch(done)
+        state, metrics = steps(state, [next(tickets) for _ in range(count)])
         pending.append(metrics)
-        bar.update()
+        done += count
+        bar.update(count)
         last = done == schedule.total
         if done % schedule.log_every == 0 or last:
           _write_means(log, bar, done, _as_floats(pending), begun)
@@ -123,6 +136,38 @@ def costs(progress: Progress, batch_size: int) -> dict[str, float]:
   }
 
 
+class Steps:
+  """Compiled training steps: one program for one step, one for several, each compiled once.
+
+  Attributes:
+    flops: of one step, 0 before the first.
+  """
+
+  def __init__(self, train_step: TrainStep, feed: Feed, seed: int):
+    self._step, self._resident = jitted(train_step, feed, seed), feed.resident
+    self._compiled: dict[int, Any] = {}
+    self.flops = 0.0
+
+  def __call__(self, state: Any, tickets: list) -> tuple[Any, dict]:
+    """The state after as many steps as there are tickets; metrics are arrays where several."""
+    count = len(tickets)
+    ticket = tickets[0] if count == 1 else jax.tree.map(lambda *parts: jnp.stack(parts), *tickets)
+    if count not in self._compiled:
+      function = self._step if count == 1 else _scanned(self._step)
+      self._compiled[count] = function.lower(state, self._resident, ticket).compile()
+      self.flops = cost.of(self._compiled[count]).flops
+    return self._compiled[count](state, self._resident, ticket)
+
+
+def _scanned(step: Callable) -> Any:
+  """Several steps in one program, over tickets stacked along a first axis."""
+
+  def steps(state, resident, tickets):
+    return jax.lax.scan(lambda state, ticket: step(state, resident, ticket), state, tickets)
+
+  return jax.jit(steps, donate_argnums=0)
+
+
 def jitted(train_step: TrainStep, feed: Feed, seed: int) -> Any:
   """The jitted (state, resident, ticket) -> (state, metrics); the old state's memory is reused."""
 
@@ -131,11 +176,6 @@ def jitted(train_step: TrainStep, feed: Feed, seed: int) -> Any:
     return train_step(state, feed.take(resident, ticket), key)
 
   return jax.jit(step, donate_argnums=0)
-
-
-def _peek(items: Iterator) -> tuple[Any, Iterator]:
-  first = next(items)
-  return first, itertools.chain([first], items)
 
 
 def progress_bar(name: str, start: int, total: int) -> tqdm:
@@ -164,7 +204,12 @@ class _Lines:
 
 
 def _as_floats(pending: list[dict]) -> list[dict[str, float]]:
-  return [{k: float(v) for k, v in row.items()} for row in jax.device_get(pending)]
+  """One row a step, where a dispatch of several steps has arrays."""
+  rows = []
+  for metrics in jax.device_get(pending):
+    columns = {k: np.atleast_1d(v).tolist() for k, v in metrics.items()}
+    rows += [dict(zip(columns, row)) for row in zip(*columns.values())]
+  return rows
 
 
 def _write_means(log, bar, step, rows, begun) -> None:
