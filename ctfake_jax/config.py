@@ -85,6 +85,7 @@ def defaults() -> ml_collections.ConfigDict:
   c.model.cnn = ml_collections.ConfigDict()
   c.model.cnn.widths = (32, 64, 128, 256)
   c.model.cnn.convs = (1,)  # convolutions in each block; the last number holds for the rest
+  c.model.cnn.stem_stride = 1  # of the first convolution; 2 for large images
   c.model.cnn.dropout = 0.3
 
   c.train = ml_collections.ConfigDict()
@@ -221,6 +222,7 @@ RULES: dict[str, Rule] = {
     'one or more numbers from 1 to 8',
     lambda v: len(v) > 0 and all(int(n) == n and 1 <= n <= 8 for n in v),
   ),
+  'model.cnn.stem_stride': _between(1, 4),
   'model.cnn.dropout': _between(0, 0.95),
   'train.batch_size': _at_least(2),
   'train.epochs': _at_least(1),

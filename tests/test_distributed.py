@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -95,3 +98,43 @@ def test_two_processes_train_resume_and_finish_as_one_does(task, tmp_path):
   for a, b in zip(one, two):
     for key in a.keys() - {'seconds'}:
       np.testing.assert_allclose(b[key], a[key], rtol=2e-3, atol=2e-3, err_msg=f'{key} {a}')
+
+
+def two_in_training(workdir: Path) -> list[subprocess.Popen]:
+  processes = start_two('cnn', workdir, 'train.epochs=500')
+  log = workdir / 'metrics.jsonl'
+  while not (log.exists() and log.read_text()):
+    assert all(process.poll() is None for process in processes), processes[0].communicate()[1]
+    time.sleep(0.1)
+  return processes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('victim', [0, 1])
+def test_a_worker_that_dies_takes_the_job_down(victim, tmp_path):
+  processes = two_in_training(tmp_path)
+  processes[victim].kill()
+  survivor = processes[1 - victim]
+  survivor.communicate(timeout=60)
+  assert survivor.returncode not in (0, 75)
+  processes[victim].communicate()
+
+
+@pytest.mark.slow
+def test_a_preempted_job_saves_the_same_step_everywhere_and_goes_on(tmp_path):
+  processes = two_in_training(tmp_path)
+  for process in processes:
+    process.send_signal(signal.SIGTERM)
+  errors = [process.communicate(timeout=60)[1] for process in processes]
+  assert [process.returncode for process in processes] == [75, 75], errors
+  stops = {re.search(r'after step (\d+)', text).group(1) for text in errors}
+  assert len(stops) == 1
+  step = int(stops.pop())
+  assert (tmp_path / 'checkpoints' / str(step) / 'manifest.json').exists()
+  epochs = -(-step // (rows_per_epoch(tmp_path))) + 1
+  finish(*start_two('cnn', tmp_path, f'train.epochs={epochs}'))
+  assert rows(tmp_path)[-1]['step'] > step
+
+
+def rows_per_epoch(workdir: Path) -> int:
+  return min(row['step'] for row in rows(workdir) if 'val/loss' in row)

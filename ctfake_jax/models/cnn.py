@@ -21,6 +21,7 @@ class CNN(nn.Module):
     num_classes: length of the logits.
     widths: channels of each block.
     convs: convolutions in each block; the last number holds for the blocks that remain.
+    stem_stride: of the first convolution; 2 halves large images at once.
     dropout: rate before the dense layer.
     dtype: compute dtype.
   """
@@ -28,6 +29,7 @@ class CNN(nn.Module):
   num_classes: int
   widths: tuple[int, ...] = (32, 64, 128, 256)
   convs: tuple[int, ...] = (1,)
+  stem_stride: int = 1
   dropout: float = 0.5
   dtype: jnp.dtype = jnp.float32
 
@@ -36,7 +38,8 @@ class CNN(nn.Module):
     features = {}
     for i, width in enumerate(self.widths, 1):
       for j in range(self.convs[min(i, len(self.convs)) - 1]):
-        x = layers.Conv(width, dtype=self.dtype, name=f'block{i}_conv{j + 1}')(x)
+        stride = self.stem_stride if i == 1 and j == 0 else 1
+        x = layers.Conv(width, stride=stride, dtype=self.dtype, name=f'block{i}_conv{j + 1}')(x)
         x = nn.relu(layers.BatchNorm(dtype=self.dtype, name=f'block{i}_bn{j + 1}')(x, train=train))
       x = lowering.max_pool(x, window=2, stride=2)
       features[f'stage{i}'] = x

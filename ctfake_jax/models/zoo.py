@@ -29,6 +29,7 @@ def classifier(name: str, num_classes: int, dtype: str, cnn_options: Any) -> nn.
     options = {
       'widths': tuple(cnn_options.widths),
       'convs': tuple(cnn_options.convs),
+      'stem_stride': cnn_options.stem_stride,
       'dropout': cnn_options.dropout,
     }
   return MODELS[name](num_classes=num_classes, dtype=DTYPES[dtype], **options)
