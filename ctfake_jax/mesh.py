@@ -79,6 +79,21 @@ def to_host(tree: Any) -> Any:
   return jax.device_get(tree)
 
 
+def from_all_processes(shares: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Rows that the processes took in turn, 0 from the first, 1 from the second, put in order.
+
+  All processes call this with as many rows each.
+  """
+  if jax.process_count() == 1:
+    return shares
+  from jax.experimental import multihost_utils
+
+  gathered = multihost_utils.process_allgather(shares)
+  return {
+    key: np.swapaxes(rows, 0, 1).reshape(-1, *rows.shape[2:]) for key, rows in gathered.items()
+  }
+
+
 def is_main_process() -> bool:
   """Whether this process writes logs and files."""
   return jax.process_index() == 0

@@ -18,6 +18,7 @@ from ctfake_jax import controls, experiment, figures, generate, inference, quali
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import baselines, pipeline, splits
 from ctfake_jax.data.splits import Split
+from ctfake_jax.data.survey import fingerprint
 from ctfake_jax.experiment import Suspects
 from ctfake_jax.train import classifier, gan
 from ctfake_jax.types import ImageSet
@@ -32,7 +33,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   begun = time.perf_counter()
   _stage('data')
   images = pipeline.load(config)
-  facts = {'class_names': list(images.class_names), 'data': workdir_lib.fingerprint(images)}
+  facts = {'class_names': list(images.class_names), 'data': fingerprint(images)}
   workdir_lib.record_config(workdir, config, facts)
   folds = [splits.split(images, config.split, fold) for fold in range(config.study.folds)]
   workdir_lib.write_json(workdir / 'split.json', [parts.as_json(images) for parts in folds])

@@ -98,6 +98,10 @@ class ImagesOnDisk(Protocol):
 
   def __getitem__(self, key: Any) -> np.ndarray: ...
 
+  @property
+  def survey(self) -> Any:
+    """What `data.survey.Survey.of` finds in them."""
+
   def subset(self, rows: np.ndarray) -> 'ImagesOnDisk':
     """The images at `rows`, unread."""
 

@@ -5,7 +5,6 @@ Every JSON is written to a temporary file and renamed, so that a reader sees a w
 
 import contextlib
 import fcntl
-import hashlib
 import importlib.metadata
 import json
 import math
@@ -23,9 +22,8 @@ import numpy as np
 import tensorboardX
 
 from ctfake_jax import config as config_lib
-from ctfake_jax.types import ImageSet, UserError
+from ctfake_jax.types import UserError
 
-FINGERPRINT_BLOCK = 1024  # images read at a time
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'ctfake-jax')
 
 
@@ -130,16 +128,6 @@ def refuse_training_dir(workdir: Path) -> None:
   """Raises UserError where results of another task would overwrite those of a trained network."""
   if (workdir / 'checkpoints').exists():
     raise UserError(f'--workdir={workdir} holds a trained network: choose another one')
-
-
-def fingerprint(images: ImageSet) -> str:
-  """SHA-256 over pixels, labels and provenance."""
-  digest = hashlib.sha256()
-  for start in range(0, len(images), FINGERPRINT_BLOCK):
-    digest.update(np.ascontiguousarray(images.images[start : start + FINGERPRINT_BLOCK]).data)
-  digest.update(images.labels.tobytes())
-  digest.update('\n'.join(record.provenance for record in images.records).encode())
-  return digest.hexdigest()
 
 
 class MetricLog:

@@ -20,6 +20,7 @@ MAY_IMPORT = {
   'mesh': {'types'},
   'checkpoints': {'types', 'workdir'},
   'allocator': set(),
+  'cost': set(),
   'preemption': {'types'},
   'metrics': {'types'},
   'workdir': {'types', 'config'},
@@ -27,10 +28,10 @@ MAY_IMPORT = {
   'data': BASE,
   'report': {'types'},
   **{leaf: BASE | LEAVES | {'data', 'models'} for leaf in LEAVES},
-  'train': BASE | LEAVES | {'data', 'models', 'preemption'},
+  'train': BASE | LEAVES | {'data', 'models', 'preemption', 'cost'},
   'study': BASE | LEAVES | {'data', 'models', 'train', 'report'},
   'estimate': BASE | {'data', 'train'},
-  'benchmark': BASE | LEAVES | {'data', 'models', 'train'},
+  'benchmark': BASE | LEAVES | {'data', 'models', 'train', 'cost'},
   'tasks': BASE | LEAVES | {'benchmark', 'train', 'study'},
 }
 FORBIDDEN = {'tensorflow', 'pickle', 'clu', 'torch'}

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ctfake_jax.data import augment, baselines, pipeline, splits
 from ctfake_jax.data.preprocess import Preprocess, to_uint8
+from ctfake_jax.data.survey import Survey
 from ctfake_jax.types import Record, Slice, UnreadableImageError, UserError
 
 
@@ -141,7 +142,7 @@ def test_the_leak_audit_finds_a_planted_copy(images, tiny_config):
   parts = splits.split(images, tiny_config.split, 0)
 
   def exact_duplicates():
-    survey = splits.Survey.of(images.images)
+    survey = Survey.of(images)
     return splits.leak_audit(images, survey, parts, 0.9999)['exact_duplicates']
 
   assert exact_duplicates() == 0

@@ -14,8 +14,7 @@ from conftest import make_images
 
 from ctfake_jax import config as config_lib
 from ctfake_jax import mesh
-from ctfake_jax import workdir as workdir_lib
-from ctfake_jax.data import feed, pipeline, tfds_builder
+from ctfake_jax.data import feed, pipeline, survey, tfds_builder
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.train import classifier
 
@@ -117,7 +116,7 @@ def test_images_on_disk_are_those_in_memory_and_read_when_asked(tiny_config):
   np.testing.assert_array_equal(part.images[:], loaded.images[[7, 5]])
   assert source.count == before + 2
   np.testing.assert_array_equal(np.asarray(stored.images), loaded.images)
-  assert workdir_lib.fingerprint(stored) == workdir_lib.fingerprint(loaded)
+  assert survey.fingerprint(stored) == survey.fingerprint(loaded)
   assert isinstance(feed.open_feed(mesh.data_mesh(), stored, 8, 0), feed.HostFeed)
 
 

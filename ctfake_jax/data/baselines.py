@@ -12,6 +12,7 @@ from sklearn.ensemble import RandomForestClassifier
 
 from ctfake_jax import metrics
 from ctfake_jax.data import splits
+from ctfake_jax.data.survey import Survey
 from ctfake_jax.types import ImageSet
 
 
@@ -34,7 +35,7 @@ def measure(
 ) -> dict:
   """Accuracies pooled over the folds' test parts, with intervals over groups; leaks summed."""
   right: dict[str, list[np.ndarray]] = {'chance': [], 'nearest_neighbour': [], 'file_facts': []}
-  audits, survey = [], splits.Survey.of(images.images)
+  audits, survey = [], Survey.of(images)
   for parts in folds:
     seen = np.concatenate([parts.train, parts.val])
     guesses = {

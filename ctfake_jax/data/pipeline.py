@@ -2,13 +2,18 @@
 
 from pathlib import Path
 
+import jax
 import ml_collections
 import numpy as np
 from tqdm import tqdm
 
+from ctfake_jax import mesh as mesh_lib
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.data.stored import StoredImages
+from ctfake_jax.data.survey import DIGEST_BYTES, SMALL_SIDE, Survey, look
 from ctfake_jax.types import UNKNOWN_LABEL, ImageSet, Source, UnreadableImageError, UserError
+
+REASON_BYTES = 400  # of why an image cannot be read
 
 
 def open_source(config: ml_collections.ConfigDict) -> Source:
@@ -54,37 +59,71 @@ def gather(
     UserError: nothing readable, an image without a label, or fewer than two classes, where
       `labelled`.
   """
-  images, indices, sizes, unreadable = [], [], [], list(source.unreadable)
-  units = set()
-  for i in tqdm(range(len(source)), 'reading', mininterval=5, disable=len(source) < 2000):
-    try:
-      image = source[i]
-    except UnreadableImageError as error:
-      unreadable.append(error)
-      continue
-    if not stream:
-      images.append(view(image))
-    indices.append(i)
-    sizes.append(image.pixels.shape)
-    units.add(image.unit)
-  if not indices:
+  facts = _read(source, view, stream)
+  found = facts['readable']
+  unreadable = [
+    *source.unreadable,
+    *(
+      UnreadableImageError(source.records[i].provenance, _text(facts['reason'][i]))
+      for i in np.nonzero(~found)[0].tolist()
+    ),
+  ]
+  if not found.any():
     reasons = '; '.join(str(error) for error in unreadable[:3])
     raise UserError(f'no readable image among {len(unreadable)}: {reasons}')
-  if len(units) > 1:
+  if len(np.unique(facts['is_hu'][found])) > 1:
     raise UserError('some images are in HU and some are not: keep them in separate data sets')
-  records = [source.records[i] for i in indices]
+  indices = np.nonzero(found)[0]
+  survey = Survey(facts['small'], facts['digests']).take(indices)
+  records = tuple(source.records[i] for i in indices.tolist())
+  images = facts['images'] if found.all() else facts['images'][indices]
   result = ImageSet(
-    images=StoredImages(source, view, np.array(indices)) if stream else np.stack(images),
+    images=StoredImages(source, view, indices, survey) if stream else images,
     labels=np.array([record.label for record in records], np.int32),
-    records=tuple(records),
-    native_sizes=np.array(sizes, np.int32),
+    records=records,
+    native_sizes=facts['size'][indices],
     class_names=source.class_names,
-    unit=units.pop(),
+    unit='HU' if facts['is_hu'][indices[0]] else 'grey',
     unreadable=tuple(unreadable),
   )
   if labelled:
     _check_labels(result)
   return result
+
+
+def _read(source: Source, view: Preprocess, stream: bool) -> dict[str, np.ndarray]:
+  """Facts of every image of a source, pixels too unless `stream`; each process reads its share."""
+  count, shares = len(source), jax.process_count()
+  share = range(jax.process_index(), count, shares)
+  rows = -(-count // shares)
+  side = 0 if stream else view.size
+  facts = {
+    'readable': np.zeros(rows, bool),
+    'reason': np.zeros((rows, REASON_BYTES), np.uint8),
+    'size': np.zeros((rows, 2), np.int32),
+    'is_hu': np.zeros(rows, bool),
+    'small': np.zeros((rows, SMALL_SIDE**2), np.float32),
+    'digests': np.zeros((rows, DIGEST_BYTES), np.uint8),
+    'images': np.zeros((rows, side, side, 1), np.float32),
+  }
+  for row, i in enumerate(tqdm(share, 'reading', mininterval=5, disable=len(share) < 2000)):
+    try:
+      image = source[i]
+    except UnreadableImageError as error:
+      reason = error.reason.encode()[:REASON_BYTES]
+      facts['reason'][row, : len(reason)] = np.frombuffer(reason, np.uint8)
+      continue
+    seen = view(image)
+    facts['small'][row], facts['digests'][row] = look(seen)
+    facts['readable'][row], facts['size'][row] = True, image.pixels.shape
+    facts['is_hu'][row] = image.unit == 'HU'
+    if not stream:
+      facts['images'][row] = seen
+  return {name: rows[:count] for name, rows in mesh_lib.from_all_processes(facts).items()}
+
+
+def _text(codes: np.ndarray) -> str:
+  return codes.tobytes().rstrip(b'\0').decode(errors='ignore')
 
 
 def load(config: ml_collections.ConfigDict) -> ImageSet:

@@ -5,7 +5,6 @@ patient is known. Every function takes an `ImageSet` of n images and returns ind
 """
 
 import dataclasses
-import hashlib
 
 import ml_collections
 import numpy as np
@@ -13,11 +12,8 @@ from scipy import sparse
 from scipy.sparse import csgraph
 from sklearn.model_selection import StratifiedGroupKFold
 
-from ctfake_jax.data.preprocess import resize
+from ctfake_jax.data.survey import ROWS_AT_ONCE, Survey
 from ctfake_jax.types import ImageSet, UserError
-
-SMALL_SIDE = 32
-ROWS_AT_ONCE = 1024  # of a matrix of correlations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +87,7 @@ def group(images: ImageSet, config: ml_collections.ConfigDict) -> tuple[str, np.
       )
     return by, np.unique(np.asarray(patients), return_inverse=True)[1]
   if by == 'duplicates':
-    return by, near_duplicate_groups(images.images, config.duplicate_correlation)
+    return by, near_duplicate_groups(Survey.of(images).small, config.duplicate_correlation)
   return by, np.arange(len(images))
 
 
@@ -112,16 +108,8 @@ def with_random_labels(images: ImageSet, config: ml_collections.ConfigDict) -> I
   return dataclasses.replace(images, labels=labels, records=records)
 
 
-def small_pixels(images: np.ndarray) -> np.ndarray:
-  """Unit vectors float32[n, 1024]: 32x32 pixels less their mean; the dot is a correlation."""
-  small = np.stack([resize(image[..., 0], SMALL_SIDE).ravel() for image in images])
-  small -= small.mean(1, keepdims=True)
-  return small / np.maximum(np.linalg.norm(small, axis=1, keepdims=True), 1e-6)
-
-
-def near_duplicate_groups(images: np.ndarray, correlation: float) -> np.ndarray:
+def near_duplicate_groups(small: np.ndarray, correlation: float) -> np.ndarray:
   """Connected components int[n] of pairs whose small pixels correlate above `correlation`."""
-  small = small_pixels(images)
   rows, columns = [], []
   for start in range(0, len(small), ROWS_AT_ONCE):
     r, c = np.nonzero(small[start : start + ROWS_AT_ONCE] @ small.T > correlation)
@@ -132,47 +120,15 @@ def near_duplicate_groups(images: np.ndarray, correlation: float) -> np.ndarray:
   return csgraph.connected_components(links, directed=False)[1]
 
 
-@dataclasses.dataclass(frozen=True)
-class Survey:
-  """What baselines and audits need of n images.
-
-  Attributes:
-    small: `small_pixels` of them.
-    digests: one of each image's pixels.
-  """
-
-  small: np.ndarray
-  digests: list[bytes]
-
-  @classmethod
-  def of(cls, images: np.ndarray) -> 'Survey':
-    """Looks at every image once."""
-    small, digests = [], []
-    for image in images:
-      small.append(small_pixels(image[None])[0])
-      digests.append(hashlib.sha256(image.tobytes()).digest())
-    return cls(np.stack(small), digests)
-
-  def nearest(self, seen: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each of `rows` the member of `seen` that correlates best, and that correlation."""
-    pool = self.small[seen]
-    best, correlation = [], []
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-      found = self.small[rows[start : start + ROWS_AT_ONCE]] @ pool.T
-      best.append(seen[found.argmax(1)])
-      correlation.append(found.max(1))
-    return np.concatenate(best), np.concatenate(correlation)
-
-
 def leak_audit(images: ImageSet, survey: Survey, parts: Split, correlation: float) -> dict:
   """Counts of what the test part shares with the training and validation parts."""
   seen = np.concatenate([parts.train, parts.val])
   _, nearest = survey.nearest(seen, parts.test)
   known = {record.patient_id for record in (images.records[i] for i in seen)} - {None}
-  pixels = {survey.digests[i] for i in seen}
+  pixels = {digest.tobytes() for digest in survey.digests[seen]}
   return {
     'test_images': len(parts.test),
-    'exact_duplicates': sum(survey.digests[i] in pixels for i in parts.test),
+    'exact_duplicates': sum(d.tobytes() in pixels for d in survey.digests[parts.test]),
     'near_duplicates': int((nearest > correlation).sum()),
     'near_duplicate_correlation': correlation,
     'shared_groups': len(set(parts.groups[parts.test]) & set(parts.groups[seen])),

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from ctfake_jax.data.preprocess import Preprocess
+from ctfake_jax.data.survey import Survey
 from ctfake_jax.types import Source
 
 
@@ -15,9 +16,10 @@ class StoredImages:
   can no longer be read raises the source's `UnreadableImageError`.
   """
 
-  def __init__(self, source: Source, view: Preprocess, indices: np.ndarray):
-    """The images `indices` int[n] of a source, as `view` shows them."""
+  def __init__(self, source: Source, view: Preprocess, indices: np.ndarray, survey: Survey):
+    """The images `indices` int[n] of a source, as `view` shows them, and their survey."""
     self._source, self._view, self._indices = source, view, indices
+    self.survey = survey
 
   @property
   def shape(self) -> tuple[int, int, int, int]:
@@ -43,4 +45,4 @@ class StoredImages:
 
   def subset(self, rows: np.ndarray) -> 'StoredImages':
     """The images at `rows`, still unread."""
-    return StoredImages(self._source, self._view, self._indices[rows])
+    return StoredImages(self._source, self._view, self._indices[rows], self.survey.take(rows))

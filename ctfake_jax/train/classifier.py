@@ -24,6 +24,7 @@ from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import augment, baselines, pipeline, splits
 from ctfake_jax.data.feed import open_feed
 from ctfake_jax.data.splits import Split
+from ctfake_jax.data.survey import fingerprint
 from ctfake_jax.models import pretrained, zoo
 from ctfake_jax.train import loop
 from ctfake_jax.types import ImageSet, UserError
@@ -198,7 +199,7 @@ def _facts(images: ImageSet) -> dict:
   """What a checkpoint's user must know of the data."""
   return {
     'class_names': list(images.class_names),
-    'data': workdir_lib.fingerprint(images),
+    'data': fingerprint(images),
     'unit': images.unit,
   }
 

@@ -26,6 +26,7 @@ from ctfake_jax.data import pipeline, splits
 from ctfake_jax.data.augment import discriminator_view
 from ctfake_jax.data.feed import open_feed
 from ctfake_jax.data.splits import Split
+from ctfake_jax.data.survey import fingerprint
 from ctfake_jax.figures import save_grid
 from ctfake_jax.models import zoo
 from ctfake_jax.quality import frechet_distance
@@ -199,7 +200,7 @@ def fit(config: ml_collections.ConfigDict, images: ImageSet, parts: Split, workd
   """Trains on `parts.train`, keeps the generator nearest to `parts.val`; writes results.json."""
   facts = {
     'class_names': list(images.class_names),
-    'data': workdir_lib.fingerprint(images),
+    'data': fingerprint(images),
     'unit': images.unit,
   }
   workdir_lib.record_config(workdir, config, facts)

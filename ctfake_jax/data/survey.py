@@ -1,0 +1,64 @@
+"""What splits, baselines and audits need of every image, found in one look at each."""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+
+from ctfake_jax.data.preprocess import resize
+from ctfake_jax.types import ImageSet, ImagesOnDisk
+
+SMALL_SIDE = 32
+DIGEST_BYTES = 32
+ROWS_AT_ONCE = 1024  # of a matrix of correlations
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+  """Facts of n images.
+
+  Attributes:
+    small: unit vectors float32[n, 1024], 32x32 pixels less their mean; the dot is a correlation.
+    digests: uint8[n, 32], SHA-256 of each image's pixels.
+  """
+
+  small: np.ndarray
+  digests: np.ndarray
+
+  @classmethod
+  def of(cls, images: ImageSet) -> 'Survey':
+    """Of images in memory by looking at them; those on disk were looked at when listed."""
+    if isinstance(images.images, ImagesOnDisk):
+      return images.images.survey
+    small, digests = zip(*(look(image) for image in images.images))
+    return cls(np.stack(small), np.stack(digests))
+
+  def take(self, rows: np.ndarray) -> 'Survey':
+    """The facts of the images at `rows`."""
+    return Survey(self.small[rows], self.digests[rows])
+
+  def nearest(self, seen: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each of `rows` the member of `seen` that correlates best, and that correlation."""
+    pool = self.small[seen]
+    best, correlation = [], []
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+      found = self.small[rows[start : start + ROWS_AT_ONCE]] @ pool.T
+      best.append(seen[found.argmax(1)])
+      correlation.append(found.max(1))
+    return np.concatenate(best), np.concatenate(correlation)
+
+
+def look(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Small pixels float32[1024] and digest uint8[32] of one image f32[h, w, 1]."""
+  small = resize(image[..., 0], SMALL_SIDE).ravel()
+  small = small - small.mean()
+  digest = hashlib.sha256(image.tobytes()).digest()
+  return small / max(float(np.linalg.norm(small)), 1e-6), np.frombuffer(digest, np.uint8)
+
+
+def fingerprint(images: ImageSet) -> str:
+  """SHA-256 over pixels, labels and provenance."""
+  digest = hashlib.sha256(np.ascontiguousarray(Survey.of(images).digests).data)
+  digest.update(images.labels.tobytes())
+  digest.update('\n'.join(record.provenance for record in images.records).encode())
+  return digest.hexdigest()
