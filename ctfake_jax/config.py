@@ -19,6 +19,7 @@ CLASSIFIERS = ('cnn', 'resnet18', 'resnet50', 'mobilenetv2')
 # Keys that may change between a run and its continuation in the same workdir.
 SAFE_TO_CHANGE = (
   'dry_run',
+  'model.views',
   'train.epochs',
   'train.log_every',
   'train.keep_checkpoints',
@@ -81,6 +82,7 @@ def defaults() -> ml_collections.ConfigDict:
   c.model = ml_collections.ConfigDict()
   c.model.name = 'cnn'
   c.model.dtype = 'float32'  # compute dtype: float32 or bfloat16
+  c.model.views = 1  # shifted views of a tested image that are averaged: 1, 5 or 9
   c.model.pretrained = ''  # .safetensors or .npz with torchvision's names
   c.model.cnn = ml_collections.ConfigDict()
   c.model.cnn.widths = (32, 64, 128, 256)
@@ -215,6 +217,7 @@ RULES: dict[str, Rule] = {
   'augment.mixup': _between(0, 10),
   'model.name': _one_of(*CLASSIFIERS),
   'model.dtype': _one_of('float32', 'bfloat16'),
+  'model.views': Rule('1, 5 or 9', lambda v: v in (1, 5, 9)),
   'model.cnn.widths': Rule(
     'one or more positive widths', lambda v: len(v) > 0 and all(int(w) == w and w > 0 for w in v)
   ),

@@ -45,7 +45,7 @@ def load(workdir: Path) -> Trained:
     raise UserError(f'{workdir} holds no trained classifier: name the workdir of such a run')
   config = config_lib.from_dict(saved['config'])
   class_names = tuple(saved['class_names'])
-  model = zoo.classifier(config.model.name, len(class_names), config.model.dtype, config.model.cnn)
+  model = zoo.classifier(config.model, len(class_names))
   variables = checkpoints.restore_part(workdir, results['best_step'], 'ema')
   view = Preprocess.from_config(config.data)
   return Trained(model, variables, config, class_names, saved['unit'], view)

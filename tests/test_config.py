@@ -52,6 +52,7 @@ def test_names_in_the_config_are_those_that_exist():
     ('data.window_width_hu', 0.0),
     ('model.cnn.widths', ()),
     ('model.cnn.convs', (0,)),
+    ('model.views', 3),
     ('train.batch_size', 1),
     ('train.learning_rate', float('nan')),
     ('gan.beta1', 1.0),

@@ -1,5 +1,6 @@
 """Published parameter counts, shapes, and the CPU forms of layers against XLA's own."""
 
+import chex
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 from jax import lax
 
-from ctfake_jax.models import cnn, dcgan, layers, lowering, mobilenetv2, resnet, zoo
+from ctfake_jax.models import cnn, dcgan, layers, lowering, mobilenetv2, resnet, views, zoo
 
 # He 2015 and Sandler 2018 as counted by torchvision at 3 channels and 1000 classes; the CNN's
 # count is the sum of its layers: 9*(3*32+32*64+64*128+128*256) + 2*480 + 257*1000.
@@ -91,6 +92,24 @@ def test_bfloat16_keeps_float32_parameters_and_logits(name):
   )
   assert logits.dtype == jnp.float32
   assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
+
+
+@pytest.mark.parametrize('count', [5, 9])
+def test_views_are_shifted_averaged_and_share_the_parameters(count):
+  plain = tiny('cnn')
+  many = views.ManyViews(plain, count)
+  image = random(2, 40, 40, 1)
+  variables = plain.init(jax.random.key(0), image, train=False)
+  chex.assert_trees_all_equal(variables, many.init(jax.random.key(0), image, train=False))
+  logits, features = many.apply(variables, image, train=False)
+  each = jnp.split(views.shifted(image, count), count)
+  inside = slice(1, -1)
+  for view, direction in zip(each, views.DIRECTIONS):
+    rolled = jnp.roll(image, [-step for step in direction], (1, 2))
+    np.testing.assert_array_equal(view[:, inside, inside], rolled[:, inside, inside])
+  alone = [plain.apply(variables, view, train=False)[0] for view in each]
+  np.testing.assert_allclose(logits, np.mean(alone, 0), atol=1e-5)
+  assert features['pre_logits'].shape == (2, 8)
 
 
 def values_and_gradients(function, *args):

@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ctfake_jax.models import cnn, dcgan, mobilenetv2, resnet
+from ctfake_jax.models import cnn, dcgan, mobilenetv2, resnet, views
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
   'cnn': cnn.CNN,
@@ -22,17 +22,11 @@ GENERATORS: dict[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]]
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
-def classifier(name: str, num_classes: int, dtype: str, cnn_options: Any) -> nn.Module:
-  """The classifier `name`; `cnn_options` (widths, convs, dropout) concern the custom CNN only."""
-  options = {}
-  if name == 'cnn':
-    options = {
-      'widths': tuple(cnn_options.widths),
-      'convs': tuple(cnn_options.convs),
-      'stem_stride': cnn_options.stem_stride,
-      'dropout': cnn_options.dropout,
-    }
-  return MODELS[name](num_classes=num_classes, dtype=DTYPES[dtype], **options)
+def classifier(config: Any, num_classes: int) -> nn.Module:
+  """The classifier of `config.model`; its section `cnn` concerns the custom CNN only."""
+  options = dict(config.cnn.items()) if config.name == 'cnn' else {}
+  network = MODELS[config.name](num_classes=num_classes, dtype=DTYPES[config.dtype], **options)
+  return views.ManyViews(network, config.views) if config.views > 1 else network
 
 
 def gan(

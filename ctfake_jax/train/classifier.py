@@ -249,7 +249,7 @@ def for_network(config: ml_collections.ConfigDict, name: str) -> ml_collections.
 
 def build(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
   """The classifier that `config.model` names."""
-  return zoo.classifier(config.model.name, num_classes, config.model.dtype, config.model.cnn)
+  return zoo.classifier(config.model, num_classes)
 
 
 def _train(config, model, train: ImageSet, val: ImageSet, workdir: Path):
