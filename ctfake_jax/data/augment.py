@@ -11,12 +11,11 @@ import ml_collections
 
 def augment(images: jax.Array, key: jax.Array, config: ml_collections.ConfigDict) -> jax.Array:
   """A random variant of each image within the bounds of `config.augment`."""
-  geometry, contrast, brightness = jax.random.split(key, 3)
+  # One draw for all: each call of a generator is much code to compile.
+  *geometry, contrast, brightness = jax.random.uniform(key, (7, len(images)), minval=-1.0)
   images = _resample(images, _inverse_maps(geometry, images, config))
-  shape, bound = (images.shape[0], 1, 1, 1), config.intensity
-  gain = 1 + jax.random.uniform(contrast, shape, minval=-bound, maxval=bound)
-  offset = jax.random.uniform(brightness, shape, minval=-bound, maxval=bound)
-  return jnp.clip(images * gain + offset, -1, 1)
+  gain, offset = 1 + config.intensity * contrast, config.intensity * brightness
+  return jnp.clip(images * gain[:, None, None, None] + offset[:, None, None, None], -1, 1)
 
 
 def mixup(
@@ -70,18 +69,17 @@ def _outside_window(key, b: int, side: int) -> jax.Array:
   return (position < start) | (position >= start + side // 2)
 
 
-def _inverse_maps(key, images, config) -> jax.Array:
-  """f32[b, 2, 3]: where each output pixel comes from, in pixels about the centre."""
-  b, height, width, _ = images.shape
-  keys = jax.random.split(key, 5)
+def _inverse_maps(draws, images, config) -> jax.Array:
+  """f32[b, 2, 3]: where each output pixel comes from, in pixels about the centre.
 
-  def draw(k, bound):
-    return jax.random.uniform(k, (b,), minval=-bound, maxval=bound)
-
-  angle = jnp.deg2rad(draw(keys[0], config.rotate_degrees))
-  zoom = 1 / (1 + draw(keys[1], config.scale))
-  mirror = jnp.where(jax.random.bernoulli(keys[2], 0.5, (b,)), -1.0, 1.0) if config.flip else 1.0
-  dy, dx = draw(keys[3], config.shift) * height, draw(keys[4], config.shift) * width
+  `draws` are five of f32[b] in [-1, 1].
+  """
+  _, height, width, _ = images.shape
+  turn, grow, side, down, right = draws
+  angle = jnp.deg2rad(config.rotate_degrees * turn)
+  zoom = 1 / (1 + config.scale * grow)
+  mirror = jnp.where(side < 0, -1.0, 1.0) if config.flip else 1.0
+  dy, dx = config.shift * height * down, config.shift * width * right
   cos, sin = zoom * jnp.cos(angle), zoom * jnp.sin(angle)
   rows = jnp.stack([cos, sin * mirror, dy], -1)
   columns = jnp.stack([-sin, cos * mirror, dx], -1)
