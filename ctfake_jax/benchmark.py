@@ -215,8 +215,7 @@ _WORK = {
 
 
 def _born(init: Callable[[], Any]) -> Any:
-  """The state made on the devices, replicated."""
-  return jax.jit(init, out_shardings=mesh_lib.replicated(mesh_lib.data_mesh()))()
+  return mesh_lib.made_everywhere(mesh_lib.data_mesh(), init)
 
 
 def _repeat(function: Callable, *arguments: Any) -> Iterator[Any]:

@@ -268,7 +268,7 @@ def _train(config, model, train: ImageSet, val: ImageSet, workdir: Path):
   fresh = functools.partial(init_state, model, tx, config.data.image_size, config.seed)
 
   def init():
-    state = jax.jit(fresh, out_shardings=everywhere)()
+    state = mesh_lib.made_everywhere(mesh, fresh)
     if config.model.pretrained:
       variables = jax.device_put(_pretrained(config, state.ema), everywhere)
       state = state.replace(**variables, ema=jax.tree.map(jnp.copy, variables))

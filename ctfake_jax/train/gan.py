@@ -248,7 +248,7 @@ def _train(config, networks: Networks, train: ImageSet, val: ImageSet, workdir: 
     keep=c.keep_checkpoints,
     seed=config.seed,
     abstract_state=abstract,
-    init=jax.jit(fresh, out_shardings=everywhere),
+    init=functools.partial(mesh_lib.made_everywhere, mesh, fresh),
     train_step=make_train_step(networks, config),
     feed=open_feed(mesh, train, c.batch_size, config.seed),
     evaluate=_evaluator(config, networks, val, workdir),
