@@ -20,6 +20,7 @@ GIVEN = {
   'export': {'checkpoint': 'runs/cnn'},
   'evaluate': {'checkpoint': 'runs/cnn'},
   'study_folders': {'data.path': 'FOLDER'},
+  'cross_validate': {'data.path': 'FOLDER'},
 }
 
 
