@@ -204,7 +204,7 @@ def test_a_dry_run_counts_and_stops(tmp_path):
 
 @pytest.mark.slow
 def test_a_full_disk_is_one_message(tmp_path):
-  (tmp_path / 'metrics.jsonl').symlink_to('/dev/full')
+  (tmp_path / '.split.json.tmp').symlink_to('/dev/full')
   done = launch('cnn', f'--workdir={tmp_path}', *TINY)
   assert done.returncode == 1
   assert 'the disk is full' in done.stderr
