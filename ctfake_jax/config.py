@@ -52,7 +52,7 @@ def defaults() -> ml_collections.ConfigDict:
   c.data.image_size = 32  # side of what a model sees, pixels
   c.data.window_center_hu = -600.0  # lung window
   c.data.window_width_hu = 1500.0
-  c.data.aspect = 'crop'  # crop (centre) or letterbox
+  c.data.aspect = 'crop'  # crop (centre), letterbox, or stretch (all of a slice, its aspect lost)
 
   c.phantom = ml_collections.ConfigDict()
   c.phantom.patients = 400
@@ -116,6 +116,7 @@ def defaults() -> ml_collections.ConfigDict:
   c.gan.updates = 6000
   c.gan.learning_rate_generator = 2e-4
   c.gan.learning_rate_discriminator = 2e-4
+  c.gan.schedule = 'constant'  # or cosine: both rates fall to 0 over gan.updates
   c.gan.beta1 = 0.5
   c.gan.ema_decay = 0.995  # of the generator's parameters
   c.gan.augment = True  # differentiable augmentation of what the discriminator sees
@@ -199,7 +200,7 @@ RULES: dict[str, Rule] = {
   'data.max_pixels': _at_least(1),
   'data.window_width_hu': _between(1, 65536),
   'data.window_center_hu': _between(-2048, 65536),
-  'data.aspect': _one_of('crop', 'letterbox'),
+  'data.aspect': _one_of('crop', 'letterbox', 'stretch'),
   'phantom.patients': _at_least(8),
   'phantom.slices_per_patient': _between(1, 64),
   'phantom.size': Rule('0 or from 16 to 512', lambda v: v == 0 or 16 <= v <= 512),
@@ -248,6 +249,7 @@ RULES: dict[str, Rule] = {
   'gan.updates': _at_least(1),
   'gan.learning_rate_generator': _between(1e-8, 1),
   'gan.learning_rate_discriminator': _between(1e-8, 1),
+  'gan.schedule': _one_of('cosine', 'constant'),
   'gan.beta1': _between(0, 0.999),
   'gan.ema_decay': _between(0, 0.99999),
   'gan.eval_every': _at_least(1),

@@ -13,7 +13,7 @@ CHECKS = [
   ['ruff', 'check', *CODE],
   ['ruff', 'format', '--check', *CODE],
   ['mypy'],
-  ['pytest', '-n', '2', '-q', '-rs', '--durations=10', *sys.argv[1:]],
+  ['pytest', '-n', '2', '--dist', 'loadgroup', '-q', '-rs', '--durations=10', *sys.argv[1:]],
 ]
 
 

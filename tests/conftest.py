@@ -9,17 +9,16 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 import jax
 import numpy as np
 import pytest
+from door import CACHE, SHORTEST_CACHED_COMPILE_S
 
 from ctfake_jax import config as config_lib
 from ctfake_jax.types import ImageSet, Record
-
-CACHE = Path(__file__).parent.parent / '.cache' / 'jax'
 
 
 def pytest_configure(config):
   jax.config.update('jax_numpy_rank_promotion', 'raise')
   jax.config.update('jax_compilation_cache_dir', str(CACHE))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', SHORTEST_CACHED_COMPILE_S)
   config.addinivalue_line('filterwarnings', 'error')
   # Third-party libraries at fault; nothing of ours.
   for rule in (

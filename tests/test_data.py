@@ -37,11 +37,14 @@ def test_grey_passes_without_a_window():
   np.testing.assert_allclose(seen[..., 0], [[-1, -0.5], [0, 1]])
 
 
-def test_aspect_is_cropped_or_letterboxed():
+def test_aspect_is_cropped_letterboxed_or_stretched():
   wide = np.tile(np.float32([0, 1, 1, 0]), (2, 1))
   np.testing.assert_array_equal(view(2)(Slice(wide, 'grey', None))[..., 0], np.ones((2, 2)))
   boxed = view(4, 'letterbox')(Slice(np.ones((2, 4), np.float32), 'grey', None))[..., 0]
   np.testing.assert_array_equal(boxed, [[-1] * 4, [1] * 4, [1] * 4, [-1] * 4])
+  halves = np.tile(np.float32([0, 0, 1, 1]), (2, 1))
+  stretched = view(2, 'stretch')(Slice(halves, 'grey', None))[..., 0]
+  np.testing.assert_allclose(stretched, [[-1, 1]] * 2, atol=0.3)
 
 
 def test_resizing_does_not_alias():

@@ -1,22 +1,19 @@
 """Several processes as one: who joins, and that two train what one trains."""
 
 import json
-import os
 import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import door
 import numpy as np
 import pytest
-from conftest import CACHE
 
 from ctfake_jax import mesh
 
-ROOT = Path(__file__).parent.parent
 KEYS = {
   'cnn': (
     'model.cnn.widths=(4,)',
@@ -57,16 +54,7 @@ def free_port() -> int:
 
 
 def start(task: str, workdir: Path, *keys: str, devices: int = 1) -> subprocess.Popen:
-  flags = [f'--config.{key}' for key in (*COMMON, *KEYS[task], *keys)]
-  command = [sys.executable, 'launch.py', f'--config=configs/{task}.py', f'--workdir={workdir}']
-  environment = {
-    **os.environ,
-    'JAX_COMPILATION_CACHE_DIR': str(CACHE),
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-  }
-  return subprocess.Popen(
-    [*command, *flags], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
-  )
+  return door.start(task, workdir, *COMMON, *KEYS[task], *keys, devices=devices)
 
 
 def start_two(task: str, workdir: Path, *keys: str) -> list[subprocess.Popen]:

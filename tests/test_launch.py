@@ -2,18 +2,15 @@
 
 import csv
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from door import ROOT, command, environment
 from PIL import Image
 
-ROOT = Path(__file__).parent.parent
 TINY = [
   '--config.phantom.patients=40',
   '--config.train.epochs=2',
@@ -29,16 +26,6 @@ TINY = [
   '--config.split.test_fraction=0.34',
   '--config.split.val_fraction=0.25',
 ]
-
-
-def command(config, *flags):
-  return [sys.executable, str(ROOT / 'launch.py'), f'--config={ROOT}/configs/{config}.py', *flags]
-
-
-def environment():
-  cache = {'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.cache' / 'jax')}
-  threshold = {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2'}
-  return {**os.environ, **cache, **threshold, 'XLA_FLAGS': ''}
 
 
 def launch(config, *flags, **kwargs):
@@ -58,9 +45,8 @@ def write_folders(root, per_class=30, size=40, classes=('covid', 'healthy')):
 
 
 def test_without_arguments_it_says_what_can_be_run():
-  done = subprocess.run(
-    [sys.executable, str(ROOT / 'launch.py')], capture_output=True, text=True, env=environment()
-  )
+  bare = command('study')[:2]
+  done = subprocess.run(bare, capture_output=True, text=True, env=environment())
   assert done.returncode == 1
   for config in ROOT.glob('configs/*.py'):
     assert f'configs/{config.name}' in done.stdout

@@ -8,17 +8,15 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import chex
+import door
 import pytest
-from conftest import CACHE
 
 from ctfake_jax.checkpoints import restore_part
 
-ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get('CTFAKE_KILLS', '2'))
 DATA = ('phantom.patients=40', 'phantom.slices_per_patient=2', 'data.image_size=32')
 TASKS = {
@@ -32,6 +30,8 @@ TASKS = {
     'train.log_every=7',
   ),
 }
+# One worker runs them all and so makes `straight` once.
+pytestmark = pytest.mark.xdist_group('resilience')
 PARTS = {
   'cnn': ('params', 'batch_stats', 'opt_state', 'ema'),
   'dcgan': ('generator', 'discriminator', 'opt_generator', 'opt_discriminator', 'ema'),
@@ -39,17 +39,7 @@ PARTS = {
 
 
 def start(task: str, workdir: Path) -> subprocess.Popen:
-  keys = [f'--config.{key}' for key in (*DATA, *TASKS[task])]
-  command = [sys.executable, 'launch.py', f'--config=configs/{task}.py', f'--workdir={workdir}']
-  environment = {
-    **os.environ,
-    'JAX_COMPILATION_CACHE_DIR': str(CACHE),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
-    'XLA_FLAGS': '',
-  }
-  return subprocess.Popen(
-    [*command, *keys], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
-  )
+  return door.start(task, workdir, *DATA, *TASKS[task])
 
 
 def finish(task: str, workdir: Path) -> None:

@@ -19,7 +19,8 @@ class Preprocess:
   """The view's parameters: side in pixels, window in HU, and how the aspect is kept.
 
   Attributes:
-    aspect: 'crop' cuts the longer side about the centre, 'letterbox' pads the shorter with black.
+    aspect: 'crop' cuts the longer side about the centre, 'letterbox' pads the shorter with black,
+      'stretch' squeezes the whole slice into the square.
   """
 
   size: int
@@ -35,8 +36,8 @@ class Preprocess:
   def __call__(self, image: Slice) -> np.ndarray:
     """float32[size, size, 1] in [-1, 1]."""
     grey = self.window(image.pixels) if image.unit == 'HU' else image.pixels
-    square = _centre_crop(grey) if self.aspect == 'crop' else _letterbox(grey)
-    return (2 * resize(square, self.size) - 1).clip(-1, 1)[..., None].astype(np.float32)
+    framed = FRAMINGS[self.aspect](grey)
+    return (2 * resize(framed, self.size) - 1).clip(-1, 1)[..., None].astype(np.float32)
 
   def window(self, hu: np.ndarray) -> np.ndarray:
     """HU to [0, 1], clipped."""
@@ -74,3 +75,6 @@ def _letterbox(grey: np.ndarray) -> np.ndarray:
   top, left = ((side - length) // 2 for length in grey.shape)
   square[top : top + grey.shape[0], left : left + grey.shape[1]] = grey
   return square
+
+
+FRAMINGS = {'crop': _centre_crop, 'letterbox': _letterbox, 'stretch': lambda grey: grey}

@@ -81,9 +81,13 @@ def build(config: ml_collections.ConfigDict, num_classes: int) -> Networks:
   return Networks(
     generator,
     discriminator,
-    optax.adam(c.learning_rate_generator, b1=c.beta1),
-    optax.adam(c.learning_rate_discriminator, b1=c.beta1),
+    optax.adam(_rate(c, c.learning_rate_generator), b1=c.beta1),
+    optax.adam(_rate(c, c.learning_rate_discriminator), b1=c.beta1),
   )
+
+
+def _rate(c: ml_collections.ConfigDict, peak: float) -> optax.ScalarOrSchedule:
+  return optax.cosine_decay_schedule(peak, c.updates) if c.schedule == 'cosine' else peak
 
 
 def init_state(networks: Networks, size: int, latent: int, seed: int) -> State:
