@@ -1,0 +1,31 @@
+"""launch.py as its users start it, in a process of its own with the tests' compilation cache."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+CACHE = ROOT / '.cache' / 'jax'
+SHORTEST_CACHED_COMPILE_S = 0.1
+
+
+def command(config: str, *flags: str) -> list[str]:
+  return [sys.executable, str(ROOT / 'launch.py'), f'--config={ROOT}/configs/{config}.py', *flags]
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+  return {
+    **os.environ,
+    'JAX_COMPILATION_CACHE_DIR': str(CACHE),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': str(SHORTEST_CACHED_COMPILE_S),
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+  }
+
+
+def start(config: str, workdir: Path, *keys: str, devices: int = 1) -> subprocess.Popen:
+  """The command with `section.key=value` for each of `keys`, running; its stderr can be read."""
+  flags = [f'--workdir={workdir}', *(f'--config.{key}' for key in keys)]
+  return subprocess.Popen(
+    command(config, *flags), env=environment(devices), stderr=subprocess.PIPE, text=True
+  )
