@@ -1,10 +1,12 @@
 """How fast the trainers' own steps and the forward passes are here: `benchmark.json`.
 
 One row for each network and mode, on random images. Times are medians over `benchmark.repeats`
-blocks of `benchmark.steps` steps; a step that is not waited for costs nothing until its block ends.
+blocks of `benchmark.steps` calls; a call that is not waited for costs nothing until its block ends.
+Training calls dispatch as many steps as the trainer does on this platform.
 """
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +28,9 @@ from ctfake_jax.train import classifier, gan, loop
 from ctfake_jax.types import ImageSet
 
 CLASSES = 4
-WARM_UP_STEPS = 3
+WARM_UP_CALLS = 3
+MATRIX_SIDE = {'cpu': 2048}
+ACCELERATORS_MATRIX_SIDE = 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Row:
     step_ms: the same as time of a step.
     compile_s: from the call to the first result, tracing included.
     peak_bytes: of the step, as `cost.Cost` counts.
+    flops_per_s: achieved by the step.
+    matrix_flops_per_s: achieved here by one large matrix product of this dtype.
   """
 
   model: str
@@ -54,17 +60,25 @@ class Row:
   device: str
   dtype: str
   peak_bytes: int
+  flops_per_s: float
+  matrix_flops_per_s: float
 
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-  """A jitted function and its calls; `first` are the arguments of the first one."""
+  """What is timed.
 
-  step: Any
-  first: tuple
-  calls: Callable[[Any], Iterator[Any]]
+  Attributes:
+    calls: dispatches one call after another; the first compiles.
+    cost: of a step, known after the first call.
+    steps: in a call.
+  """
+
+  calls: Iterator[Any]
+  cost: Callable[[], cost_lib.Cost]
   parameters: int
   dtype: str
+  steps: int = 1
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
@@ -89,16 +103,13 @@ def measure(config: ml_collections.ConfigDict, name: str, mode: str) -> Row:
   batch_size = config.train.batch_size
   work = _WORK[(name in zoo.GENERATORS, mode)](config, name, batch_size)
   begun = time.perf_counter()
-  compiled = work.step.lower(*work.first).compile()
-  calls = work.calls(compiled)
-  jax.block_until_ready(next(calls))
+  jax.block_until_ready(next(work.calls))
   compile_s = time.perf_counter() - begun
-  for _ in range(WARM_UP_STEPS):
-    jax.block_until_ready(next(calls))
-  seconds = statistics.median(
-    _block(calls, config.benchmark.steps) for _ in range(config.benchmark.repeats)
-  )
-  cost = cost_lib.of(compiled)
+  for _ in range(WARM_UP_CALLS):
+    jax.block_until_ready(next(work.calls))
+  blocks = [_block(work.calls, config.benchmark.steps) for _ in range(config.benchmark.repeats)]
+  seconds = statistics.median(blocks) / work.steps
+  cost = work.cost()
   return Row(
     model=name,
     mode=mode,
@@ -112,16 +123,28 @@ def measure(config: ml_collections.ConfigDict, name: str, mode: str) -> Row:
     device=jax.devices()[0].device_kind,
     dtype=work.dtype,
     peak_bytes=cost.peak_bytes,
+    flops_per_s=cost.flops / seconds,
+    matrix_flops_per_s=matrix_rate(work.dtype),
   )
 
 
-def _block(calls: Iterator, steps: int) -> float:
-  """Seconds of a step in a block of steps."""
+@functools.cache
+def matrix_rate(dtype: str) -> float:
+  """FLOP/s of a product of two large square matrices on the first device."""
+  side = MATRIX_SIDE.get(jax.default_backend(), ACCELERATORS_MATRIX_SIDE)
+  matrix = jax.random.normal(jax.random.key(0), (side, side), dtype)
+  products = _repeat(jax.jit(jnp.matmul), matrix, matrix)
+  jax.block_until_ready(next(products))
+  return 2 * side**3 / min(_block(products, calls=5) for _ in range(3))
+
+
+def _block(iterator: Iterator, calls: int) -> float:
+  """Seconds of a call in a block of calls."""
   begun = time.perf_counter()
-  for _ in range(steps):
-    out = next(calls)
+  for _ in range(calls):
+    out = next(iterator)
   jax.block_until_ready(out)
-  return (time.perf_counter() - begun) / steps
+  return (time.perf_counter() - begun) / calls
 
 
 def _random_images(batch_size: int, size: int) -> ImageSet:
@@ -141,21 +164,16 @@ def _training(config, state, train_step, batch_size: int, dtype: str) -> _Work:
   """The step as the loop compiles it, on a feed like the loop's."""
   images = _random_images(batch_size, config.data.image_size)
   feed = DeviceFeed(mesh_lib.data_mesh(), images, batch_size, config.seed)
-  tickets = feed.tickets(0)
+  tickets, at_once = feed.tickets(0), loop.steps_at_once(config.train)
+  steps = loop.Steps(train_step, feed, config.seed)
 
-  def calls(compiled):
+  def calls():
     now = state
     while True:
-      now, metrics = compiled(now, feed.resident, next(tickets))
+      now, metrics = steps(now, [next(tickets) for _ in range(at_once)])
       yield metrics
 
-  return _Work(
-    step=loop.jitted(train_step, feed, config.seed),
-    first=(state, feed.resident, next(feed.tickets(0))),
-    calls=calls,
-    parameters=state.parameter_count(),
-    dtype=dtype,
-  )
+  return _Work(calls(), lambda: steps.cost, state.parameter_count(), dtype, steps=at_once)
 
 
 def _train_classifier(config, name: str, batch_size: int) -> _Work:
@@ -181,13 +199,8 @@ def _infer_classifier(config, name: str, batch_size: int) -> _Work:
   size = own.data.image_size
   images = jax.random.uniform(jax.random.key(0), (batch_size, size, size, 1), minval=-1.0)
   variables = _born(lambda: model.init(jax.random.key(0), images[:1], train=False))
-  return _Work(
-    step=inference.forward,
-    first=(model, variables, images),
-    calls=lambda compiled: _repeat(compiled, variables, images),
-    parameters=_count(variables['params']),
-    dtype=own.model.dtype,
-  )
+  parameters = _count(variables['params'])
+  return _inference(inference.forward, (model, variables, images), parameters, own.model.dtype)
 
 
 def _infer_gan(config, name: str, batch_size: int) -> _Work:
@@ -197,13 +210,19 @@ def _infer_gan(config, name: str, batch_size: int) -> _Work:
   state = _born(lambda: gan.init_state(networks, own.data.image_size, own.gan.latent, own.seed))
   latent = jax.random.normal(jax.random.key(0), (batch_size, own.gan.latent))
   labels = jnp.arange(batch_size) % CLASSES
-  return _Work(
-    step=sampling.generate,
-    first=(networks.generator, state.generator, latent, labels),
-    calls=lambda compiled: _repeat(compiled, state.generator, latent, labels),
-    parameters=state.parameter_count(),
-    dtype=own.gan.dtype,
-  )
+  arguments = (networks.generator, state.generator, latent, labels)
+  return _inference(sampling.generate, arguments, state.parameter_count(), own.gan.dtype)
+
+
+def _inference(forward, arguments: tuple, parameters: int, dtype: str) -> _Work:
+  """`forward` is jitted, its first argument static."""
+  compiled = functools.cache(lambda: forward.lower(*arguments).compile())
+
+  def calls():
+    while True:
+      yield compiled()(*arguments[1:])
+
+  return _Work(calls(), lambda: cost_lib.of(compiled()), parameters, dtype)
 
 
 _WORK = {

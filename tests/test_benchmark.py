@@ -28,6 +28,8 @@ def test_every_model_and_mode_gets_a_row(tmp_path):
   ]
   for row in rows:
     assert row['images_per_s'] == pytest.approx(8e3 / row['step_ms'])
-    assert min(row['compile_s'], row['flops_per_image'], row['peak_bytes'], row['parameters']) > 0
+    assert row['flops_per_s'] == pytest.approx(row['flops_per_image'] * row['images_per_s'])
+    for key in ('compile_s', 'flops_per_image', 'peak_bytes', 'parameters', 'matrix_flops_per_s'):
+      assert row[key] > 0, key
   # 3x3 kernels of 4 filters, scale and bias of their normalisation, 4 classes and their bias.
   assert rows[2]['parameters'] == rows[3]['parameters'] == 36 + 8 + 4 * 4 + 4

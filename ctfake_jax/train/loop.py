@@ -93,7 +93,7 @@ def run(
 
   def save(step):
     progress.step, progress.seconds = step, time.perf_counter() - begun
-    progress.pending, progress.flops = _as_floats(pending), steps.flops or progress.flops
+    progress.pending, progress.flops = _as_floats(pending), steps.cost.flops or progress.flops
     checkpoints.save(step, state, progress)
 
   try:
@@ -140,13 +140,13 @@ class Steps:
   """Compiled training steps: one program for one step, one for several, each compiled once.
 
   Attributes:
-    flops: of one step, 0 before the first.
+    cost: of one step (of a dispatch where it counts memory), nothing before the first.
   """
 
   def __init__(self, train_step: TrainStep, feed: Feed, seed: int):
     self._step, self._resident = jitted(train_step, feed, seed), feed.resident
     self._compiled: dict[int, Any] = {}
-    self.flops = 0.0
+    self.cost = cost.Cost(0.0, 0)
 
   def __call__(self, state: Any, tickets: list) -> tuple[Any, dict]:
     """The state after as many steps as there are tickets; metrics are arrays where several."""
@@ -155,7 +155,7 @@ class Steps:
     if count not in self._compiled:
       function = self._step if count == 1 else _scanned(self._step)
       self._compiled[count] = function.lower(state, self._resident, ticket).compile()
-      self.flops = cost.of(self._compiled[count]).flops
+      self.cost = cost.of(self._compiled[count])
     return self._compiled[count](state, self._resident, ticket)
 
 
