@@ -237,6 +237,14 @@ def test_the_discriminators_view_has_gradients(tiny_config):
   assert (np.abs(gradient) > 0).mean() > 0.3
 
 
+def test_the_discriminators_view_keeps_grey_values():
+  images = make_images(8).images
+  seen = np.asarray(augment.discriminator_view(images, jax.random.key(0)))
+  assert (seen != images).any()
+  for image, view_of_it in zip(images, seen):
+    assert np.isin(view_of_it, np.append(image, 0)).all()
+
+
 def test_the_discriminators_shift_moves_pixels_and_leaves_zeros():
   images = np.ones((64, 16, 16, 1), np.float32)
   moved = np.asarray(augment._shifted(images, jax.random.key(0), axis=1))[:, :, 0, 0]
