@@ -12,9 +12,8 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from ctfake_jax import __version__, sampling
+from ctfake_jax import __version__, progress, sampling
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data.dicom_writer import SyntheticSeries, write_synthetic_ct
 from ctfake_jax.data.preprocess import Preprocess, to_uint8
@@ -61,7 +60,7 @@ def write_pngs(
 ) -> list[dict]:
   """8-bit grey PNGs by class folder; one manifest row each."""
   rows = []
-  for i, pixels in enumerate(tqdm(to_uint8(images[..., 0]), 'writing PNG', mininterval=5)):
+  for i, pixels in enumerate(progress.bar('writing PNG', to_uint8(images[..., 0]))):
     name = _class_of(gan, labels[i])
     path = workdir / 'images' / folder_name(name) / f'{i:06d}.png'
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +79,7 @@ def write_dicoms(
   hu = Preprocess.from_config(gan.config.data).to_hu(images[..., 0])
   spacing_mm = TYPICAL_FIELD_OF_VIEW_MM / hu.shape[1]
   rows = []
-  for i, pixels in enumerate(tqdm(hu, 'writing DICOM', mininterval=5)):
+  for i, pixels in enumerate(progress.bar('writing DICOM', hu)):
     name = _class_of(gan, labels[i])
     series = SyntheticSeries(
       label=name,

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / 'ctfake_jax'
 FILES = sorted(PACKAGE.rglob('*.py'))
-BASE = {'types', 'config', 'mesh', 'checkpoints', 'metrics', 'workdir'}
+BASE = {'types', 'config', 'mesh', 'checkpoints', 'metrics', 'workdir', 'progress'}
 LEAVES = {
   'export',
   'inference', 'sampling', 'generate', 'evaluate', 'predict', 'controls', 'figures', 'scores',
@@ -21,6 +21,7 @@ MAY_IMPORT = {
   'checkpoints': {'types', 'workdir'},
   'allocator': set(),
   'cost': set(),
+  'progress': set(),
   'preemption': {'types'},
   'metrics': {'types'},
   'workdir': {'types', 'config'},

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-import tqdm
 
-from ctfake_jax import types
+from ctfake_jax import progress, types
 from ctfake_jax.data import anatomy as anatomy_lib
 from ctfake_jax.data import scanner as scanner_lib
 from ctfake_jax.data.anatomy import CHEST_MM, CLASS_NAMES
@@ -174,7 +173,7 @@ class PhantomSource:
     chunk = max(1, PIXELS_PER_CHUNK // size**2)
     starts = range(0, n, chunk)
     pixels = np.empty((n, size, size), np.float32)
-    for start in tqdm.tqdm(starts, 'phantom', disable=n * size**2 < SLOW_PIXELS):
+    for start in progress.bar('phantom', starts, hidden=n * size**2 < SLOW_PIXELS):
       # Always full chunks, the last one repeating its last slice: one shape, one compilation.
       rows = np.minimum(np.arange(start, start + chunk), n - 1)
       image = scanner_lib.scan(*(value[rows] for value in inputs), size=size)

@@ -5,14 +5,15 @@ from pathlib import Path
 import jax
 import ml_collections
 import numpy as np
-from tqdm import tqdm
 
 from ctfake_jax import mesh as mesh_lib
+from ctfake_jax import progress
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.data.stored import StoredImages
 from ctfake_jax.data.survey import DIGEST_BYTES, SMALL_SIDE, Survey, look
 from ctfake_jax.types import UNKNOWN_LABEL, ImageSet, Source, UnreadableImageError, UserError
 
+FEW_FILES = 2000  # read without a progress bar
 REASON_BYTES = 400  # of why an image cannot be read
 
 
@@ -106,7 +107,7 @@ def _read(source: Source, view: Preprocess, stream: bool) -> dict[str, np.ndarra
     'digests': np.zeros((rows, DIGEST_BYTES), np.uint8),
     'images': np.zeros((rows, side, side, 1), np.float32),
   }
-  for row, i in enumerate(tqdm(share, 'reading', mininterval=5, disable=len(share) < 2000)):
+  for row, i in enumerate(progress.bar('reading', share, hidden=len(share) < FEW_FILES)):
     try:
       image = source[i]
     except UnreadableImageError as error:

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-import tqdm
 from google.protobuf import json_format
 
+from ctfake_jax import progress
 from ctfake_jax.types import Record, Slice, Source, UnreadableImageError, UserError
 
 _CODES = 65535
@@ -101,7 +101,7 @@ class _Shard:
     self._kept, self._unreadable = kept, unreadable
 
   def __call__(self) -> Iterator[tuple[int, dict[str, Any]]]:
-    for index in tqdm.tqdm(self._indices, self._title, unit=' images', leave=False):
+    for index in progress.bar(self._title, self._indices):
       record = self._source.records[index]
       try:
         example = _encode(self._source[index], record)

@@ -7,7 +7,6 @@ step are settled in `jitted`, compilation in `Steps`.
 """
 
 import dataclasses
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from tqdm import tqdm
 
 from ctfake_jax import cost, preemption
 from ctfake_jax import mesh as mesh_lib
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.checkpoints import Checkpoints, Progress
 from ctfake_jax.data.feed import Feed
+from ctfake_jax.progress import bar as progress_bar
 from ctfake_jax.types import PreemptedError, UserError
 
 TrainStep = Callable[[Any, dict, jax.Array], tuple[Any, dict]]
@@ -89,7 +88,7 @@ def run(
   steps, tickets, done = Steps(train_step, feed, seed), feed.tickets(start), start
   pending: list[dict] = progress.pending
   begun = time.perf_counter() - progress.seconds
-  bar = progress_bar(name, start, schedule.total)
+  bar = progress_bar(name, start=start, total=schedule.total)
 
   def save(step):
     progress.step, progress.seconds = step, time.perf_counter() - begun
@@ -176,31 +175,6 @@ def jitted(train_step: TrainStep, feed: Feed, seed: int) -> Any:
     return train_step(state, feed.take(resident, ticket), key)
 
   return jax.jit(step, donate_argnums=0)
-
-
-def progress_bar(name: str, start: int, total: int) -> tqdm:
-  """A bar on a terminal, a line every half minute in a file."""
-  on_terminal = sys.stderr.isatty()
-  return tqdm(
-    desc=name,
-    initial=start,
-    total=total,
-    mininterval=0.5 if on_terminal else 30,
-    dynamic_ncols=on_terminal,
-    ncols=None if on_terminal else 160,
-    file=sys.stderr if on_terminal else _Lines(),
-  )
-
-
-class _Lines:
-  """Standard error for a bar that cannot overwrite itself: every state is a line of its own."""
-
-  def write(self, text: str) -> None:
-    if text.strip():
-      sys.stderr.write(text.strip() + '\n')
-
-  def flush(self) -> None:
-    sys.stderr.flush()
 
 
 def _as_floats(pending: list[dict]) -> list[dict[str, float]]:

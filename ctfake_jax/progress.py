@@ -1,0 +1,42 @@
+"""Progress on long work: a bar on a terminal, a line every half minute in a file."""
+
+import sys
+from collections.abc import Iterable
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 30
+
+
+def bar(
+  title: str,
+  items: Iterable | None = None,
+  *,
+  start: int = 0,
+  total: int | None = None,
+  hidden: bool = False,
+) -> tqdm:
+  """Over `items`, or moved on by its `update`; `start` of `total` is done already."""
+  on_terminal = sys.stderr.isatty()
+  return tqdm(
+    items,
+    desc=title,
+    initial=start,
+    total=total,
+    disable=hidden,
+    mininterval=0.5 if on_terminal else SECONDS_BETWEEN_LINES,
+    dynamic_ncols=on_terminal,
+    ncols=None if on_terminal else 160,
+    file=sys.stderr if on_terminal else _Lines(),
+  )
+
+
+class _Lines:
+  """Standard error for a bar that cannot overwrite itself: every state is a line of its own."""
+
+  def write(self, text: str) -> None:
+    if text.strip():
+      sys.stderr.write(text.strip() + '\n')
+
+  def flush(self) -> None:
+    sys.stderr.flush()
