@@ -186,10 +186,7 @@ def _train_classifier(config, name: str, batch_size: int) -> _Work:
 
 
 def _train_gan(config, name: str, batch_size: int) -> _Work:
-  own = ml_collections.ConfigDict(config.to_dict())
-  own.gan.name = name
-  networks = gan.build(own, CLASSES)
-  state = _born(lambda: gan.init_state(networks, own.data.image_size, own.gan.latent, own.seed))
+  own, networks, state = _gan(config, name)
   return _training(own, state, gan.make_train_step(networks, own), batch_size, own.gan.dtype)
 
 
@@ -204,14 +201,18 @@ def _infer_classifier(config, name: str, batch_size: int) -> _Work:
 
 
 def _infer_gan(config, name: str, batch_size: int) -> _Work:
-  own = ml_collections.ConfigDict(config.to_dict())
-  own.gan.name = name
-  networks = gan.build(own, CLASSES)
-  state = _born(lambda: gan.init_state(networks, own.data.image_size, own.gan.latent, own.seed))
-  latent = jax.random.normal(jax.random.key(0), (batch_size, own.gan.latent))
+  own, networks, state = _gan(config, name)
+  latent = jax.random.normal(jax.random.key(0), (batch_size, networks.latent))
   labels = jnp.arange(batch_size) % CLASSES
   arguments = (networks.generator, state.generator, latent, labels)
   return _inference(sampling.generate, arguments, state.parameter_count(), own.gan.dtype)
+
+
+def _gan(config, name: str) -> tuple[ml_collections.ConfigDict, gan.Networks, gan.State]:
+  own = ml_collections.ConfigDict(config.to_dict())
+  own.task, own.gan.name = 'gan', name
+  networks = gan.build(own, CLASSES)
+  return own, networks, _born(lambda: gan.init_state(networks, own.data.image_size, own.seed))
 
 
 def _inference(forward, arguments: tuple, parameters: int, dtype: str) -> _Work:

@@ -14,7 +14,17 @@ from ml_collections import config_dict
 
 from ctfake_jax.types import UserError
 
-TASKS = ('classifier', 'gan', 'generate', 'evaluate', 'predict', 'export', 'study', 'benchmark')
+GENERATORS = ('gan', 'vae', 'diffusion')
+TASKS = (
+  'classifier',
+  *GENERATORS,
+  'generate',
+  'evaluate',
+  'predict',
+  'export',
+  'study',
+  'benchmark',
+)
 CLASSIFIERS = ('cnn', 'resnet18', 'resnet50', 'mobilenetv2')
 # Keys that may change between a run and its continuation in the same workdir.
 SAFE_TO_CHANGE = (
@@ -24,7 +34,7 @@ SAFE_TO_CHANGE = (
   'train.log_every',
   'train.keep_checkpoints',
   'gan.updates',
-  'gan.keep_checkpoints',
+  *(f'{name}.keep_checkpoints' for name in GENERATORS),
   'study.retrain',
   'distributed',
   'mesh.coordinator',
@@ -108,7 +118,7 @@ def defaults() -> ml_collections.ConfigDict:
   c.train.keep_checkpoints = 3
 
   c.gan = ml_collections.ConfigDict()
-  c.gan.name = 'dcgan'
+  c.gan.name = 'dcgan'  # dcgan or resize_gan
   c.gan.width = 64
   c.gan.latent = 100
   c.gan.conditional = True
@@ -125,8 +135,36 @@ def defaults() -> ml_collections.ConfigDict:
   c.gan.keep_checkpoints = 3
   c.gan.dtype = 'float32'
 
+  c.vae = ml_collections.ConfigDict()
+  c.vae.width = 32  # channels next to the image, of encoder and decoder
+  c.vae.latent = 128
+  c.vae.conditional = True  # the decoder sees the label
+  c.vae.beta = 1.0  # weight of the latents' divergence
+  c.vae.batch_size = 32
+  c.vae.updates = 4000
+  c.vae.learning_rate = 1e-3  # falls to 0 by half a cosine
+  c.vae.ema_decay = 0.995
+  c.vae.eval_every = 500
+  c.vae.quality_images = 500
+  c.vae.keep_checkpoints = 3
+  c.vae.dtype = 'float32'
+
+  c.diffusion = ml_collections.ConfigDict()
+  c.diffusion.width = 32  # channels at full resolution, a multiple of 8
+  c.diffusion.conditional = True
+  c.diffusion.batch_size = 32
+  c.diffusion.updates = 6000
+  c.diffusion.learning_rate = 1e-3  # peak; falls to 0 by half a cosine
+  c.diffusion.warmup_updates = 200
+  c.diffusion.ema_decay = 0.998
+  c.diffusion.sample_steps = 25
+  c.diffusion.eval_every = 1000
+  c.diffusion.quality_images = 200
+  c.diffusion.keep_checkpoints = 3
+  c.diffusion.dtype = 'float32'
+
   c.generate = ml_collections.ConfigDict()
-  c.generate.checkpoint = ''  # workdir of a gan task
+  c.generate.checkpoint = ''  # workdir of a generator's training
   c.generate.count = 500  # in all, spread over the classes
   c.generate.dicom = False  # also CT DICOM files; generators trained on HU only
 
@@ -190,6 +228,10 @@ def _at_least(low: float) -> Rule:
 
 
 _POWER_OF_TWO = Rule('a power of two from 32 to 256', lambda v: 32 <= v <= 256 and v & (v - 1) == 0)
+_SIDES = {
+  **dict.fromkeys(('gan', 'vae', 'study', 'benchmark'), _POWER_OF_TWO),
+  'diffusion': Rule('a multiple of 4', lambda v: v % 4 == 0),
+}
 
 RULES: dict[str, Rule] = {
   'task': _one_of(*TASKS),
@@ -242,20 +284,21 @@ RULES: dict[str, Rule] = {
   'train.log_every': _at_least(1),
   'train.steps_at_once': _at_least(0),
   'train.keep_checkpoints': _at_least(1),
-  'gan.name': _one_of('dcgan'),
+  'gan.name': _one_of('dcgan', 'resize_gan'),
   'gan.width': _between(1, 512),
   'gan.latent': _between(1, 4096),
-  'gan.batch_size': _at_least(2),
-  'gan.updates': _at_least(1),
   'gan.learning_rate_generator': _between(1e-8, 1),
   'gan.learning_rate_discriminator': _between(1e-8, 1),
   'gan.schedule': _one_of('cosine', 'constant'),
   'gan.beta1': _between(0, 0.999),
-  'gan.ema_decay': _between(0, 0.99999),
-  'gan.eval_every': _at_least(1),
-  'gan.quality_images': _at_least(8),
-  'gan.keep_checkpoints': _at_least(1),
-  'gan.dtype': _one_of('float32', 'bfloat16'),
+  'vae.width': _between(1, 512),
+  'vae.latent': _between(1, 4096),
+  'vae.beta': _between(0, 1000),
+  'vae.learning_rate': _between(1e-8, 1),
+  'diffusion.width': Rule('a multiple of 8', lambda v: v > 0 and v % 8 == 0),
+  'diffusion.learning_rate': _between(1e-8, 1),
+  'diffusion.warmup_updates': _at_least(0),
+  'diffusion.sample_steps': _between(1, 1000),
   'generate.count': _between(1, 10**7),
   'study.classifiers': _some_of(*CLASSIFIERS),
   'benchmark.models': _some_of('dcgan', *CLASSIFIERS),
@@ -265,6 +308,16 @@ RULES: dict[str, Rule] = {
   'study.folds': _at_least(1),
   'study.label_shuffles': _at_least(0),
 }
+for _name in GENERATORS:
+  RULES |= {
+    f'{_name}.batch_size': _at_least(2),
+    f'{_name}.updates': _at_least(1),
+    f'{_name}.ema_decay': _between(0, 0.99999),
+    f'{_name}.eval_every': _at_least(1),
+    f'{_name}.quality_images': _at_least(8),
+    f'{_name}.keep_checkpoints': _at_least(1),
+    f'{_name}.dtype': _one_of('float32', 'bfloat16'),
+  }
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -296,11 +349,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
     raise UserError('config.split.random_labels = True: a control of single classifiers only')
   if config.task == 'study':
     _check_study(config)
-  if config.task in ('gan', 'study', 'benchmark') and not _POWER_OF_TWO.holds(
-    config.data.image_size
-  ):
+  side = _SIDES.get(config.task)
+  if side and not side.holds(config.data.image_size):
     raise UserError(
-      f'config.data.image_size = {config.data.image_size}: a GAN needs {_POWER_OF_TWO.allowed}'
+      f'config.data.image_size = {config.data.image_size}: the generator needs {side.allowed}'
     )
 
 

@@ -14,8 +14,10 @@ import jax
 import ml_collections
 import numpy as np
 
+from ctfake_jax import config as config_lib
 from ctfake_jax.data import pipeline
-from ctfake_jax.train import classifier, gan
+from ctfake_jax.train import classifier
+from ctfake_jax.train.generator import FAMILIES
 
 TIMED_STEPS = 3
 MEBIBYTE = 2**20
@@ -34,7 +36,7 @@ class Job:
 
 def describe(config: ml_collections.ConfigDict) -> str:
   """Lines of text: the data, then each network to be trained with memory and time."""
-  if config.task not in ('classifier', 'gan', 'study'):
+  if config.task not in ('classifier', 'study', *FAMILIES):
     return f'{config.task}: no training; nothing to estimate'
   source = pipeline.open_source(config)
   counts = collections.Counter(record.label for record in source.records)
@@ -60,8 +62,10 @@ def jobs(config: ml_collections.ConfigDict, classes: int, images: int) -> Iterat
       folds = config.study.per_model[name].folds or config.study.folds
       own = classifier.for_network(config, name)
       yield _classifier_job(own, classes, train_images, folds)
-  if config.task in ('gan', 'study'):
-    yield _gan_job(config, classes)
+  if config.task == 'study':
+    yield _generator_job(config_lib.for_stage(config, 'gan', 'gan'), classes)
+  if config.task in FAMILIES:
+    yield _generator_job(config, classes)
 
 
 def _classifier_job(config, classes: int, train_images: int, folds: int) -> Job:
@@ -76,15 +80,15 @@ def _classifier_job(config, classes: int, train_images: int, folds: int) -> Job:
   )
 
 
-def _gan_job(config, classes: int) -> Job:
-  networks = gan.build(config, classes)
-  size, latent = config.data.image_size, config.gan.latent
+def _generator_job(config, classes: int) -> Job:
+  family, section = FAMILIES[config.task], config[config.task]
+  networks = family.build(config, classes)
   return Job(
-    name=config.gan.name,
-    init=lambda: gan.init_state(networks, size, latent, config.seed),
-    step=gan.make_train_step(networks, config),
-    batch_size=config.gan.batch_size,
-    steps=config.gan.updates,
+    name=section.get('name', config.task),
+    init=lambda: family.init_state(networks, config.data.image_size, config.seed),
+    step=family.make_train_step(networks, config),
+    batch_size=section.batch_size,
+    steps=section.updates,
   )
 
 

@@ -18,7 +18,7 @@ from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data.dicom_writer import SyntheticSeries, write_synthetic_ct
 from ctfake_jax.data.preprocess import Preprocess, to_uint8
 from ctfake_jax.figures import save_grid
-from ctfake_jax.sampling import TrainedGan
+from ctfake_jax.sampling import TrainedGenerator
 from ctfake_jax.types import UserError
 
 UNLABELLED = 'unlabelled'
@@ -29,22 +29,22 @@ TYPICAL_FIELD_OF_VIEW_MM = 350.0
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """Writes `generate.count` images spread evenly over the classes; returns the manifest."""
   checkpoint = Path(config.generate.checkpoint)
-  gan = sampling.load(checkpoint)
+  trained = sampling.load(checkpoint)
   if config.generate.dicom:
-    _check_hounsfield(gan)
-  workdir_lib.record_config(workdir, config, {'class_names': list(gan.class_names)})
-  labels = spread_labels(config.generate.count, len(gan.class_names))
-  images = gan.sampler.sample(labels, config.seed)
+    _check_hounsfield(trained)
+  workdir_lib.record_config(workdir, config, {'class_names': list(trained.class_names)})
+  labels = spread_labels(config.generate.count, len(trained.class_names))
+  images = trained.sampler.sample(labels, config.seed)
   manifest = {
     'seed': config.seed,
     'checkpoint': checkpoint.name,
-    'checkpoint_step': gan.step,
+    'checkpoint_step': trained.step,
     'generator_config': workdir_lib.read_json(checkpoint / 'config.json')['config'],
-    'class_names': list(gan.class_names),
-    'files': write_pngs(workdir, images, labels, gan),
+    'class_names': list(trained.class_names),
+    'files': write_pngs(workdir, images, labels, trained),
   }
   if config.generate.dicom:
-    manifest['files'] += write_dicoms(workdir, images, labels, gan, config.seed)
+    manifest['files'] += write_dicoms(workdir, images, labels, trained, config.seed)
   workdir_lib.write_json(workdir / 'manifest.json', manifest)
   save_grid(workdir / 'samples' / 'first.png', images[:64], columns=8)
   return manifest
@@ -56,12 +56,12 @@ def spread_labels(count: int, classes: int) -> np.ndarray:
 
 
 def write_pngs(
-  workdir: Path, images: np.ndarray, labels: np.ndarray, gan: TrainedGan
+  workdir: Path, images: np.ndarray, labels: np.ndarray, trained: TrainedGenerator
 ) -> list[dict]:
   """8-bit grey PNGs by class folder; one manifest row each."""
   rows = []
   for i, pixels in enumerate(progress.bar('writing PNG', to_uint8(images[..., 0]))):
-    name = _class_of(gan, labels[i])
+    name = _class_of(trained, labels[i])
     path = workdir / 'images' / folder_name(name) / f'{i:06d}.png'
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
@@ -70,22 +70,22 @@ def write_pngs(
 
 
 def write_dicoms(
-  workdir: Path, images: np.ndarray, labels: np.ndarray, gan: TrainedGan, seed: int
+  workdir: Path, images: np.ndarray, labels: np.ndarray, trained: TrainedGenerator, seed: int
 ) -> list[dict]:
   """Synthetic CT by class folder, each image a series and a synthetic patient of its own.
 
   HU come from the inverse of the model's window: what lay outside it stays clipped.
   """
-  hu = Preprocess.from_config(gan.config.data).to_hu(images[..., 0])
+  hu = Preprocess.from_config(trained.config.data).to_hu(images[..., 0])
   spacing_mm = TYPICAL_FIELD_OF_VIEW_MM / hu.shape[1]
   rows = []
   for i, pixels in enumerate(progress.bar('writing DICOM', hu)):
-    name = _class_of(gan, labels[i])
+    name = _class_of(trained, labels[i])
     series = SyntheticSeries(
       label=name,
-      generator=f'ctfake_jax {gan.config.gan.name}',
+      generator=f'ctfake_jax {trained.family}',
       version=__version__,
-      seed=f'{gan.digest}/{seed}/{i}',
+      seed=f'{trained.digest}/{seed}/{i}',
     )
     path = workdir / 'dicom' / folder_name(name) / f'{i:06d}.dcm'
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,16 +94,16 @@ def write_dicoms(
   return rows
 
 
-def _check_hounsfield(gan: TrainedGan) -> None:
-  if gan.unit != 'HU':
+def _check_hounsfield(trained: TrainedGenerator) -> None:
+  if trained.unit != 'HU':
     raise UserError(
       'config.generate.dicom: this generator learnt from grey pictures, whose values are no HU; '
       'a CT DICOM of them would lie. Train on DICOM or the phantom, or leave generate.dicom off'
     )
 
 
-def _class_of(gan: TrainedGan, label: int) -> str:
-  return gan.class_names[label] if gan.config.gan.conditional else UNLABELLED
+def _class_of(trained: TrainedGenerator, label: int) -> str:
+  return trained.class_names[label] if trained.conditional else UNLABELLED
 
 
 def folder_name(name: str) -> str:

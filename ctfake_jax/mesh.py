@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ctfake_jax.types import UserError
 
-TASKS_OF_MANY_PROCESSES = ('classifier', 'gan')
+TASKS_OF_MANY_PROCESSES = ('classifier', 'gan', 'vae', 'diffusion')
 # Without a sign of life for so long a process is given up, and the job with it.
 HEARTBEAT_SECONDS = 40
 # Set by srun and by mpirun; a Slurm batch script outside srun is one process.
@@ -31,8 +31,8 @@ def start(config: ml_collections.ConfigDict) -> None:
     )
     if jax.process_count() > 1 and config.task not in TASKS_OF_MANY_PROCESSES:
       raise UserError(
-        f'config.task = {config.task}: runs on one process; only '
-        f'{" and ".join(TASKS_OF_MANY_PROCESSES)} run on several'
+        f'config.task = {config.task}: runs on one process; '
+        f'{", ".join(TASKS_OF_MANY_PROCESSES)} run on several'
       )
 
 

@@ -47,7 +47,9 @@ class Sampler:
 
 
 def make_sampler(generator: nn.Module, variables: dict, latent: int, num_classes: int) -> Sampler:
-  """Re-estimates the batch statistics of `variables` {params, batch_stats}."""
+  """Re-estimates the batch statistics of `variables` {params, batch_stats} where it has some."""
+  if 'batch_stats' not in variables:
+    return Sampler(generator, variables, latent, num_classes)
   labels = jnp.arange(BATCH_SIZE) % num_classes
   stats = [
     _batch_statistics(generator, variables, _latents(0, i, latent), labels)
@@ -60,7 +62,7 @@ def make_sampler(generator: nn.Module, variables: dict, latent: int, num_classes
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainedGan:
+class TrainedGenerator:
   """A sampler with what its images mean.
 
   Attributes:
@@ -76,23 +78,35 @@ class TrainedGan:
   step: int
   digest: str
 
+  @property
+  def family(self) -> str:
+    """Its name: that of the adversarial pair, or of the task."""
+    return self.section.get('name', self.config.task)
 
-def load(workdir: Path) -> TrainedGan:
-  """The best generator of a finished gan run; UserError where there is none."""
+  @property
+  def conditional(self) -> bool:
+    """Whether it was trained with labels."""
+    return self.section.conditional
+
+  @property
+  def section(self) -> ml_collections.ConfigDict:
+    """The part of the config that it was trained by."""
+    return self.config[self.config.task]
+
+
+def load(workdir: Path) -> TrainedGenerator:
+  """The best generator of a finished training; UserError where there is none."""
   saved = workdir_lib.read_json(workdir / 'config.json')
   results = workdir_lib.read_json(workdir / 'results.json')
   if 'frechet_validation' not in results:
-    raise UserError(f'{workdir} holds no trained generator: name the workdir of a gan run')
+    raise UserError(f'{workdir} holds no trained generator: name the workdir of its training')
   config = config_lib.from_dict(saved['config'])
   class_names, step = tuple(saved['class_names']), results['best_step']
-  classes = len(class_names) if config.gan.conditional else 0
-  generator, _ = zoo.gan(
-    config.gan.name, config.data.image_size, config.gan.width, classes, config.gan.dtype
-  )
+  generator, latent = zoo.generator(config, len(class_names))
   variables = checkpoints.restore_part(workdir, step, 'ema')
-  sampler = make_sampler(generator, variables, config.gan.latent, len(class_names))
+  sampler = make_sampler(generator, variables, latent, len(class_names))
   digest = hashlib.sha256(b''.join(leaf.tobytes() for leaf in jax.tree.leaves(variables)))
-  return TrainedGan(sampler, config, class_names, saved['unit'], step, digest.hexdigest())
+  return TrainedGenerator(sampler, config, class_names, saved['unit'], step, digest.hexdigest())
 
 
 def _latents(seed: int, batch: int, latent: int) -> jax.Array:

@@ -20,7 +20,7 @@ from ctfake_jax.data import baselines, pipeline, splits
 from ctfake_jax.data.splits import Split
 from ctfake_jax.data.survey import fingerprint
 from ctfake_jax.experiment import Suspects
-from ctfake_jax.train import classifier, gan
+from ctfake_jax.train import classifier, generator
 from ctfake_jax.types import ImageSet
 from ctfake_jax.yardstick import phantom_extractor
 
@@ -86,7 +86,7 @@ def _classifier(config, name: str, images: ImageSet, folds: list[Split], workdir
 def _gan(config, images: ImageSet, parts: Split, workdir: Path) -> dict:
   own, folder = config_lib.for_stage(config, 'gan', 'gan'), workdir / 'dcgan'
   own.train.log_every = config.train.log_every
-  return workdir_lib.once(folder, own, functools.partial(gan.fit, own, images, parts, folder))
+  return workdir_lib.once(folder, own, functools.partial(generator.fit, own, images, parts, folder))
 
 
 def _suspects(config, images: ImageSet, parts: Split, workdir: Path) -> Suspects:

@@ -6,11 +6,11 @@ from pathlib import Path
 import ml_collections
 
 from ctfake_jax import benchmark, evaluate, export, generate, predict, study
-from ctfake_jax.train import classifier, gan
+from ctfake_jax.train import classifier, generator
 
 TASKS: dict[str, Callable[[ml_collections.ConfigDict, Path], dict]] = {
   'classifier': classifier.run,
-  'gan': gan.run,
+  **dict.fromkeys(generator.FAMILIES, generator.run),
   'generate': generate.run,
   'evaluate': evaluate.run,
   'predict': predict.run,

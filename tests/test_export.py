@@ -11,7 +11,7 @@ from conftest import make_images
 
 from ctfake_jax import export, inference, sampling
 from ctfake_jax.data import splits
-from ctfake_jax.train import classifier, gan
+from ctfake_jax.train import classifier, generator
 from ctfake_jax.types import UserError
 
 # What the README tells users; not a word of this package.
@@ -63,7 +63,7 @@ def test_a_generator_gives_the_same_images(tiny_config, tmp_path):
   tiny_config.gan.batch_size = 8
   tiny_config.gan.updates = tiny_config.gan.eval_every = 2
   tiny_config.gan.quality_images = 16
-  gan.fit(tiny_config, images, splits.split(images, tiny_config.split, 0), tmp_path / 'run')
+  generator.fit(tiny_config, images, splits.split(images, tiny_config.split, 0), tmp_path / 'run')
   facts = exported(tiny_config, tmp_path / 'run', tmp_path / 'out')
   assert facts['kind'] == 'generator'
   sampler = sampling.load(tmp_path / 'run').sampler

@@ -18,7 +18,8 @@ MIN_SIZE, MAX_SIZE = 32, 256
 normal_002 = nn.initializers.normal(0.02)
 
 
-def _around_one(key, shape, dtype=jnp.float32):
+def around_one(key, shape, dtype=jnp.float32):
+  """Initialiser of normalisation scales."""
   return 1 + normal_002(key, shape, dtype)
 
 
@@ -27,6 +28,13 @@ def doublings(size: int) -> int:
   if size & (size - 1) or not MIN_SIZE <= size <= MAX_SIZE:
     raise ValueError(f'image size {size} must be a power of two from {MIN_SIZE} to {MAX_SIZE}')
   return size.bit_length() - 4
+
+
+def with_labels(latent: jax.Array, labels: jax.Array | None, num_classes: int) -> jax.Array:
+  """Latents f[b, l] with one-hot labels behind them, f[b, l + num_classes]."""
+  return (
+    jnp.concatenate([latent, jax.nn.one_hot(labels, num_classes)], -1) if num_classes else latent
+  )
 
 
 class Generator(nn.Module):
@@ -53,11 +61,9 @@ class Generator(nn.Module):
     conv = functools.partial(
       layers.Conv, kernel_size=4, transpose=True, kernel_init=normal_002, dtype=self.dtype
     )
-    norm = functools.partial(layers.BatchNorm, scale_init=_around_one, dtype=self.dtype)
+    norm = functools.partial(layers.BatchNorm, scale_init=around_one, dtype=self.dtype)
     stages = doublings(self.size)
-    if self.num_classes:
-      latent = jnp.concatenate([latent, jax.nn.one_hot(labels, self.num_classes)], axis=-1)
-    x = latent[:, None, None, :]
+    x = with_labels(latent, labels, self.num_classes)[:, None, None, :]
     features = {}
     for i in range(stages + 1):
       stride, padding = (1, 0) if i == 0 else (2, 1)
@@ -81,7 +87,7 @@ class Discriminator(nn.Module):
     self, x: jax.Array, labels: jax.Array | None = None, *, train: bool
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     conv = functools.partial(layers.Conv, kernel_size=4, kernel_init=normal_002, dtype=self.dtype)
-    norm = functools.partial(layers.BatchNorm, scale_init=_around_one, dtype=self.dtype)
+    norm = functools.partial(layers.BatchNorm, scale_init=around_one, dtype=self.dtype)
     features = {}
     for i in range(doublings(self.size) + 1):
       x = conv(self.width * 2**i, stride=2, padding=1, name=f'conv{i}')(x)

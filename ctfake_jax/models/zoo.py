@@ -1,4 +1,4 @@
-"""The networks by name: one dict of classifiers, one of (generator, discriminator) pairs."""
+"""The networks by name: one dict of classifiers, one of generators of adversarial pairs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ctfake_jax.models import cnn, dcgan, mobilenetv2, resnet, views
+from ctfake_jax.models import cnn, dcgan, diffusion, mobilenetv2, resize_gan, resnet, vae, views
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
   'cnn': cnn.CNN,
@@ -15,8 +15,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
   'mobilenetv2': mobilenetv2.MobileNetV2,
 }
 
-GENERATORS: dict[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]] = {
-  'dcgan': (dcgan.Generator, dcgan.Discriminator),
+GENERATORS: dict[str, Callable[..., nn.Module]] = {
+  'dcgan': dcgan.Generator,
+  'resize_gan': resize_gan.Generator,
 }
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
@@ -29,10 +30,27 @@ def classifier(config: Any, num_classes: int) -> nn.Module:
   return views.ManyViews(network, config.views) if config.views > 1 else network
 
 
-def gan(
-  name: str, size: int, width: int, num_classes: int, dtype: str
-) -> tuple[nn.Module, nn.Module]:
-  """Generator and discriminator of the family `name` for square grey images."""
-  generator, discriminator = GENERATORS[name]
-  options = {'size': size, 'width': width, 'num_classes': num_classes, 'dtype': DTYPES[dtype]}
-  return generator(**options), discriminator(**options)
+def generator(config: Any, num_classes: int) -> tuple[nn.Module, int]:
+  """The generator that the config's task trains, and the length of its latents."""
+  section, size = config[config.task], config.data.image_size
+  options = _options(section, num_classes)
+  if config.task == 'diffusion':
+    return diffusion.Sampler(diffusion.UNet(**options), section.sample_steps, size), size * size
+  make = resize_gan.Generator if config.task == 'vae' else GENERATORS[section.name]
+  return make(size=size, **options), section.latent
+
+
+def discriminator(config: Any, num_classes: int) -> nn.Module:
+  """DCGAN's, for every generator of `config.gan`."""
+  return dcgan.Discriminator(size=config.data.image_size, **_options(config.gan, num_classes))
+
+
+def encoder(config: Any) -> nn.Module:
+  """The encoder that `config.vae` trains beside its generator."""
+  c = config.vae
+  return vae.Encoder(config.data.image_size, c.latent, c.width, DTYPES[c.dtype])
+
+
+def _options(section: Any, num_classes: int) -> dict[str, Any]:
+  classes = num_classes if section.conditional else 0
+  return {'width': section.width, 'num_classes': classes, 'dtype': DTYPES[section.dtype]}

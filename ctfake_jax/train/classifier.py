@@ -27,6 +27,7 @@ from ctfake_jax.data.splits import Split
 from ctfake_jax.data.survey import fingerprint
 from ctfake_jax.models import pretrained, zoo
 from ctfake_jax.train import loop
+from ctfake_jax.train.average import moving_average
 from ctfake_jax.types import ImageSet, UserError
 
 
@@ -131,12 +132,6 @@ def make_train_step(
     return state, {'loss': loss, 'accuracy': (logits.argmax(-1) == batch['label']).mean()}
 
   return train_step
-
-
-def moving_average(old: dict, new: dict, decay: float, step: jax.Array) -> dict:
-  """Exponential moving average whose memory grows with the run up to `decay`."""
-  kept = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-  return jax.tree.map(lambda a, b: kept * a + (1 - kept) * b, old, new)
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:

@@ -1,4 +1,4 @@
-"""Training a DCGAN on the training part alone.
+"""Generators trained against a discriminator.
 
 One step is one update of the discriminator (a real and a fake batch, each with its own batch
 statistics) and one of the generator (Radford, Metz & Chintala 2016). What the discriminator
@@ -7,9 +7,7 @@ are small. Samples come from a moving average of the generator whose batch stati
 re-estimated first.
 """
 
-import functools
 from collections.abc import Callable
-from pathlib import Path
 
 import chex
 import flax.linen as nn
@@ -17,28 +15,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import optax
 
-from ctfake_jax import mesh as mesh_lib
-from ctfake_jax import workdir as workdir_lib
-from ctfake_jax.data import pipeline, splits
 from ctfake_jax.data.augment import discriminator_view
-from ctfake_jax.data.feed import open_feed
-from ctfake_jax.data.splits import Split
-from ctfake_jax.data.survey import fingerprint
-from ctfake_jax.figures import save_grid
 from ctfake_jax.models import zoo
-from ctfake_jax.quality import frechet_distance
-from ctfake_jax.sampling import make_sampler
-from ctfake_jax.train import loop
-from ctfake_jax.train.classifier import moving_average
-from ctfake_jax.types import ImageSet, UserError
-from ctfake_jax.yardstick import phantom_extractor
-
-# Below this share of the reals' pairwise distance the fixed latents give one image: collapse.
-COLLAPSED_DIVERSITY = 0.2
-PREVIEW_PER_CLASS = 8
+from ctfake_jax.train.average import moving_average
 
 
 class State(flax.struct.PyTreeNode):
@@ -65,22 +46,23 @@ class State(flax.struct.PyTreeNode):
 
 
 class Networks(flax.struct.PyTreeNode):
-  """The two modules and their optimisers, all static."""
+  """The two modules, the length of a latent, and the optimisers; all static."""
 
   generator: nn.Module = flax.struct.field(pytree_node=False)
   discriminator: nn.Module = flax.struct.field(pytree_node=False)
+  latent: int = flax.struct.field(pytree_node=False)
   tx_generator: optax.GradientTransformation = flax.struct.field(pytree_node=False)
   tx_discriminator: optax.GradientTransformation = flax.struct.field(pytree_node=False)
 
 
 def build(config: ml_collections.ConfigDict, num_classes: int) -> Networks:
-  """The pair that `config.gan` names; 0 classes where it is not conditional."""
+  """The pair that `config.gan` names."""
   c = config.gan
-  classes = num_classes if c.conditional else 0
-  generator, discriminator = zoo.gan(c.name, config.data.image_size, c.width, classes, c.dtype)
+  generator, latent = zoo.generator(config, num_classes)
   return Networks(
     generator,
-    discriminator,
+    zoo.discriminator(config, num_classes),
+    latent,
     optax.adam(_rate(c, c.learning_rate_generator), b1=c.beta1),
     optax.adam(_rate(c, c.learning_rate_discriminator), b1=c.beta1),
   )
@@ -90,11 +72,11 @@ def _rate(c: ml_collections.ConfigDict, peak: float) -> optax.ScalarOrSchedule:
   return optax.cosine_decay_schedule(peak, c.updates) if c.schedule == 'cosine' else peak
 
 
-def init_state(networks: Networks, size: int, latent: int, seed: int) -> State:
+def init_state(networks: Networks, size: int, seed: int) -> State:
   """Fresh state."""
   key_g, key_d = jax.random.split(jax.random.key(seed))
   labels = jnp.zeros((2,), jnp.int32)
-  generator = networks.generator.init(key_g, jnp.zeros((2, latent)), labels, train=True)
+  generator = networks.generator.init(key_g, jnp.zeros((2, networks.latent)), labels, train=True)
   images = jnp.zeros((2, size, size, 1))
   discriminator = networks.discriminator.init(key_d, images, labels, train=True)
   return State(
@@ -190,111 +172,3 @@ def make_train_step(
 
 def _bce(logits: jax.Array, target: float) -> jax.Array:
   return optax.sigmoid_binary_cross_entropy(logits, jnp.full_like(logits, target)).mean()
-
-
-def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
-  """The task `gan`: data, split, training on the training part."""
-  images = pipeline.load(config)
-  parts = splits.split(images, config.split, config.split.fold)
-  workdir_lib.write_json(workdir / 'split.json', parts.as_json(images))
-  return fit(config, images, parts, workdir)
-
-
-def fit(config: ml_collections.ConfigDict, images: ImageSet, parts: Split, workdir: Path) -> dict:
-  """Trains on `parts.train`, keeps the generator nearest to `parts.val`; writes results.json."""
-  facts = {
-    'class_names': list(images.class_names),
-    'data': fingerprint(images),
-    'unit': images.unit,
-  }
-  workdir_lib.record_config(workdir, config, facts)
-  train, val = images.take(parts.train), images.take(parts.val)
-  _check_sizes(config, train)
-  networks = build(config, len(images.class_names))
-  state, progress = _train(config, networks, train, val, workdir)
-  result = {
-    'best_step': progress.best_step,
-    'frechet_validation': -progress.best_score,
-    **loop.costs(progress, config.gan.batch_size),
-    'parameters': state.parameter_counts(),
-    'train_images': len(train),
-  }
-  workdir_lib.write_json(workdir / 'results.json', result)
-  return result
-
-
-def _check_sizes(config, train: ImageSet) -> None:
-  mesh_lib.check_batch_size('gan.batch_size', config.gan.batch_size)
-  if len(train) < config.gan.batch_size:
-    raise UserError(
-      f'config.gan.batch_size = {config.gan.batch_size}: only {len(train)} training images; '
-      'lower it or add data'
-    )
-
-
-def _train(config, networks: Networks, train: ImageSet, val: ImageSet, workdir: Path):
-  c, mesh = config.gan, mesh_lib.data_mesh()
-  everywhere = mesh_lib.replicated(mesh)
-  fresh = functools.partial(init_state, networks, config.data.image_size, c.latent, config.seed)
-  abstract = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
-    jax.eval_shape(fresh),
-  )
-  return loop.run(
-    name=f'{c.name} {workdir.name}',
-    workdir=workdir,
-    schedule=loop.Schedule(
-      total=c.updates,
-      eval_every=c.eval_every,
-      log_every=config.train.log_every,
-      at_once=loop.steps_at_once(config.train),
-    ),
-    keep=c.keep_checkpoints,
-    seed=config.seed,
-    abstract_state=abstract,
-    init=functools.partial(mesh_lib.made_everywhere, mesh, fresh),
-    train_step=make_train_step(networks, config),
-    feed=open_feed(mesh, train, c.batch_size, config.seed),
-    evaluate=_evaluator(config, networks, val, workdir),
-  )
-
-
-def _evaluator(config, networks: Networks, val: ImageSet, workdir: Path):
-  """Judges a generator by the Frechet distance to validation reals; writes a sample grid."""
-  extract = phantom_extractor(config.data.image_size)
-  classes = len(val.class_names)
-  real_features = extract(val.images)
-  real_diversity = diversity(val.images, val.labels, classes, seed=config.seed)
-  labels = np.arange(config.gan.quality_images, dtype=np.int32) % classes
-  preview = np.repeat(np.arange(classes, dtype=np.int32), PREVIEW_PER_CLASS)
-
-  def evaluate(state, step):
-    """Score (minus the distance) and metrics; leaves the sample grid of this step."""
-    variables = mesh_lib.to_host(state.ema)
-    sampler = make_sampler(networks.generator, variables, config.gan.latent, classes)
-    fakes = sampler.sample(labels, config.seed)
-    if mesh_lib.is_main_process():
-      save_grid(
-        workdir / 'samples' / f'step_{step:06d}.png',
-        sampler.sample(preview, config.seed + 1),
-        columns=PREVIEW_PER_CLASS,
-      )
-    distance = frechet_distance(extract(fakes), real_features)
-    spread = diversity(fakes, labels, classes, seed=config.seed) / real_diversity
-    if spread < COLLAPSED_DIVERSITY:
-      print(f'step {step}: mode collapse, fakes vary {spread:.0%} as much as reals')
-    return -distance, {'frechet': distance, 'diversity': spread}
-
-  return evaluate
-
-
-def diversity(images: np.ndarray, labels: np.ndarray, classes: int, seed: int) -> float:
-  """Mean root-mean-square difference of random pairs within a class."""
-  rng = np.random.default_rng(seed)
-  differences = []
-  for label in range(classes):
-    rows = np.nonzero(labels == label)[0]
-    if len(rows) > 1:
-      a, b = rng.permutation(rows)[: len(rows) // 2 * 2].reshape(2, -1)
-      differences.append(np.sqrt(((images[a] - images[b]) ** 2).mean((1, 2, 3))).mean())
-  return float(np.mean(differences))

@@ -1,0 +1,160 @@
+"""A denoising diffusion model (Ho, Jain & Abbeel 2020, arXiv:2006.11239) and its fast sampler.
+
+Time runs from 0 (image) to 1 (noise) on the cosine schedule of Nichol & Dhariwal 2021
+(arXiv:2102.09672): x(t) = signal(t) x(0) + noise(t) e. The U-Net predicts e. The sampler is the
+deterministic one of Song, Meng & Ermon 2021 (DDIM, arXiv:2010.02502), with the image that each
+step implies clipped to [-1, 1].
+"""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ctfake_jax.models import layers
+from ctfake_jax.models.resize_gan import doubled
+
+# Of the cosine schedule: keeps the noise above 0 at time 0 and the signal above 0 at time 1.
+OFFSET = 0.008
+LAST_TIME = 0.98
+GROUP_CHANNELS = 8
+
+
+def signal_and_noise(time: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Scales of image and noise at times f[...] in [0, 1]; their squares add up to 1."""
+  angle = (time + OFFSET) / (1 + OFFSET) * (jnp.pi / 2)
+  return jnp.cos(angle), jnp.sin(angle)
+
+
+class UNet(nn.Module):
+  """Predicts the noise in images f[b, h, w, 1] at times f[b]; sides are multiples of 4.
+
+  Three resolutions of `width`, 2 and 4 `width` channels, a residual block at each on the way down
+  and up, attention at the lowest.
+
+  Attributes:
+    width: channels at full resolution, a multiple of 8.
+    num_classes: 0 for an unconditional model.
+    dtype: compute dtype.
+  """
+
+  width: int = 32
+  num_classes: int = 0
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, time: jax.Array, labels: jax.Array | None) -> jax.Array:
+    condition = nn.Dense(4 * self.width, name='time1')(_waves(time, self.width))
+    condition = nn.Dense(4 * self.width, name='time2')(nn.silu(condition))
+    if self.num_classes:
+      condition += nn.Embed(self.num_classes, 4 * self.width, name='label')(labels)
+    condition = nn.silu(condition)
+    block = functools.partial(_Block, dtype=self.dtype)
+    widths = (self.width, 2 * self.width, 4 * self.width)
+    x = layers.Conv(self.width, dtype=self.dtype, name='conv_in')(x)
+    skips = []
+    for i, width in enumerate(widths[:-1]):
+      x = block(width, name=f'down{i}')(x, condition)
+      skips.append(x)
+      x = nn.avg_pool(x, (2, 2), (2, 2))
+    x = block(widths[-1], name='middle1')(x, condition)
+    x = _Attention(dtype=self.dtype, name='attention')(x)
+    x = block(widths[-1], name='middle2')(x, condition)
+    for i, width in reversed(list(enumerate(widths[:-1]))):
+      x = block(width, name=f'up{i}')(jnp.concatenate([doubled(x), skips[i]], -1), condition)
+    x = nn.silu(_norm(self.dtype, 'norm_out', x))
+    zeros = nn.initializers.zeros
+    out = layers.Conv(1, dtype=self.dtype, kernel_init=zeros, name='conv_out')(x)
+    return out.astype(jnp.float32)
+
+
+class Sampler(nn.Module):
+  """Deterministic images from noise, with the parameters of `unet` as its own.
+
+  Attributes:
+    unet: the noise predictor.
+    steps: evaluations of it.
+    size: side of the image.
+  """
+
+  unet: UNet
+  steps: int
+  size: int
+
+  def setup(self):
+    nn.share_scope(self, self.unet)
+
+  def __call__(
+    self, latent: jax.Array, labels: jax.Array | None = None, *, train: bool
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Images f32[b, size, size, 1] in [-1, 1] from noise f[b, size * size]; no features."""
+    x = latent.reshape(-1, self.size, self.size, 1)
+    if self.is_initializing():
+      return self.unet(x, jnp.zeros(len(x)), labels), {}
+    unet, variables = self.unet.clone(parent=None), {'params': self.variables['params']}
+    times = jnp.linspace(LAST_TIME, 0.0, self.steps + 1)
+
+    def step(x, now_and_next):
+      signal_next, noise_next = signal_and_noise(now_and_next[1])
+      image, noise = implied(unet, variables, x, jnp.full(len(x), now_and_next[0]), labels)
+      return signal_next * image + noise_next * noise, None
+
+    x, _ = lax.scan(step, x, (times[:-1], times[1:]))
+    return jnp.clip(x, -1, 1), {}
+
+
+def implied(
+  unet: UNet, variables: dict, x: jax.Array, time: jax.Array, labels: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+  """The image in [-1, 1] that x(t) holds by the network's word, and the noise that fits it."""
+  signal, noise = (scale[:, None, None, None] for scale in signal_and_noise(time))
+  predicted: jax.Array = unet.apply(variables, x, time, labels)  # type: ignore[assignment]
+  image = jnp.clip((x - noise * predicted) / signal, -1, 1)
+  return image, (x - signal * image) / noise
+
+
+class _Block(nn.Module):
+  """Residual: (norm, SiLU, 3x3 convolution) twice, shifted by the condition f[b, c] between."""
+
+  width: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x, condition):
+    h = nn.silu(_norm(self.dtype, 'norm1', x))
+    h = layers.Conv(self.width, dtype=self.dtype, name='conv1')(h)
+    h += nn.Dense(self.width, dtype=self.dtype, name='condition')(condition)[:, None, None, :]
+    h = nn.silu(_norm(self.dtype, 'norm2', h))
+    zeros = nn.initializers.zeros
+    h = layers.Conv(self.width, dtype=self.dtype, kernel_init=zeros, name='conv2')(h)
+    if x.shape[-1] != self.width:
+      x = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name='skip')(x)
+    return x + h
+
+
+class _Attention(nn.Module):
+  """Self-attention with one head between all pixels, added to them."""
+
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x):
+    b, height, width, channels = x.shape
+    flat = _norm(self.dtype, 'norm', x).reshape(b, height * width, channels)
+    heads = nn.MultiHeadDotProductAttention(num_heads=1, dtype=self.dtype, name='heads')
+    return x + heads(flat).reshape(x.shape)
+
+
+def _norm(dtype, name: str, x: jax.Array) -> jax.Array:
+  groups = max(1, x.shape[-1] // GROUP_CHANNELS)
+  return nn.GroupNorm(num_groups=groups, dtype=dtype, name=name)(x)
+
+
+def _waves(time: jax.Array, width: int) -> jax.Array:
+  """f32[b, width]: sines and cosines of times f[b] at frequencies from 1 to 1000."""
+  frequencies = jnp.exp(jnp.linspace(0.0, math.log(1000.0), width // 2))
+  angles = 2 * jnp.pi * time[:, None] * frequencies[None]
+  return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)

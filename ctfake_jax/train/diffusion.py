@@ -1,0 +1,101 @@
+"""Training a denoising diffusion model (Ho et al. 2020): the network learns an image's noise."""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import flax.struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from ctfake_jax.models import diffusion, zoo
+from ctfake_jax.train.average import moving_average
+
+
+class State(flax.struct.PyTreeNode):
+  """Everything a step changes; `ema` averages the network's variables."""
+
+  step: jax.Array
+  generator: dict
+  opt_state: optax.OptState
+  ema: dict
+  first_bad_step: jax.Array
+
+  def parameter_counts(self) -> dict[str, int]:
+    """Trainable scalars of each network."""
+    return {'generator': self.parameter_count()}
+
+  def parameter_count(self) -> int:
+    """Trainable scalars."""
+    return sum(leaf.size for leaf in jax.tree.leaves(self.generator['params']))
+
+
+class Networks(flax.struct.PyTreeNode):
+  """The sampler with the U-Net inside, the length of its noise, and the optimiser; all static."""
+
+  generator: Any = flax.struct.field(pytree_node=False)
+  latent: int = flax.struct.field(pytree_node=False)
+  tx: optax.GradientTransformation = flax.struct.field(pytree_node=False)
+
+
+def build(config: ml_collections.ConfigDict, num_classes: int) -> Networks:
+  """The network of `config.diffusion`."""
+  c = config.diffusion
+  generator, latent = zoo.generator(config, num_classes)
+  rate = optax.warmup_cosine_decay_schedule(
+    0.0, c.learning_rate, min(c.warmup_updates, c.updates // 2), c.updates
+  )
+  return Networks(generator, latent, optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)))
+
+
+def init_state(networks: Networks, size: int, seed: int) -> State:
+  """Fresh state."""
+  noise, labels = jnp.zeros((2, size * size)), jnp.zeros((2,), jnp.int32)
+  generator = dict(networks.generator.init(jax.random.key(seed), noise, labels, train=False))
+  return State(
+    step=jnp.zeros((), jnp.int32),
+    generator=generator,
+    opt_state=networks.tx.init(generator['params']),
+    ema=jax.tree.map(jnp.copy, generator),
+    first_bad_step=jnp.full((), -1, jnp.int32),
+  )
+
+
+def make_train_step(
+  networks: Networks, config: ml_collections.ConfigDict
+) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
+  """The pure step (state, {image, label}, key) -> (state, {loss})."""
+  c, unet = config.diffusion, networks.generator.unet
+
+  def loss_fn(params, images, labels, key):
+    key_time, key_noise = jax.random.split(key)
+    # One time in each of b equal intervals: less noise in the gradient than b free draws.
+    count = len(images)
+    time = (
+      diffusion.LAST_TIME * (jnp.arange(count) + jax.random.uniform(key_time, (count,))) / count
+    )
+    signal, noise = (s[:, None, None, None] for s in diffusion.signal_and_noise(time))
+    drawn = jax.random.normal(key_noise, images.shape)
+    found = unet.apply({'params': params}, signal * images + noise * drawn, time, labels)
+    return ((found - drawn) ** 2).mean()
+
+  def train_step(state, batch, key):
+    """One update."""
+    chex.assert_rank([batch['image'], batch['label']], [4, 1])
+    params = state.generator['params']
+    loss, grads = jax.value_and_grad(loss_fn)(params, batch['image'], batch['label'], key)
+    updates, opt_state = networks.tx.update(grads, state.opt_state, params)
+    generator = {'params': optax.apply_updates(params, updates)}
+    bad = (state.first_bad_step < 0) & ~jnp.isfinite(loss)
+    state = state.replace(
+      step=state.step + 1,
+      generator=generator,
+      opt_state=opt_state,
+      ema=moving_average(state.ema, generator, c.ema_decay, state.step),
+      first_bad_step=jnp.where(bad, state.step, state.first_bad_step),
+    )
+    return state, {'loss': loss}
+
+  return train_step

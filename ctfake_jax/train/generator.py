@@ -1,0 +1,147 @@
+"""Training a generator of any family on the training part alone.
+
+A family is a module of this package (`gan`, `vae`, `diffusion`) with
+
+- `build(config, classes)`: its networks; `.generator` maps (latents f[b, .latent], labels) to
+  images,
+- `init_state(networks, size, seed)`: a state with `step`, `first_bad_step`, `parameter_counts()`
+  and `ema`, the averaged {params, batch_stats} of the generator,
+- `make_train_step(networks, config)`: the pure step.
+
+Its keys are the config's section of the same name.
+"""
+
+import functools
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from ctfake_jax import mesh as mesh_lib
+from ctfake_jax import workdir as workdir_lib
+from ctfake_jax.data import pipeline, splits
+from ctfake_jax.data.feed import open_feed
+from ctfake_jax.data.splits import Split
+from ctfake_jax.data.survey import fingerprint
+from ctfake_jax.figures import save_grid
+from ctfake_jax.quality import frechet_distance
+from ctfake_jax.sampling import make_sampler
+from ctfake_jax.train import diffusion, gan, loop, vae
+from ctfake_jax.types import ImageSet, UserError
+from ctfake_jax.yardstick import phantom_extractor
+
+FAMILIES: dict[str, ModuleType] = {'gan': gan, 'vae': vae, 'diffusion': diffusion}
+# Below this share of the reals' pairwise distance the fixed latents give one image: collapse.
+COLLAPSED_DIVERSITY = 0.2
+PREVIEW_PER_CLASS = 8
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
+  """The tasks `gan`, `vae` and `diffusion`: data, split, training on the training part."""
+  images = pipeline.load(config)
+  parts = splits.split(images, config.split, config.split.fold)
+  workdir_lib.write_json(workdir / 'split.json', parts.as_json(images))
+  return fit(config, images, parts, workdir)
+
+
+def fit(config: ml_collections.ConfigDict, images: ImageSet, parts: Split, workdir: Path) -> dict:
+  """Trains on `parts.train`, keeps the generator nearest to `parts.val`; writes results.json."""
+  facts = {
+    'class_names': list(images.class_names),
+    'data': fingerprint(images),
+    'unit': images.unit,
+  }
+  workdir_lib.record_config(workdir, config, facts)
+  train, val = images.take(parts.train), images.take(parts.val)
+  _check_sizes(config, train)
+  networks = FAMILIES[config.task].build(config, len(images.class_names))
+  state, progress = _train(config, networks, train, val, workdir)
+  result = {
+    'best_step': progress.best_step,
+    'frechet_validation': -progress.best_score,
+    **loop.costs(progress, config[config.task].batch_size),
+    'parameters': state.parameter_counts(),
+    'train_images': len(train),
+  }
+  workdir_lib.write_json(workdir / 'results.json', result)
+  return result
+
+
+def _check_sizes(config, train: ImageSet) -> None:
+  key, batch_size = f'{config.task}.batch_size', config[config.task].batch_size
+  mesh_lib.check_batch_size(key, batch_size)
+  if len(train) < batch_size:
+    raise UserError(
+      f'config.{key} = {batch_size}: only {len(train)} training images; lower it or add data'
+    )
+
+
+def _train(config, networks: Any, train: ImageSet, val: ImageSet, workdir: Path):
+  family, c, mesh = FAMILIES[config.task], config[config.task], mesh_lib.data_mesh()
+  everywhere = mesh_lib.replicated(mesh)
+  fresh = functools.partial(family.init_state, networks, config.data.image_size, config.seed)
+  abstract = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+    jax.eval_shape(fresh),
+  )
+  return loop.run(
+    name=f'{config.task} {workdir.name}',
+    workdir=workdir,
+    schedule=loop.Schedule(
+      total=c.updates,
+      eval_every=c.eval_every,
+      log_every=config.train.log_every,
+      at_once=loop.steps_at_once(config.train),
+    ),
+    keep=c.keep_checkpoints,
+    seed=config.seed,
+    abstract_state=abstract,
+    init=functools.partial(mesh_lib.made_everywhere, mesh, fresh),
+    train_step=family.make_train_step(networks, config),
+    feed=open_feed(mesh, train, c.batch_size, config.seed),
+    evaluate=_evaluator(config, networks, val, workdir),
+  )
+
+
+def _evaluator(config, networks: Any, val: ImageSet, workdir: Path):
+  """Judges a generator by the Frechet distance to validation reals; writes a sample grid."""
+  extract = phantom_extractor(config.data.image_size)
+  classes = len(val.class_names)
+  real_features = extract(val.images)
+  real_diversity = diversity(val.images, val.labels, classes, seed=config.seed)
+  labels = np.arange(config[config.task].quality_images, dtype=np.int32) % classes
+  preview = np.repeat(np.arange(classes, dtype=np.int32), PREVIEW_PER_CLASS)
+
+  def evaluate(state, step):
+    """Score (minus the distance) and metrics; leaves the sample grid of this step."""
+    variables = mesh_lib.to_host(state.ema)
+    sampler = make_sampler(networks.generator, variables, networks.latent, classes)
+    fakes = sampler.sample(labels, config.seed)
+    if mesh_lib.is_main_process():
+      save_grid(
+        workdir / 'samples' / f'step_{step:06d}.png',
+        sampler.sample(preview, config.seed + 1),
+        columns=PREVIEW_PER_CLASS,
+      )
+    distance = frechet_distance(extract(fakes), real_features)
+    spread = diversity(fakes, labels, classes, seed=config.seed) / real_diversity
+    if spread < COLLAPSED_DIVERSITY:
+      print(f'step {step}: mode collapse, fakes vary {spread:.0%} as much as reals')
+    return -distance, {'frechet': distance, 'diversity': spread}
+
+  return evaluate
+
+
+def diversity(images: np.ndarray, labels: np.ndarray, classes: int, seed: int) -> float:
+  """Mean root-mean-square difference of random pairs within a class."""
+  rng = np.random.default_rng(seed)
+  differences = []
+  for label in range(classes):
+    rows = np.nonzero(labels == label)[0]
+    if len(rows) > 1:
+      a, b = rng.permutation(rows)[: len(rows) // 2 * 2].reshape(2, -1)
+      differences.append(np.sqrt(((images[a] - images[b]) ** 2).mean((1, 2, 3))).mean())
+  return float(np.mean(differences))

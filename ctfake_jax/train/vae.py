@@ -1,0 +1,132 @@
+"""Training a variational autoencoder (Kingma & Welling 2014, arXiv:1312.6114).
+
+The width of the pixel noise is the best one for each batch, not a guess (Rybkin, Daniilidis &
+Levine 2021, arXiv:2006.13202): reconstruction then weighs against the latents' divergence by
+itself.
+"""
+
+from collections.abc import Callable
+
+import chex
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from ctfake_jax.models import zoo
+from ctfake_jax.train.average import moving_average
+
+SMALLEST_ERROR = 1e-6
+
+
+class State(flax.struct.PyTreeNode):
+  """Everything a step changes; `ema` and `ema_encoder` average the two networks' variables."""
+
+  step: jax.Array
+  generator: dict
+  encoder: dict
+  opt_state: optax.OptState
+  ema: dict
+  ema_encoder: dict
+  first_bad_step: jax.Array
+
+  def parameter_counts(self) -> dict[str, int]:
+    """Trainable scalars of each network."""
+    return {
+      name: sum(leaf.size for leaf in jax.tree.leaves(getattr(self, name)['params']))
+      for name in ('generator', 'encoder')
+    }
+
+  def parameter_count(self) -> int:
+    """Trainable scalars of both networks."""
+    return sum(self.parameter_counts().values())
+
+
+class Networks(flax.struct.PyTreeNode):
+  """Decoder, encoder, the length of a latent, and the optimiser; all static."""
+
+  generator: nn.Module = flax.struct.field(pytree_node=False)
+  encoder: nn.Module = flax.struct.field(pytree_node=False)
+  latent: int = flax.struct.field(pytree_node=False)
+  tx: optax.GradientTransformation = flax.struct.field(pytree_node=False)
+
+
+def build(config: ml_collections.ConfigDict, num_classes: int) -> Networks:
+  """The networks of `config.vae`."""
+  c = config.vae
+  generator, latent = zoo.generator(config, num_classes)
+  rate = optax.cosine_decay_schedule(c.learning_rate, c.updates)
+  return Networks(generator, zoo.encoder(config), latent, optax.adam(rate))
+
+
+def init_state(networks: Networks, size: int, seed: int) -> State:
+  """Fresh state."""
+  key_g, key_e = jax.random.split(jax.random.key(seed))
+  latent, labels = jnp.zeros((2, networks.latent)), jnp.zeros((2,), jnp.int32)
+  generator = dict(networks.generator.init(key_g, latent, labels, train=True))
+  encoder = dict(networks.encoder.init(key_e, jnp.zeros((2, size, size, 1)), train=True))
+  return State(
+    step=jnp.zeros((), jnp.int32),
+    generator=generator,
+    encoder=encoder,
+    opt_state=networks.tx.init((generator['params'], encoder['params'])),
+    ema=jax.tree.map(jnp.copy, generator),
+    ema_encoder=jax.tree.map(jnp.copy, encoder),
+    first_bad_step=jnp.full((), -1, jnp.int32),
+  )
+
+
+def divergence(mean: jax.Array, log_var: jax.Array) -> jax.Array:
+  """Kullback-Leibler divergence f[b], in nats, of N(mean, exp(log_var)) from N(0, 1)."""
+  return 0.5 * (mean**2 + jnp.exp(log_var) - 1 - log_var).sum(-1)
+
+
+def make_train_step(
+  networks: Networks, config: ml_collections.ConfigDict
+) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
+  """The pure step (state, {image, label}, key) -> (state, losses)."""
+  c = config.vae
+
+  def loss_fn(params, state, images, labels, key):
+    decoder_params, encoder_params = params
+    (mean, log_var), encoder_updates = networks.encoder.apply(
+      {**state.encoder, 'params': encoder_params}, images, train=True, mutable=['batch_stats']
+    )
+    latent = mean + jnp.exp(0.5 * log_var) * jax.random.normal(key, mean.shape)
+    (decoded, _), decoder_updates = networks.generator.apply(
+      {**state.generator, 'params': decoder_params},
+      latent,
+      labels,
+      train=True,
+      mutable=['batch_stats'],
+    )
+    error = jnp.maximum(((decoded - images) ** 2).mean(), SMALLEST_ERROR)
+    nats = divergence(mean, log_var).mean()
+    loss = 0.5 * images[0].size * jnp.log(error) + c.beta * nats
+    return loss, (decoder_updates, encoder_updates, error, nats)
+
+  def train_step(state, batch, key):
+    """One update of encoder and decoder together."""
+    chex.assert_rank([batch['image'], batch['label']], [4, 1])
+    params = (state.generator['params'], state.encoder['params'])
+    (loss, (g_updates, e_updates, error, nats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+      params, state, batch['image'], batch['label'], key
+    )
+    updates, opt_state = networks.tx.update(grads, state.opt_state)
+    g_params, e_params = optax.apply_updates(params, updates)
+    generator, encoder = {'params': g_params, **g_updates}, {'params': e_params, **e_updates}
+    bad = (state.first_bad_step < 0) & ~jnp.isfinite(loss)
+    state = state.replace(
+      step=state.step + 1,
+      generator=generator,
+      encoder=encoder,
+      opt_state=opt_state,
+      ema=moving_average(state.ema, generator, c.ema_decay, state.step),
+      ema_encoder=moving_average(state.ema_encoder, encoder, c.ema_decay, state.step),
+      first_bad_step=jnp.where(bad, state.step, state.first_bad_step),
+    )
+    return state, {'loss': loss, 'root_mean_square_error': jnp.sqrt(error), 'divergence': nats}
+
+  return train_step
