@@ -14,6 +14,9 @@ from ml_collections import config_dict
 
 from ctfake_jax.types import UserError
 
+# Ways to make a fake from a real image; those of EDITS need no trained generator.
+EDITS = ('blended', 'inpainted', 'copied')
+METHODS_ON_REALS = ('reconstructions', *EDITS)
 GENERATORS = ('gan', 'vae', 'diffusion')
 TASKS = (
   'classifier',
@@ -165,6 +168,7 @@ def defaults() -> ml_collections.ConfigDict:
 
   c.generate = ml_collections.ConfigDict()
   c.generate.checkpoint = ''  # workdir of a generator's training
+  c.generate.method = 'samples'  # or reconstructions, blended, inpainted, copied: of config.data
   c.generate.count = 500  # in all, spread over the classes
   c.generate.dicom = False  # also CT DICOM files; generators trained on HU only
 
@@ -299,6 +303,7 @@ RULES: dict[str, Rule] = {
   'diffusion.learning_rate': _between(1e-8, 1),
   'diffusion.warmup_updates': _at_least(0),
   'diffusion.sample_steps': _between(1, 1000),
+  'generate.method': _one_of('samples', *METHODS_ON_REALS),
   'generate.count': _between(1, 10**7),
   'study.classifiers': _some_of(*CLASSIFIERS),
   'benchmark.models': _some_of('dcgan', *CLASSIFIERS),
@@ -330,7 +335,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
   for needs, keys in _REQUIRED_PATHS.items():
     if needs == config.task:
       for key in keys:
-        if not values[key]:
+        if not values[key] and not (needs == 'generate' and values['generate.method'] in EDITS):
           raise UserError(f'config.{key} is empty: {needs} needs it, set --config.{key}=PATH')
   if config.data.source != 'phantom' and not config.data.path and config.task not in _READ_NO_DATA:
     raise UserError(

@@ -1,11 +1,15 @@
-"""The task `generate`: deepfakes from a trained generator, as PNG and, where true, as DICOM CT.
+"""The task `generate`: deepfakes as PNG and, where true, as DICOM CT.
 
-Leaves `images/<class>/<number>.png` (8-bit grey), with `generate.dicom` also
-`dicom/<class>/<number>.dcm`, and `manifest.json`: seed, checkpoint, config, label and SHA-256 of
-every file. A label is what the conditional generator was asked for; an unconditional one was
-asked for nothing, and its classes are named `unlabelled`.
+`generate.method` says how: samples of a trained generator; reconstructions of the images of
+`config.data` by one; or local edits of them, which need no generator. Leaves
+`images/<class>/<number>.png` (8-bit grey), of edits also `masks/<class>/<number>.png` (white: what
+was changed), with `generate.dicom` also `dicom/<class>/<number>.dcm`, and `manifest.json`: seed,
+checkpoint, config, and of every file its label, its source where it has one, and its SHA-256. A
+label is what the conditional generator was asked for, or the source's; an unconditional generator
+was asked for nothing, and its classes are named `unlabelled`.
 """
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -13,41 +17,126 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from ctfake_jax import __version__, progress, sampling
+from ctfake_jax import __version__, fakes, progress, sampling
+from ctfake_jax import config as config_lib
 from ctfake_jax import workdir as workdir_lib
+from ctfake_jax.data import pipeline
 from ctfake_jax.data.dicom_writer import SyntheticSeries, write_synthetic_ct
 from ctfake_jax.data.preprocess import Preprocess, to_uint8
+from ctfake_jax.fakes import Fakes
 from ctfake_jax.figures import save_grid
 from ctfake_jax.sampling import TrainedGenerator
-from ctfake_jax.types import UserError
+from ctfake_jax.types import ImageSet, UserError
 
 UNLABELLED = 'unlabelled'
 # A chest's usual reconstruction circle; a model's view keeps no spacing of its own.
 TYPICAL_FIELD_OF_VIEW_MM = 350.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Maker:
+  """What the files must say of who made the images.
+
+  Attributes:
+    name: of the generator or of the edit.
+    class_names: folder of each label.
+    unit: of the images learnt from or edited, 'HU' or 'grey'.
+    view: through which the images came.
+    digest: of the generator's parameters, or the edit's name.
+  """
+
+  name: str
+  class_names: tuple[str, ...]
+  unit: str
+  view: Preprocess
+  digest: str
+
+  @classmethod
+  def trained(cls, generator: TrainedGenerator, method: str) -> 'Maker':
+    """A trained generator; its classes have names where it was asked for them."""
+    names = generator.class_names
+    asked = generator.conditional or method != 'samples'
+    return cls(
+      f'ctfake_jax {generator.family}',
+      names if asked else (UNLABELLED,) * len(names),
+      generator.unit,
+      Preprocess.from_config(generator.config.data),
+      generator.digest,
+    )
+
+  @classmethod
+  def editor(cls, config: ml_collections.ConfigDict, reals: ImageSet) -> 'Maker':
+    """The edit that the config names."""
+    method = config.generate.method
+    view = Preprocess.from_config(config.data)
+    return cls(f'ctfake_jax edit, {method}', reals.class_names, reals.unit, view, method)
+
+
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
-  """Writes `generate.count` images spread evenly over the classes; returns the manifest."""
-  checkpoint = Path(config.generate.checkpoint)
-  trained = sampling.load(checkpoint)
+  """Writes `generate.count` images; returns the manifest."""
+  samples = config.generate.method == 'samples'
+  made, maker, facts = (_samples if samples else _on_reals)(config)
   if config.generate.dicom:
-    _check_hounsfield(trained)
-  workdir_lib.record_config(workdir, config, {'class_names': list(trained.class_names)})
-  labels = spread_labels(config.generate.count, len(trained.class_names))
-  images = trained.sampler.sample(labels, config.seed)
+    _check_hounsfield(maker)
+  workdir_lib.record_config(workdir, config, {'class_names': list(maker.class_names)})
+  rows = write_pngs(workdir, made, maker)
+  if config.generate.dicom:
+    rows += write_dicoms(workdir, made, maker, config.seed)
   manifest = {
     'seed': config.seed,
-    'checkpoint': checkpoint.name,
-    'checkpoint_step': trained.step,
-    'generator_config': workdir_lib.read_json(checkpoint / 'config.json')['config'],
-    'class_names': list(trained.class_names),
-    'files': write_pngs(workdir, images, labels, trained),
+    'method': config.generate.method,
+    **facts,
+    'class_names': list(maker.class_names),
+    'files': rows,
   }
-  if config.generate.dicom:
-    manifest['files'] += write_dicoms(workdir, images, labels, trained, config.seed)
   workdir_lib.write_json(workdir / 'manifest.json', manifest)
-  save_grid(workdir / 'samples' / 'first.png', images[:64], columns=8)
+  save_grid(workdir / 'samples' / 'first.png', made.images[:64], columns=8)
   return manifest
+
+
+def _samples(config: ml_collections.ConfigDict) -> tuple[Fakes, Maker, dict]:
+  trained = sampling.load(Path(config.generate.checkpoint))
+  labels = spread_labels(config.generate.count, len(trained.class_names))
+  made = fakes.sample(trained, labels, config.seed)
+  return made, Maker.trained(trained, 'samples'), _checkpoint(config, trained)
+
+
+def _on_reals(config: ml_collections.ConfigDict) -> tuple[Fakes, Maker, dict]:
+  """Of the images of `config.data`; `sources` names the one that each fake was made from."""
+  c, trained = config.generate, None
+  if c.method == 'reconstructions':
+    trained = sampling.load(Path(c.checkpoint))
+  reals = pipeline.load(config)
+  facts = {}
+  if trained:
+    _check_same_view(config, trained, reals)
+    facts = _checkpoint(config, trained)
+  maker = Maker.trained(trained, c.method) if trained else Maker.editor(config, reals)
+  made = fakes.from_reals(c.method, trained, reals, c.count, config.seed)
+  return made, maker, {**facts, 'sources': [reals.records[i].provenance for i in made.sources]}
+
+
+def _checkpoint(config: ml_collections.ConfigDict, trained: TrainedGenerator) -> dict:
+  return {
+    'checkpoint': Path(config.generate.checkpoint).name,
+    'checkpoint_step': trained.step,
+    'generator_config': config_lib.as_dict(trained.config),
+  }
+
+
+def _check_same_view(
+  config: ml_collections.ConfigDict, trained: TrainedGenerator, reals: ImageSet
+) -> None:
+  if trained.config.data.image_size != config.data.image_size:
+    raise UserError(
+      f'config.data.image_size = {config.data.image_size}: the generator makes images of '
+      f'{trained.config.data.image_size} pixels, set that'
+    )
+  if trained.class_names != reals.class_names:
+    raise UserError(
+      f'config.data: classes {", ".join(reals.class_names)} differ from those that the generator '
+      f'learnt, {", ".join(trained.class_names)}'
+    )
 
 
 def spread_labels(count: int, classes: int) -> np.ndarray:
@@ -55,60 +144,60 @@ def spread_labels(count: int, classes: int) -> np.ndarray:
   return np.sort(np.arange(count, dtype=np.int32) % classes)
 
 
-def write_pngs(
-  workdir: Path, images: np.ndarray, labels: np.ndarray, trained: TrainedGenerator
-) -> list[dict]:
-  """8-bit grey PNGs by class folder; one manifest row each."""
+def write_pngs(workdir: Path, made: Fakes, maker: Maker) -> list[dict]:
+  """8-bit grey PNGs by class folder, masks beside them; one manifest row an image."""
   rows = []
-  for i, pixels in enumerate(progress.bar('writing PNG', to_uint8(images[..., 0]))):
-    name = _class_of(trained, labels[i])
-    path = workdir / 'images' / folder_name(name) / f'{i:06d}.png'
-    path.parent.mkdir(parents=True, exist_ok=True)
+  for i, pixels in enumerate(progress.bar('writing PNG', to_uint8(made.images[..., 0]))):
+    name = maker.class_names[made.labels[i]]
+    path = _path(workdir, 'images', name, i, 'png')
     Image.fromarray(pixels).save(path)
     rows.append(_row(workdir, path, name))
+    if made.masks is not None:
+      mask = _path(workdir, 'masks', name, i, 'png')
+      Image.fromarray(made.masks[i]).save(mask)
+      rows[-1]['mask'] = str(mask.relative_to(workdir))
   return rows
 
 
-def write_dicoms(
-  workdir: Path, images: np.ndarray, labels: np.ndarray, trained: TrainedGenerator, seed: int
-) -> list[dict]:
+def write_dicoms(workdir: Path, made: Fakes, maker: Maker, seed: int) -> list[dict]:
   """Synthetic CT by class folder, each image a series and a synthetic patient of its own.
 
   HU come from the inverse of the model's window: what lay outside it stays clipped.
   """
-  hu = Preprocess.from_config(trained.config.data).to_hu(images[..., 0])
+  hu = maker.view.to_hu(made.images[..., 0])
   spacing_mm = TYPICAL_FIELD_OF_VIEW_MM / hu.shape[1]
   rows = []
   for i, pixels in enumerate(progress.bar('writing DICOM', hu)):
-    name = _class_of(trained, labels[i])
+    name = maker.class_names[made.labels[i]]
     series = SyntheticSeries(
       label=name,
-      generator=f'ctfake_jax {trained.family}',
+      generator=maker.name,
       version=__version__,
-      seed=f'{trained.digest}/{seed}/{i}',
+      seed=f'{maker.digest}/{seed}/{i}',
     )
-    path = workdir / 'dicom' / folder_name(name) / f'{i:06d}.dcm'
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = _path(workdir, 'dicom', name, i, 'dcm')
     write_synthetic_ct(path, pixels, spacing_mm=spacing_mm, series=series, instance_number=1)
     rows.append(_row(workdir, path, name))
   return rows
 
 
-def _check_hounsfield(trained: TrainedGenerator) -> None:
-  if trained.unit != 'HU':
+def _check_hounsfield(maker: Maker) -> None:
+  if maker.unit != 'HU':
     raise UserError(
-      'config.generate.dicom: this generator learnt from grey pictures, whose values are no HU; '
-      'a CT DICOM of them would lie. Train on DICOM or the phantom, or leave generate.dicom off'
+      'config.generate.dicom: these images come from grey pictures, whose values are no HU; '
+      'a CT DICOM of them would lie. Use DICOM or the phantom, or leave generate.dicom off'
     )
-
-
-def _class_of(trained: TrainedGenerator, label: int) -> str:
-  return trained.class_names[label] if trained.conditional else UNLABELLED
 
 
 def folder_name(name: str) -> str:
   """A class name as one harmless path component."""
   return ''.join(c if c.isalnum() or c in '._-' else '_' for c in name).lstrip('.') or '_'
+
+
+def _path(workdir: Path, kind: str, name: str, number: int, suffix: str) -> Path:
+  path = workdir / kind / folder_name(name) / f'{number:06d}.{suffix}'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  return path
 
 
 def _row(workdir: Path, path: Path, label: str) -> dict:

@@ -69,6 +69,7 @@ class TrainedGenerator:
     unit: of the images learnt from, 'HU' or 'grey'.
     step: of the checkpoint.
     digest: SHA-256 of the generator's parameters.
+    encoder: variables of a VAE's encoder, None for other generators.
   """
 
   sampler: Sampler
@@ -77,6 +78,7 @@ class TrainedGenerator:
   unit: str
   step: int
   digest: str
+  encoder: dict | None
 
   @property
   def family(self) -> str:
@@ -106,7 +108,10 @@ def load(workdir: Path) -> TrainedGenerator:
   variables = checkpoints.restore_part(workdir, step, 'ema')
   sampler = make_sampler(generator, variables, latent, len(class_names))
   digest = hashlib.sha256(b''.join(leaf.tobytes() for leaf in jax.tree.leaves(variables)))
-  return TrainedGenerator(sampler, config, class_names, saved['unit'], step, digest.hexdigest())
+  encoder = checkpoints.restore_part(workdir, step, 'encoder') if config.task == 'vae' else None
+  return TrainedGenerator(
+    sampler, config, class_names, saved['unit'], step, digest.hexdigest(), encoder
+  )
 
 
 def _latents(seed: int, batch: int, latent: int) -> jax.Array:

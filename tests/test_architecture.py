@@ -10,7 +10,7 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 BASE = {'types', 'config', 'mesh', 'checkpoints', 'metrics', 'workdir', 'progress'}
 LEAVES = {
   'export',
-  'inference', 'sampling', 'generate', 'evaluate', 'predict', 'controls', 'figures', 'scores',
+  'inference', 'sampling', 'fakes', 'generate', 'evaluate', 'predict', 'controls', 'figures', 'scores',
   'fall', 'quality', 'yardstick', 'experiment',
 }  # fmt: skip
 # A room may import those named here, and itself.

@@ -94,16 +94,22 @@ class Sampler(nn.Module):
     x = latent.reshape(-1, self.size, self.size, 1)
     if self.is_initializing():
       return self.unet(x, jnp.zeros(len(x)), labels), {}
-    unet, variables = self.unet.clone(parent=None), {'params': self.variables['params']}
-    times = jnp.linspace(LAST_TIME, 0.0, self.steps + 1)
+    variables = {'params': self.variables['params']}
+    return denoise(self.unet.clone(parent=None), variables, x, labels, LAST_TIME, self.steps), {}
 
-    def step(x, now_and_next):
-      signal_next, noise_next = signal_and_noise(now_and_next[1])
-      image, noise = implied(unet, variables, x, jnp.full(len(x), now_and_next[0]), labels)
-      return signal_next * image + noise_next * noise, None
 
-    x, _ = lax.scan(step, x, (times[:-1], times[1:]))
-    return jnp.clip(x, -1, 1), {}
+def denoise(
+  unet: UNet, variables: dict, x: jax.Array, labels: jax.Array | None, start: float, steps: int
+) -> jax.Array:
+  """Images f32[b, h, w, 1] in [-1, 1] from x(start), in equal steps of time."""
+  times = jnp.linspace(start, 0.0, steps + 1)
+
+  def step(x, now_and_next):
+    signal_next, noise_next = signal_and_noise(now_and_next[1])
+    image, noise = implied(unet, variables, x, jnp.full(len(x), now_and_next[0]), labels)
+    return signal_next * image + noise_next * noise, None
+
+  return jnp.clip(lax.scan(step, x, (times[:-1], times[1:]))[0], -1, 1)
 
 
 def implied(

@@ -22,14 +22,13 @@ SMALLEST_ERROR = 1e-6
 
 
 class State(flax.struct.PyTreeNode):
-  """Everything a step changes; `ema` and `ema_encoder` average the two networks' variables."""
+  """Everything a step changes; `ema` averages the generator's variables."""
 
   step: jax.Array
   generator: dict
   encoder: dict
   opt_state: optax.OptState
   ema: dict
-  ema_encoder: dict
   first_bad_step: jax.Array
 
   def parameter_counts(self) -> dict[str, int]:
@@ -73,7 +72,6 @@ def init_state(networks: Networks, size: int, seed: int) -> State:
     encoder=encoder,
     opt_state=networks.tx.init((generator['params'], encoder['params'])),
     ema=jax.tree.map(jnp.copy, generator),
-    ema_encoder=jax.tree.map(jnp.copy, encoder),
     first_bad_step=jnp.full((), -1, jnp.int32),
   )
 
@@ -124,7 +122,6 @@ def make_train_step(
       encoder=encoder,
       opt_state=opt_state,
       ema=moving_average(state.ema, generator, c.ema_decay, state.step),
-      ema_encoder=moving_average(state.ema_encoder, encoder, c.ema_decay, state.step),
       first_bad_step=jnp.where(bad, state.step, state.first_bad_step),
     )
     return state, {'loss': loss, 'root_mean_square_error': jnp.sqrt(error), 'divergence': nats}

@@ -1,0 +1,133 @@
+"""Every way to make fakes, by name: samples of a generator, its versions of reals, local edits.
+
+A family is a method and the generator that it needs. Fakes made from reals belong to the reals'
+patients, so `sources` says which image each was.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ctfake_jax import config as config_lib
+from ctfake_jax.data import edits
+from ctfake_jax.models import diffusion, zoo
+from ctfake_jax.sampling import BATCH_SIZE, TrainedGenerator
+from ctfake_jax.types import ImageSet, UserError
+
+# How far a diffusion model noises a real before it denoises it again, share of its time.
+RECONSTRUCTION_TIME = 0.3
+RECONSTRUCTION_STEPS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """How fakes of a kind are made.
+
+  Attributes:
+    method: 'samples' or one of `config.METHODS_ON_REALS`.
+    network: the generator's name, '' where none is needed.
+  """
+
+  method: str
+  network: str = ''
+
+  @property
+  def local(self) -> bool:
+    """Whether a part of a real image is left as it was."""
+    return self.method in config_lib.EDITS
+
+
+FAMILIES: dict[str, Family] = {
+  'dcgan': Family('samples', 'dcgan'),
+  'resize_gan': Family('samples', 'resize_gan'),
+  'vae': Family('samples', 'vae'),
+  'vae_reconstruction': Family('reconstructions', 'vae'),
+  'diffusion': Family('samples', 'diffusion'),
+  'diffusion_reconstruction': Family('reconstructions', 'diffusion'),
+  **{kind: Family(kind) for kind in edits.EDITS},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Fakes:
+  """Fakes of one family.
+
+  Attributes:
+    images: f32[m, h, w, 1] in [-1, 1].
+    labels: int32[m], the class asked for or that of the source.
+    sources: int[m], rows of the reals they were made from; -1 for samples.
+    masks: bool[m, h, w], what was changed; None where all was.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  sources: np.ndarray
+  masks: np.ndarray | None = None
+
+
+def sample(trained: TrainedGenerator, labels: np.ndarray, seed: int) -> Fakes:
+  """One sample for each label."""
+  images = trained.sampler.sample(labels, seed)
+  return Fakes(images, labels, np.full(len(labels), -1))
+
+
+def from_reals(
+  method: str, trained: TrainedGenerator | None, reals: ImageSet, count: int, seed: int
+) -> Fakes:
+  """`count` fakes by one of `config.METHODS_ON_REALS`; reals are taken in random order, in turn."""
+  order = np.random.default_rng(seed).permutation(len(reals))
+  rows = np.sort(np.resize(order, count))
+  if method in edits.EDITS:
+    images, masks = edits.edit(reals, rows, method, seed)
+    return Fakes(images, reals.labels[rows], rows, masks)
+  if trained is None:
+    raise UserError('reconstructions need a trained vae or diffusion model: name its workdir')
+  images = reconstruct(trained, np.asarray(reals.images)[rows], reals.labels[rows], seed)
+  return Fakes(images, reals.labels[rows], rows)
+
+
+def reconstruct(
+  trained: TrainedGenerator, images: np.ndarray, labels: np.ndarray, seed: int
+) -> np.ndarray:
+  """What a VAE or a diffusion model makes of reals f32[n, h, w, 1]; UserError for a GAN."""
+  kind = trained.config.task
+  if kind not in _RECONSTRUCT:
+    raise UserError(f'a {trained.family} cannot reconstruct images: name a vae or diffusion model')
+  made = []
+  for i, start in enumerate(range(0, len(images), BATCH_SIZE)):
+    batch, asked = images[start : start + BATCH_SIZE], labels[start : start + BATCH_SIZE]
+    padded = np.resize(batch, (BATCH_SIZE, *batch.shape[1:]))
+    key = jax.random.fold_in(jax.random.key(seed), i)
+    found = _RECONSTRUCT[kind](trained, padded, np.resize(asked, BATCH_SIZE), key)
+    made.append(np.asarray(found)[: len(batch)])
+  return np.concatenate(made)
+
+
+def _through_vae(trained: TrainedGenerator, images, labels, key):
+  del key
+  encoder, sampler = zoo.encoder(trained.config), trained.sampler
+  return _decoded(encoder, sampler.generator, trained.encoder, sampler.variables, images, labels)
+
+
+def _through_diffusion(trained: TrainedGenerator, images, labels, key):
+  sampler = trained.sampler
+  return _renoised(sampler.generator.unet, sampler.variables, images, labels, key)  # type: ignore[attr-defined]
+
+
+_RECONSTRUCT = {'vae': _through_vae, 'diffusion': _through_diffusion}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _decoded(encoder, generator, encoder_variables, variables, images, labels):
+  mean, _ = encoder.apply(encoder_variables, images, train=False)
+  return generator.apply(variables, mean, labels, train=False)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _renoised(unet, variables, images, labels, key):
+  signal, noise = diffusion.signal_and_noise(jnp.asarray(RECONSTRUCTION_TIME))
+  x = signal * images + noise * jax.random.normal(key, images.shape)
+  return diffusion.denoise(unet, variables, x, labels, RECONSTRUCTION_TIME, RECONSTRUCTION_STEPS)

@@ -1,0 +1,130 @@
+"""Fakes made from reals: edits change what their mask says, reconstructions resemble their source."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from conftest import make_images
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ctfake_jax import config as config_lib
+from ctfake_jax import fakes, generate, sampling
+from ctfake_jax.data import edits, splits
+from ctfake_jax.train import generator
+from ctfake_jax.types import UserError
+
+REALS = make_images(8, size=32)
+
+
+@given(side=st.integers(16, 128), seed=st.integers(0, 1000))
+@settings(max_examples=50, deadline=None)
+def test_a_mask_is_a_modest_patch_away_from_the_border(side, seed):
+  mask = edits.random_mask(side, np.random.default_rng(seed))
+  assert 0.004 < mask.mean() < 0.2
+  assert not mask[[0, -1]].any()
+  assert not mask[:, [0, -1]].any()
+
+
+@pytest.mark.parametrize('kind', edits.EDITS)
+def test_an_edit_changes_its_mask_alone_and_visibly(kind):
+  rows = np.array([0, 3, 5])
+  images, masks = edits.edit(REALS, rows, kind, seed=1)
+  change = np.abs(images - REALS.images[rows])[..., 0]
+  assert change[~masks].max() == 0
+  assert np.abs(images).max() <= 1
+  for i in range(len(rows)):
+    assert np.sqrt((change[i][masks[i]] ** 2).mean()) >= edits.LEAST_CHANGE
+  again, _ = edits.edit(REALS, rows, kind, seed=1)
+  np.testing.assert_array_equal(images, again)
+
+
+def test_a_blended_edge_is_soft_and_a_copied_patch_is_found_elsewhere():
+  image, other = np.zeros((32, 32)), np.ones((32, 32)) * np.linspace(-1, 1, 32)
+  mask = np.hypot(*(np.mgrid[:32, :32] - 16)) < 6
+  soft = edits.blended(image, mask, other, None)
+  at_edge, inside = np.abs(soft[16, 21]), np.abs(soft[16, 18] - other[16, 18])
+  assert at_edge < np.abs(other[16, 21])
+  assert inside < 0.35
+  ramp = np.arange(32.0)[:, None] + np.zeros(32)
+  moved = edits.copied(ramp, mask, None, np.random.default_rng(0))
+  assert set(np.unique(moved)) <= set(range(32))
+  assert (moved[~mask] == ramp[~mask]).all()
+
+
+def test_inpainting_continues_a_plane_exactly():
+  plane = np.add.outer(np.linspace(-0.5, 0.5, 24), np.linspace(0, 0.3, 24))
+  mask = np.hypot(*(np.mgrid[:24, :24] - 12)) < 4
+  holed = np.where(mask, 0.9, plane)
+  np.testing.assert_allclose(edits.inpainted(holed, mask, None, None), plane, atol=1e-3)
+
+
+def trained(tiny_config, task, tmp_path, updates):
+  config = tiny_config
+  config.task, config.data.image_size = task, 32
+  c = config[task]
+  c.batch_size, c.updates, c.eval_every, c.quality_images, c.width = 8, updates, updates, 8, 8
+  if task == 'vae':
+    c.latent, c.learning_rate = 8, 3e-3
+  images = make_images(64, size=32)
+  generator.fit(config, images, splits.split(images, config.split, 0), tmp_path)
+  return sampling.load(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('task', 'updates'), [('vae', 60), ('diffusion', 60)])
+def test_a_reconstruction_is_nearer_to_its_source_than_another_image_is(
+  task, updates, tiny_config, tmp_path
+):
+  network = trained(tiny_config, task, tmp_path, updates)
+  made = fakes.from_reals('reconstructions', network, REALS, 6, seed=0)
+  own = np.abs(made.images - REALS.images[made.sources]).mean()
+  other_class = np.nonzero(REALS.labels[made.sources][:, None] != REALS.labels)
+  others = np.abs(made.images[other_class[0]] - REALS.images[other_class[1]]).mean()
+  assert own < 0.7 * others
+  assert (made.labels == REALS.labels[made.sources]).all()
+
+
+def test_a_gan_cannot_reconstruct(tiny_config, tmp_path):
+  network = sampling.TrainedGenerator(None, tiny_config, (), 'grey', 0, '', None)
+  tiny_config.task = 'gan'
+  with pytest.raises(UserError, match='cannot reconstruct'):
+    fakes.reconstruct(network, REALS.images, REALS.labels, 0)
+
+
+def test_every_method_of_a_family_is_one_that_the_config_allows():
+  assert {f.method for f in fakes.FAMILIES.values()} == {'samples', *config_lib.METHODS_ON_REALS}
+  assert set(config_lib.EDITS) == set(edits.EDITS)
+
+
+def test_edits_are_generated_with_masks_sources_and_labels(tmp_path):
+  config = config_lib.defaults()
+  config.task, config.generate.method, config.generate.count = 'generate', 'copied', 6
+  config.phantom.patients, config.phantom.slices_per_patient = 8, 1
+  config_lib.validate(config)
+  manifest = generate.run(config, tmp_path)
+  assert len(manifest['files']) == len(manifest['sources']) == 6
+  for row in manifest['files']:
+    mask = np.asarray(Image.open(tmp_path / row['mask']))
+    assert mask.dtype == bool
+    assert mask.any()
+    assert Image.open(tmp_path / row['path']).size == mask.shape
+  assert json.loads((tmp_path / 'manifest.json').read_text())['method'] == 'copied'
+  config.generate.method = 'reconstructions'
+  with pytest.raises(UserError, match='checkpoint is empty'):
+    config_lib.validate(config)
+
+
+def test_sampled_fakes_have_no_source():
+  class Constant:
+    def sample(self, labels, seed):
+      del seed
+      return np.zeros((len(labels), 4, 4, 1), np.float32)
+
+  network = sampling.TrainedGenerator(Constant(), None, (), 'grey', 0, '', None)
+  made = fakes.sample(network, np.array([0, 1], np.int32), 0)
+  assert (made.sources == -1).all()
+  assert made.masks is None
+  assert isinstance(jax.tree.leaves(made.images)[0], np.ndarray)
