@@ -72,7 +72,9 @@ def edit(images: ImageSet, rows: np.ndarray, kind: str, seed: int) -> tuple[np.n
 
   Args:
     images: a blended patch comes from another of these.
+    rows: int[m].
     kind: a key of `EDITS`.
+    seed: of masks, patches and their sources.
 
   Returns:
     Images f32[m, h, w, 1] in [-1, 1] and masks bool[m, h, w].
