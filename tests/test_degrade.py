@@ -1,0 +1,77 @@
+"""Harmless changes against Pillow, SciPy and closed forms."""
+
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import ndimage
+
+from ctfake_jax.data import degrade
+from ctfake_jax.data.preprocess import resize, to_uint8
+
+
+def smooth(count=3, side=32, seed=0):
+  rng = np.random.default_rng(seed)
+  noise = ndimage.gaussian_filter(rng.normal(size=(count, side, side)), (0, 1.5, 1.5))
+  return jnp.asarray((noise / np.abs(noise).max())[..., None], jnp.float32)
+
+
+@pytest.mark.parametrize('quality', [30, 50, 75, 95])
+def test_jpeg_is_pillows_to_a_grey_level(quality):
+  images = smooth()
+  ours = to_uint8(degrade.jpeg(images, jnp.full(3, float(quality))))[..., 0]
+  for pixels, found in zip(to_uint8(images[..., 0]), ours):
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, 'JPEG', quality=quality)
+    theirs = np.asarray(Image.open(stream)).astype(int)
+    assert np.abs(found - theirs).mean() < 0.3  # libjpeg transforms in integers
+    # A coefficient halfway between two steps may fall to either side.
+    assert np.percentile(np.abs(found - theirs), 99) <= 2
+
+
+def test_blur_is_scipys_and_none_at_zero():
+  images = smooth()
+  sigmas = jnp.array([0.0, 0.8, 2.0])
+  found = degrade.blur(images, sigmas)
+  np.testing.assert_allclose(found[0], images[0], atol=1e-5)
+  for i in (1, 2):
+    expected = ndimage.gaussian_filter(images[i, ..., 0], float(sigmas[i]), mode='nearest')
+    np.testing.assert_allclose(found[i, ..., 0], expected, atol=2e-3)
+
+
+@pytest.mark.parametrize('factor', [0.5, 0.75, 1.0, 1.25])
+def test_resizing_is_pillows(factor):
+  images = smooth()
+  found = degrade.resized(images, jnp.full(3, factor))[..., 0]
+  for image, ours in zip(np.asarray(images[..., 0]), found):
+    middle = resize(image, round(32 * factor))
+    np.testing.assert_allclose(ours, resize(middle, 32), atol=2e-3)
+
+
+@given(seed=st.integers(0, 2**16))
+@settings(max_examples=10, deadline=None)
+def test_a_random_chain_keeps_range_and_shape_and_is_stored_in_8_bits(seed):
+  images = smooth()
+  found = _degrade(images, jax.random.key(seed))
+  assert found.shape == images.shape
+  assert float(jnp.abs(found).max()) <= 1
+  levels = (np.asarray(found) + 1) * 127.5
+  np.testing.assert_allclose(levels, np.round(levels), atol=1e-3)
+
+
+_degrade = jax.jit(degrade.degrade)
+
+
+def test_noise_has_its_deviation_and_a_window_its_gain():
+  flat = jnp.zeros((2, 64, 64, 1))
+  found = degrade.noisy(flat, jnp.array([0.0, 0.1]), jax.random.key(0))
+  assert float(found[0].std()) == 0
+  assert float(found[1].std()) == pytest.approx(0.1, rel=0.05)
+  ramp = jnp.linspace(-0.4, 0.4, 8).reshape(1, 8, 1, 1)
+  shown = degrade.windowed(ramp, jnp.array([2.0]), jnp.array([0.1]))
+  np.testing.assert_allclose(shown, 2 * ramp + 0.1, atol=1e-6)
