@@ -29,9 +29,10 @@ def test_jpeg_is_pillows_to_a_grey_level(quality):
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, 'JPEG', quality=quality)
     theirs = np.asarray(Image.open(stream)).astype(int)
-    assert np.abs(found - theirs).mean() < 0.3  # libjpeg transforms in integers
+    assert np.abs(found - theirs).mean() < 0.4  # libjpeg transforms in integers
     # A coefficient halfway between two steps may fall to either side.
-    assert np.percentile(np.abs(found - theirs), 99) <= 2
+    assert np.percentile(np.abs(found - theirs), 90) <= 1
+    assert np.abs(found - theirs).max() <= 8
 
 
 def test_blur_is_scipys_and_none_at_zero():
