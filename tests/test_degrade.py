@@ -21,7 +21,7 @@ def smooth(count=3, side=32, seed=0):
   return jnp.asarray((noise / np.abs(noise).max())[..., None], jnp.float32)
 
 
-@pytest.mark.parametrize('quality', [30, 50, 75, 95])
+@pytest.mark.parametrize('quality', [30, 55, 75, 95])
 def test_jpeg_is_pillows_to_a_grey_level(quality):
   images = smooth()
   ours = to_uint8(degrade.jpeg(images, jnp.full(3, float(quality))))[..., 0]
