@@ -27,6 +27,17 @@ TASKS = (
   'export',
   'study',
   'benchmark',
+  'detector',
+  'detect',
+)
+FAMILIES = (
+  'dcgan',
+  'resize_gan',
+  'vae',
+  'vae_reconstruction',
+  'diffusion',
+  'diffusion_reconstruction',
+  *EDITS,
 )
 CLASSIFIERS = ('cnn', 'resnet18', 'resnet50', 'mobilenetv2')
 # Keys that may change between a run and its continuation in the same workdir.
@@ -172,7 +183,26 @@ def defaults() -> ml_collections.ConfigDict:
   c.generate.count = 500  # in all, spread over the classes
   c.generate.dicom = False  # also CT DICOM files; generators trained on HU only
 
-  c.input = ''  # predict: image or folder; evaluate: the data section decides
+  c.detection = ml_collections.ConfigDict()
+  c.detection.families = FAMILIES  # of fakes to learn from
+  c.detection.fakes_per_family = 300  # in each part; never more than the part has reals
+  c.detection.width = 24
+  c.detection.batch_size = 32
+  c.detection.updates = 2000
+  c.detection.learning_rate = 2e-3
+  c.detection.weight_decay = 1e-2
+  c.detection.ema_decay = 0.99
+  c.detection.eval_every = 250
+  c.detection.keep_checkpoints = 3
+  c.detection.dtype = 'float32'
+  c.detection.false_alarm_rate = 0.01
+  c.detection.seconds_per_file = 20.0  # detect: a file that takes longer is unreadable
+  c.detection.decoder_mib = 2048  # detect: memory of each decoder process
+  c.detection.workers = 0  # detect: decoder processes; 0: one for each core
+
+  c.input = ''  # predict, detect: image or folder; evaluate: the data section decides
+  c.detector = ''  # detect: workdir of a detector
+  c.prior_fake = 0.5  # detector, detect: share of fakes that p_fake assumes
   c.checkpoint = ''  # predict, evaluate, export: workdir of the training
 
   c.study = ml_collections.ConfigDict()
@@ -233,7 +263,7 @@ def _at_least(low: float) -> Rule:
 
 _POWER_OF_TWO = Rule('a power of two from 32 to 256', lambda v: 32 <= v <= 256 and v & (v - 1) == 0)
 _SIDES = {
-  **dict.fromkeys(('gan', 'vae', 'study', 'benchmark'), _POWER_OF_TWO),
+  **dict.fromkeys(('gan', 'vae', 'study', 'benchmark', 'detector'), _POWER_OF_TWO),
   'diffusion': Rule('a multiple of 4', lambda v: v % 4 == 0),
 }
 
@@ -310,6 +340,22 @@ RULES: dict[str, Rule] = {
   'benchmark.modes': _some_of('train', 'infer'),
   'benchmark.steps': _at_least(1),
   'benchmark.repeats': _at_least(1),
+  'detection.families': _some_of(*FAMILIES),
+  'detection.fakes_per_family': _at_least(8),
+  'detection.width': _between(1, 512),
+  'detection.batch_size': _at_least(2),
+  'detection.updates': _at_least(1),
+  'detection.learning_rate': _between(1e-8, 1),
+  'detection.weight_decay': _between(0, 1),
+  'detection.ema_decay': _between(0, 0.99999),
+  'detection.eval_every': _at_least(1),
+  'detection.keep_checkpoints': _at_least(1),
+  'detection.dtype': _one_of('float32', 'bfloat16'),
+  'detection.seconds_per_file': _between(0.1, 3600),
+  'detection.decoder_mib': _at_least(256),
+  'detection.workers': _between(0, 256),
+  'detection.false_alarm_rate': _between(1e-5, 0.5),
+  'prior_fake': _between(1e-6, 1 - 1e-6),
   'study.folds': _at_least(1),
   'study.label_shuffles': _at_least(0),
 }
@@ -388,9 +434,10 @@ _REQUIRED_PATHS = {
   'predict': ('checkpoint', 'input'),
   'evaluate': ('checkpoint',),
   'export': ('checkpoint',),
+  'detect': ('detector', 'input'),
 }
 _DATA_SECTIONS = ('data', 'phantom', 'split', 'mesh')
-_READ_NO_DATA = ('generate', 'predict', 'export', 'benchmark')
+_READ_NO_DATA = ('generate', 'predict', 'export', 'benchmark', 'detect')
 
 
 def changed_keys(old: dict, new: dict) -> list[str]:

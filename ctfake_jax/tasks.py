@@ -5,7 +5,8 @@ from pathlib import Path
 
 import ml_collections
 
-from ctfake_jax import benchmark, evaluate, export, generate, predict, study
+from ctfake_jax import benchmark, detect, evaluate, export, generate, predict, study
+from ctfake_jax.detector import making
 from ctfake_jax.train import classifier, generator
 
 TASKS: dict[str, Callable[[ml_collections.ConfigDict, Path], dict]] = {
@@ -17,4 +18,6 @@ TASKS: dict[str, Callable[[ml_collections.ConfigDict, Path], dict]] = {
   'export': export.run,
   'study': study.run,
   'benchmark': benchmark.run,
+  'detector': making.run,
+  'detect': detect.run,
 }

@@ -6,10 +6,14 @@ the columns; JPEG is the luminance path of ITU-T T.81 (1992): 8x8 cosine transfo
 Table K.1 scaled as libjpeg scales it, and back.
 """
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+BATCH_SIZE = 64
 BLOCK = 8
 # ITU-T T.81, Table K.1.
 LUMINANCE = np.array([
@@ -149,3 +153,19 @@ def _table(quality: jax.Array) -> jax.Array:
   percent = jnp.where(quality < 50, jnp.floor(5000 / quality), 200 - 2 * quality)
   scaled = jnp.floor((LUMINANCE[None] * percent[:, None, None] + 50) / 100)
   return jnp.clip(scaled, 1, 255)
+
+
+def in_batches(change: Callable, images: np.ndarray, strength: float) -> np.ndarray:
+  """A change of this module with one strength for all of f32[n, h, w, 1], stored in 8 bits."""
+  found = []
+  for start in range(0, len(images), BATCH_SIZE):
+    batch = images[start : start + BATCH_SIZE]
+    padded = np.resize(batch, (BATCH_SIZE, *batch.shape[1:]))
+    changed = _stored(change, padded, np.full(BATCH_SIZE, strength, np.float32))
+    found.append(np.asarray(changed)[: len(batch)])
+  return np.concatenate(found)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _stored(change: Callable, images: jax.Array, strength: jax.Array) -> jax.Array:
+  return as_8_bit(change(images, strength))

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ctfake_jax.models import cnn, dcgan, diffusion, mobilenetv2, resize_gan, resnet, vae, views
+from ctfake_jax.models import patch_net as patch_net_lib
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
   'cnn': cnn.CNN,
@@ -49,6 +50,11 @@ def encoder(config: Any) -> nn.Module:
   """The encoder that `config.vae` trains beside its generator."""
   c = config.vae
   return vae.Encoder(config.data.image_size, c.latent, c.width, DTYPES[c.dtype])
+
+
+def patch_net(config: Any) -> nn.Module:
+  """The real-against-fake network of `config.detection`."""
+  return patch_net_lib.PatchNet(width=config.width, dtype=DTYPES[config.dtype])
 
 
 def _options(section: Any, num_classes: int) -> dict[str, Any]:

@@ -1,0 +1,31 @@
+"""Make a calibrated detector of fakes from originals alone.
+
+python launch.py --config=configs/detector.py --workdir=runs/detector
+
+The default learns from the embedded phantom, within minutes, and is not for real CT. On your own:
+--config.data.source=folders --config.data.path=FOLDER --config.data.image_size=64, and longer
+trainings of the generators (--config.gan.updates=6000 and so on).
+"""
+
+from ctfake_jax import config as config_lib
+
+
+def get_config():
+  config = config_lib.defaults()
+  config.task = 'detector'
+  config.phantom.patients = 500
+  config.phantom.slices_per_patient = 2
+  config.gan.width = 16
+  config.gan.batch_size = 32
+  config.gan.updates = 800
+  config.gan.eval_every = 400
+  config.gan.augment = False
+  config.vae.width = 16
+  config.vae.updates = 600
+  config.vae.eval_every = 300
+  config.diffusion.width = 16
+  config.diffusion.batch_size = 16
+  config.diffusion.updates = 600
+  config.diffusion.eval_every = 300
+  config.detection.updates = 1000
+  return config

@@ -1,0 +1,182 @@
+"""Files of strangers, decoded in processes of their own: what kills a decoder costs one file.
+
+Every file below a folder is tried, in order of name; each decoder process has a limit on memory
+and each file one on time and pixels. Memory does not grow with the number of files. Worker
+processes import this module, so it must not import JAX.
+"""
+
+import collections
+import dataclasses
+import multiprocessing
+import os
+import resource
+from collections.abc import Callable, Iterator
+from concurrent.futures import TimeoutError as TimedOut
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pebble
+from pydicom.misc import is_dicom
+
+from ctfake_jax.data.preprocess import Preprocess, to_uint8
+from ctfake_jax.types import Source, UnreadableImageError, UserError
+
+CHUNK = 16  # files in one message to a worker
+CHUNKS_AHEAD = 3  # for each worker
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """Of one decoder: pixels of an image, seconds of a file, MiB of a process, processes."""
+
+  max_pixels: int
+  seconds: float
+  memory_mib: int
+  workers: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+  """One image of a file, or the reason why there is none.
+
+  Attributes:
+    path: relative to the input, `#frame` behind it where a file holds several.
+    pixels: uint8[size, size] of the view, None if unreadable.
+    unit: 'HU' or 'grey'.
+  """
+
+  path: str
+  pixels: np.ndarray | None
+  unit: str = ''
+  reason: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+  paths: list[str]
+  future: Any
+
+
+def decode_files(base: str, paths: list[str], view: Preprocess, max_pixels: int) -> list[Decoded]:
+  """What a worker does with a chunk of files."""
+  return [found for path in paths for found in _decode_file(Path(base), path, view, max_pixels)]
+
+
+def decode_all(
+  root: Path,
+  view: Preprocess,
+  limits: Limits,
+  decode: Callable[[str, list[str], Preprocess, int], list[Decoded]] = decode_files,
+) -> Iterator[Decoded]:
+  """Every image below `root` (or the one file), in order; `decode` runs in the workers."""
+  if not root.exists():
+    raise UserError(f'config.input = {root}: no such file or folder')
+  base = root if root.is_dir() else root.parent
+  context = multiprocessing.get_context('spawn')
+  with pebble.ProcessPool(
+    max_workers=limits.workers,
+    context=context,
+    initializer=_limit_memory,
+    initargs=(limits.memory_mib,),
+  ) as pool:
+
+    def submit(paths: list[str]) -> _Task:
+      arguments = (str(base), paths, view, limits.max_pixels)
+      return _Task(paths, pool.schedule(decode, args=arguments, timeout=limits.seconds))
+
+    waiting: collections.deque[_Task] = collections.deque()
+    for paths in _chunks(_files(root)):
+      waiting.append(submit(paths))
+      if len(waiting) >= CHUNKS_AHEAD * limits.workers:
+        yield from _collect(waiting.popleft(), submit)
+    while waiting:
+      yield from _collect(waiting.popleft(), submit)
+
+
+def _collect(task: _Task, submit: Callable[[list[str]], _Task]) -> Iterator[Decoded]:
+  """What the worker found; if it died or hung over a chunk, each file is tried alone."""
+  try:
+    yield from task.future.result()
+  except (TimedOut, pebble.ProcessExpired, MemoryError) as error:
+    if len(task.paths) == 1:
+      yield Decoded(_shown(task.paths[0]), None, reason=_cause(error))
+      return
+    for path in task.paths:
+      yield from _collect(submit([path]), submit)
+
+
+def _cause(error: BaseException) -> str:
+  if isinstance(error, TimedOut):
+    return 'took too long to decode'
+  if isinstance(error, MemoryError):
+    return 'took too much memory to decode'
+  return 'its decoder crashed'
+
+
+def _files(root: Path) -> Iterator[str]:
+  """Paths relative to the root of all files that are not hidden, by name."""
+  if root.is_file():
+    yield root.name
+    return
+  for folder, folders, names in os.walk(root):
+    folders[:] = sorted(name for name in folders if not name.startswith('.'))
+    for name in sorted(names):
+      if not name.startswith('.'):
+        yield str(Path(folder, name).relative_to(root))
+
+
+def _chunks(paths: Iterator[str]) -> Iterator[list[str]]:
+  chunk: list[str] = []
+  for path in paths:
+    chunk.append(path)
+    if len(chunk) == CHUNK:
+      yield chunk
+      chunk = []
+  if chunk:
+    yield chunk
+
+
+def _limit_memory(mebibytes: int) -> None:
+  resource.setrlimit(resource.RLIMIT_AS, (mebibytes * 2**20, mebibytes * 2**20))
+
+
+def _decode_file(base: Path, path: str, view: Preprocess, max_pixels: int) -> list[Decoded]:
+  shown = _shown(path)
+  whole = base / path
+  if whole.is_symlink() and not whole.resolve().is_relative_to(base.resolve()):
+    return [Decoded(shown, None, reason='is a link that leads out of the folder')]
+  if not whole.is_file():
+    return [Decoded(shown, None, reason='is not a regular file')]
+  try:
+    source = _open(whole, max_pixels)
+    frames = [_see(source, i, view) for i in range(len(source))]
+  except UserError as error:
+    return [Decoded(shown, None, reason=str(error).replace(str(base), '').strip())]
+  except MemoryError:
+    return [Decoded(shown, None, reason='took too much memory to decode')]
+  if len(frames) == 1:
+    return [dataclasses.replace(frames[0], path=shown)]
+  return [dataclasses.replace(f, path=f'{shown}#{i}') for i, f in enumerate(frames, 1)]
+
+
+def _shown(path: str) -> str:
+  return os.fsencode(path).decode('utf-8', 'replace')
+
+
+def _open(path: Path, max_pixels: int) -> Source:
+  if is_dicom(path):
+    from ctfake_jax.data.dicom import DicomSource
+
+    return DicomSource(path, labels_csv=None, max_pixels=max_pixels)
+  from ctfake_jax.data.folders import FolderSource
+
+  return FolderSource(path, max_pixels=max_pixels, unlabelled_ok=True)
+
+
+def _see(source: Source, index: int, view: Preprocess) -> Decoded:
+  try:
+    image = source[index]
+  except UnreadableImageError as error:
+    return Decoded('', None, reason=error.reason)
+  return Decoded('', to_uint8(view(image))[..., 0], image.unit)

@@ -1,0 +1,104 @@
+"""The task `detect`: a verdict for every image of a file or folder.
+
+Leaves `verdicts.csv`, one row an image: path (relative to the input), p_fake, verdict (real, fake,
+unsure, unreadable), score, threshold, false_alarm_rate, reasons; and `results.json` with counts.
+"""
+
+import collections
+import csv
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+
+from ctfake_jax import progress
+from ctfake_jax import workdir as workdir_lib
+from ctfake_jax.data.decode import Decoded, Limits, decode_all
+from ctfake_jax.detector import directory
+from ctfake_jax.detector.calibration import UNSURE
+from ctfake_jax.detector.directory import Detector
+
+BATCH_SIZE = 64
+UNREADABLE = 'unreadable'
+COLUMNS = ('path', 'p_fake', 'verdict', 'score', 'threshold', 'false_alarm_rate', 'reasons')
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
+  """Judges all of `config.input` by the detector in `config.detector`."""
+  workdir_lib.refuse_training_dir(workdir)
+  detector = directory.load(Path(config.detector))
+  counts: collections.Counter = collections.Counter()
+  begun = time.perf_counter()
+  with open(workdir / 'verdicts.csv', 'w', newline='') as handle:
+    writer = csv.writer(handle)
+    writer.writerow(COLUMNS)
+    for row in progress.bar('judging', _rows(config, detector)):
+      counts[row[COLUMNS.index('verdict')]] += 1
+      writer.writerow(row)
+  threshold = detector.threshold
+  results = {
+    'images': sum(counts.values()),
+    'verdicts': {name: counts[name] for name in ('real', 'fake', UNSURE, UNREADABLE)},
+    'threshold': threshold.value,
+    'false_alarm_rate': threshold.false_alarm_rate,
+    'false_alarm_rate_bound95': threshold.rate_bound,
+    'calibration_groups': threshold.groups,
+    'guarantee': 'marginal: over detectors calibrated like this one, for images like its reals',
+    'prior_fake': config.prior_fake,
+    'seconds': time.perf_counter() - begun,
+  }
+  workdir_lib.write_json(workdir / 'results.json', results)
+  return results
+
+
+def _rows(config: ml_collections.ConfigDict, detector: Detector) -> Iterator[list]:
+  """Rows of the table in the files' order; images are judged in batches."""
+  c = config.detection
+  limits = Limits(
+    max_pixels=config.data.max_pixels,
+    seconds=c.seconds_per_file,
+    memory_mib=c.decoder_mib,
+    workers=c.workers or len(os.sched_getaffinity(0)),
+  )
+  waiting: list[Decoded] = []
+  for decoded in decode_all(Path(config.input), detector.view, limits):
+    waiting.append(decoded)
+    if sum(d.pixels is not None for d in waiting) == BATCH_SIZE or len(waiting) > 4 * BATCH_SIZE:
+      yield from _judge(waiting, detector, config.prior_fake)
+      waiting = []
+  yield from _judge(waiting, detector, config.prior_fake)
+
+
+def _judge(waiting: list[Decoded], detector: Detector, prior: float) -> Iterator[list]:
+  pixels = [d.pixels for d in waiting if d.pixels is not None]
+  found: Iterator[dict] = iter(())
+  if pixels:
+    images = (np.stack(pixels).astype(np.float32) / 127.5 - 1)[..., None]
+    columns = detector.examine(images, prior)
+    found = (dict(zip(columns, values)) for values in zip(*columns.values()))
+  t = detector.threshold
+  fixed = [f'{t.value:.6f}', f'{t.false_alarm_rate:g}']
+  for decoded in waiting:
+    path = workdir_lib.csv_safe(decoded.path)
+    if decoded.pixels is None:
+      yield [path, '', UNREADABLE, '', *fixed, workdir_lib.csv_safe(decoded.reason)]
+      continue
+    judged = next(found)
+    same_unit = decoded.unit == detector.unit
+    verdict = judged['verdict'] if same_unit else UNSURE
+    reasons = '; '.join(_reasons(judged, decoded.unit, detector))
+    yield [path, f'{judged["p_fake"]:.6f}', verdict, f'{judged["score"]:.6f}', *fixed, reasons]
+
+
+def _reasons(judged: dict, unit: str, detector: Detector) -> Iterator[str]:
+  """Why the verdict is what it is."""
+  if unit != detector.unit:
+    yield f'{unit} values, the detector learnt from {detector.unit} values'
+  yield f'score {"above" if judged["alarm"] else "not above"} the threshold'
+  if judged['flips']:
+    yield 'JPEG re-encoding changes that'
+  if judged['alarm'] != (judged['p_fake'] >= 0.5):
+    yield f'yet p_fake is {judged["p_fake"]:.2f}'

@@ -1,0 +1,1 @@
+"""The detector: made from a user's own originals, calibrated, and applied to single images."""

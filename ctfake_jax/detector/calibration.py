@@ -1,0 +1,149 @@
+"""From a raw score to a probability, a threshold and a verdict.
+
+A raw score is the network's logit, higher for fake. The threshold comes from reals alone by split
+conformal prediction (Vovk, Gammerman & Shafer 2005; Angelopoulos & Bates 2021, arXiv:2107.07511):
+one score for each patient or group, so that what it promises holds for a new patient. The promise
+is marginal: over many detectors calibrated on as many reals, at most the asked share of new reals
+raises an alarm. `rate_bound` says how bad this one may be.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+import scipy.optimize
+import scipy.special
+import scipy.stats
+
+from ctfake_jax.types import UserError
+
+REAL, FAKE, UNSURE = 'real', 'fake', 'unsure'
+CONFIDENCE = 0.95
+BINS = 15
+
+
+@dataclasses.dataclass(frozen=True)
+class Threshold:
+  """Above it a score raises an alarm.
+
+  Attributes:
+    value: raw score.
+    false_alarm_rate: what was asked.
+    groups: how many independent reals set it.
+    rate_bound: this detector's own false-alarm rate is below it with 95 % confidence.
+  """
+
+  value: float
+  false_alarm_rate: float
+  groups: int
+  rate_bound: float
+
+
+def one_per_group(scores: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
+  """The score of one image of each group, drawn at random."""
+  order = np.random.default_rng(seed).permutation(len(scores))
+  _, first = np.unique(groups[order], return_index=True)
+  return scores[order[first]]
+
+
+def conformal_threshold(scores: np.ndarray, false_alarm_rate: float) -> Threshold:
+  """From independent reals' scores f[n].
+
+  Raises:
+    UserError: fewer than 1 / rate - 1 scores; says how many are missing.
+  """
+  count = len(scores)
+  rank = math.ceil((count + 1) * (1 - false_alarm_rate) - 1e-9)
+  if rank > count:
+    needed = math.ceil(1 / false_alarm_rate - 1 - 1e-9)
+    raise UserError(
+      f'config.detection.false_alarm_rate = {false_alarm_rate:g}: the threshold needs {needed} '
+      f'independent reals (patients or near-duplicate groups), there are {count}: add '
+      f'{needed - count}, or ask for a higher rate'
+    )
+  # The share of new reals above the k-th smallest of n is Beta(n + 1 - k, k).
+  bound = scipy.stats.beta.ppf(CONFIDENCE, count + 1 - rank, rank)
+  value = float(np.sort(scores)[rank - 1])
+  return Threshold(value, false_alarm_rate, count, float(bound))
+
+
+def fit_temperature(logits: np.ndarray, fake: np.ndarray) -> float:
+  """The divisor of logits f[n] with the least log loss, real and fake weighing alike.
+
+  Guo et al. 2017, arXiv:1706.04599.
+  """
+  sign = np.where(fake, 1.0, -1.0)
+  weights = np.where(fake, 0.5 / fake.sum(), 0.5 / (~fake).sum())
+
+  def loss(log_temperature: float) -> float:
+    return float((weights * np.logaddexp(0, -sign * logits / np.exp(log_temperature))).sum())
+
+  found = scipy.optimize.minimize_scalar(loss, bounds=(-4.0, 4.0), method='bounded')
+  return float(np.exp(found.x))
+
+
+def p_fake(logits: np.ndarray, temperature: float, prior: float) -> np.ndarray:
+  """Probability that an image is fake if a share `prior` of the images is."""
+  return scipy.special.expit(logits / temperature + scipy.special.logit(prior))
+
+
+def calibration_error(
+  probabilities: np.ndarray, fake: np.ndarray, prior: float, bins: int = BINS
+) -> float:
+  """Expected calibration error at the prior, in bins of equal mass (Nixon et al. 2019).
+
+  Reals and fakes are weighted so that fakes are a share `prior` of all.
+  """
+  weights = np.where(fake, prior / max(fake.sum(), 1), (1 - prior) / max((~fake).sum(), 1))
+  order = np.argsort(probabilities, kind='stable')
+  mass = np.cumsum(weights[order])
+  which = np.minimum((mass * bins - 1e-9).astype(int), bins - 1)
+  error = 0.0
+  for b in range(bins):
+    rows = order[which == b]
+    if len(rows):
+      gap = (weights[rows] * (probabilities[rows] - fake[rows])).sum()
+      error += abs(float(gap))
+  return error
+
+
+def calibration_interval(
+  probabilities: np.ndarray, fake: np.ndarray, groups: np.ndarray, prior: float, seed: int
+) -> list[float]:
+  """95 % interval of `calibration_error` by bootstrap over groups, reals and fakes apart."""
+  rng, draws = np.random.default_rng(seed), []
+  kinds = [_rows_by_group(groups, kind) for kind in (fake, ~fake)]
+  for _ in range(200):
+    rows = np.concatenate(
+      [row for kind in kinds for i in rng.integers(len(kind), size=len(kind)) for row in (kind[i],)]
+    )
+    draws.append(calibration_error(probabilities[rows], fake[rows], prior))
+  return [float(q) for q in np.percentile(draws, [2.5, 97.5])]
+
+
+def _rows_by_group(groups: np.ndarray, chosen: np.ndarray) -> list[np.ndarray]:
+  rows = np.nonzero(chosen)[0]
+  order = rows[np.argsort(groups[rows], kind='stable')]
+  _, starts = np.unique(groups[order], return_index=True)
+  return np.split(order, starts[1:])
+
+
+def verdicts(
+  logits: np.ndarray, re_encoded: np.ndarray, temperature: float, threshold: float, prior: float
+) -> np.ndarray:
+  """'real', 'fake' or 'unsure' for each of n images.
+
+  An image is fake where its score raises an alarm and its probability is at least one half, real
+  where neither holds. It is unsure where the two disagree, or where a harmless re-encoding
+  (logits f[n, k] of k of them) would be judged otherwise.
+  """
+  judged = _judge(logits, temperature, threshold, prior)
+  others = _judge(re_encoded, temperature, threshold, prior)
+  flips = (others != judged[:, None]).any(1)
+  return np.where(flips, UNSURE, judged).astype(object)
+
+
+def _judge(logits: np.ndarray, temperature: float, threshold: float, prior: float) -> np.ndarray:
+  alarm = logits > threshold
+  likely = p_fake(logits, temperature, prior) >= 0.5
+  return np.where(alarm & likely, FAKE, np.where(alarm | likely, UNSURE, REAL))

@@ -1,0 +1,114 @@
+"""A detector at rest: the workdir of its making, every file of it under a digest.
+
+`detector.json` (temperature, threshold, view, figures), `reference.npz` (scores and features of
+reals) and `config.json` are listed with their SHA-256 in `digests.json`; the network is an Orbax
+checkpoint with a manifest of its own.
+"""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import flax.linen as nn
+import ml_collections
+import numpy as np
+
+from ctfake_jax import checkpoints
+from ctfake_jax import config as config_lib
+from ctfake_jax import workdir as workdir_lib
+from ctfake_jax.data import degrade
+from ctfake_jax.data.preprocess import Preprocess
+from ctfake_jax.detector import calibration, training
+from ctfake_jax.detector.calibration import Threshold
+from ctfake_jax.models import zoo
+from ctfake_jax.types import UserError
+
+FACTS, REFERENCE, CONFIG, DIGESTS = 'detector.json', 'reference.npz', 'config.json', 'digests.json'
+NETWORK = 'network'  # folder of the network's training
+# Qualities of the harmless re-encodings that must not change a verdict.
+RE_ENCODINGS = (90.0, 75.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Detector:
+  """A calibrated network.
+
+  Attributes:
+    unit: of the originals, 'HU' or 'grey'.
+    temperature: divisor of raw scores.
+    reference: features f32[m, d] of one real of each group that set the threshold.
+  """
+
+  model: nn.Module
+  variables: dict
+  config: ml_collections.ConfigDict
+  unit: str
+  temperature: float
+  threshold: Threshold
+  reference: np.ndarray
+
+  @property
+  def view(self) -> Preprocess:
+    """What the network sees of a slice."""
+    return Preprocess.from_config(self.config.data)
+
+  def examine(self, images: np.ndarray, prior: float) -> dict[str, np.ndarray]:
+    """Scores, p_fake and verdicts of images f32[n, h, w, 1] in [-1, 1] that went through 8 bits."""
+    scores, features, patches = training.judge(self.model, self.variables, images)
+    others = np.stack([self._re_encoded(images, quality) for quality in RE_ENCODINGS], 1)
+    return {
+      'score': scores,
+      'p_fake': calibration.p_fake(scores, self.temperature, prior),
+      'verdict': calibration.verdicts(
+        scores, others, self.temperature, self.threshold.value, prior
+      ),
+      'alarm': scores > self.threshold.value,
+      'flips': ((others > self.threshold.value) != (scores > self.threshold.value)[:, None]).any(1),
+      'features': features,
+      'patches': patches,
+    }
+
+  def _re_encoded(self, images: np.ndarray, quality: float) -> np.ndarray:
+    encoded = degrade.in_batches(degrade.jpeg, images, quality)
+    return training.judge(self.model, self.variables, encoded)[0]
+
+
+def save(detector: Detector, workdir: Path, figures: dict) -> None:
+  """Writes all but the checkpoint and the config, which lie in the workdir since training."""
+  facts = {
+    'unit': detector.unit,
+    'temperature': detector.temperature,
+    'threshold': dataclasses.asdict(detector.threshold),
+    'figures': figures,
+  }
+  workdir_lib.write_json(workdir / FACTS, facts)
+  np.savez(workdir / REFERENCE, allow_pickle=False, features=detector.reference)
+  digests = {name: _digest(workdir / name) for name in (FACTS, REFERENCE, CONFIG)}
+  workdir_lib.write_json(workdir / DIGESTS, digests)
+
+
+def load(workdir: Path) -> Detector:
+  """UserError where something is missing, or is not what was saved."""
+  for name, digest in workdir_lib.read_json(workdir / DIGESTS).items():
+    if name not in (FACTS, REFERENCE, CONFIG) or not (workdir / name).is_file():
+      raise UserError(f'{workdir / name} is missing: restore the detector from a whole copy')
+    if _digest(workdir / name) != digest:
+      raise UserError(f'{workdir / name} was altered: restore the detector from a whole copy')
+  config = config_lib.from_dict(workdir_lib.read_json(workdir / CONFIG)['config'])
+  facts = workdir_lib.read_json(workdir / FACTS)
+  with np.load(workdir / REFERENCE, allow_pickle=False) as file:
+    reference = file['features']
+  return Detector(
+    model=zoo.patch_net(config.detection),
+    variables=checkpoints.restore_part(workdir / NETWORK, facts['figures']['best_step'], 'ema'),
+    config=config,
+    unit=facts['unit'],
+    temperature=facts['temperature'],
+    threshold=Threshold(**facts['threshold']),
+    reference=reference,
+  )
+
+
+def _digest(path: Path) -> str:
+  with open(path, 'rb') as handle:
+    return hashlib.file_digest(handle, 'sha256').hexdigest()

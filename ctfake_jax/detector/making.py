@@ -1,0 +1,124 @@
+"""The task `detector`: from originals alone to a calibrated detector with a model card.
+
+Generators -> exhibits -> network -> temperature -> threshold -> test. Every training resumes; the
+rest is repeated from seeds.
+"""
+
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+
+from ctfake_jax import metrics
+from ctfake_jax import workdir as workdir_lib
+from ctfake_jax.data import baselines, pipeline
+from ctfake_jax.data.survey import fingerprint
+from ctfake_jax.detector import calibration, card, directory, exhibits, training
+from ctfake_jax.detector.directory import Detector
+from ctfake_jax.detector.exhibits import REAL, Exhibits
+from ctfake_jax.types import ImageSet
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
+  """Makes the detector directory; returns what results.json holds."""
+  images = pipeline.load(config)
+  groups = exhibits.group_reals(config, images)
+  parts = exhibits.deal(groups, config.seed)
+  # Refuses now what could not be calibrated after hours.
+  independent = len(np.unique(groups[parts['threshold']]))
+  calibration.conformal_threshold(np.zeros(independent), config.detection.false_alarm_rate)
+  workdir_lib.record_config(workdir, config, {'data': fingerprint(images), 'unit': images.unit})
+  _stage('generators')
+  exhibits.train_generators(config, images, groups, parts, workdir)
+  _stage('fakes')
+  shown = {
+    part: exhibits.gather(config, images, groups, rows, part, workdir)
+    for part, rows in parts.items()
+  }
+  _stage('network')
+  network = training.fit(
+    config, shown['learn'], shown['choose'], workdir / directory.NETWORK, 'detector'
+  )
+  _stage('calibration and test')
+  detector = calibrate(config, images, network, shown)
+  results = {
+    'data': baselines.describe(images),
+    'parts': {part: _counts(own) for part, own in shown.items()},
+    'network': network[2],
+    **test(detector, shown['test'], config),
+  }
+  directory.save(detector, workdir, {**results, 'best_step': network[2]['best_step']})
+  workdir_lib.write_json(workdir / 'results.json', results)
+  card.write(config, results, workdir)
+  return results
+
+
+def calibrate(
+  config: ml_collections.ConfigDict, images: ImageSet, network: tuple, shown: dict[str, Exhibits]
+) -> Detector:
+  """Temperature from `scale`, threshold from the reals of `threshold`."""
+  model, variables, _ = network
+  scale = shown['scale']
+  temperature = calibration.fit_temperature(
+    training.judge(model, variables, scale.images)[0], scale.fake
+  )
+  reals = shown['threshold'].of(REAL)
+  scores, features, _ = training.judge(model, variables, reals.images)
+  one = calibration.one_per_group(np.arange(len(reals)), reals.groups, config.seed)
+  threshold = calibration.conformal_threshold(scores[one], config.detection.false_alarm_rate)
+  return Detector(
+    model, variables, config, images.unit, temperature, threshold, reference=features[one]
+  )
+
+
+def test(detector: Detector, shown: Exhibits, config: ml_collections.ConfigDict) -> dict:
+  """Figures on images that nothing was fitted to."""
+  found = detector.examine(shown.images, config.prior_fake)
+  scores, fake = found['score'], shown.fake
+  before = calibration.p_fake(scores, 1.0, config.prior_fake)
+  error = {
+    name: {
+      'value': calibration.calibration_error(p, fake, config.prior_fake),
+      'ci95': calibration.calibration_interval(
+        p, fake, shown.groups, config.prior_fake, config.seed
+      ),
+    }
+    for name, p in (('before', before), ('after', found['p_fake']))
+  }
+  return {
+    'auroc': metrics.auroc(scores[fake], scores[~fake]),
+    'threshold': vars(detector.threshold),
+    'temperature': detector.temperature,
+    'reals': _verdict_shares(found['verdict'], ~fake, shown.groups, config.seed),
+    'fakes': _verdict_shares(found['verdict'], fake, shown.groups, config.seed),
+    'calibration_error': error,
+    'families': {
+      family: {
+        'auroc': metrics.auroc(scores[shown.families == family], scores[~fake]),
+        'detection_at_1_percent': metrics.detection_at(
+          0.01, scores[shown.families == family], scores[~fake]
+        ),
+        **_verdict_shares(found['verdict'], shown.families == family, shown.groups, config.seed),
+      }
+      for family in config.detection.families
+    },
+  }
+
+
+def _verdict_shares(verdicts: np.ndarray, rows: np.ndarray, groups: np.ndarray, seed: int) -> dict:
+  """Share of each verdict among the images at `rows`, that of `fake` with its interval."""
+  own = verdicts[rows]
+  return {
+    'n': len(own),
+    **{name: float((own == name).mean()) for name in ('real', 'fake', 'unsure')},
+    'fake_ci95': metrics.accuracy_interval(own == 'fake', groups[rows], seed=seed),
+  }
+
+
+def _counts(shown: Exhibits) -> dict:
+  names, counts = np.unique(shown.families.astype(str), return_counts=True)
+  return dict(zip(names.tolist(), counts.tolist()))
+
+
+def _stage(name: str) -> None:
+  print(f'--- {name}', flush=True)

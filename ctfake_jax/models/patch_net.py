@@ -1,0 +1,88 @@
+"""Real against fake: patches vote, a wider view has its say, the image's logit weighs both.
+
+Enters f[b, h, w, 1] in [-1, 1], sides multiples of 16. Beside the grey values the network sees what
+smoothing takes away, at two widths: traces of synthesis live there, anatomy does not (residuals:
+Fridrich & Kodovsky 2012, doi:10.1109/TIFS.2012.2190402; patches: Chai et al. 2020,
+arXiv:2008.10588). Three stages of two 3x3 convolutions see 32 pixels each way: their logits are
+the patch map. Two more stages see the whole slice.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ctfake_jax.models import layers, lowering
+
+STRIDE = 4  # of the patch map
+RESIDUAL_GAIN = 4.0  # residuals are small beside grey values
+BINOMIAL = (1 / 4, 1 / 2, 1 / 4)
+
+
+class PatchNet(nn.Module):
+  """Real-against-fake network.
+
+  Attributes:
+    width: channels of the first stage; doubled twice.
+    dropout: rate before the last dense layer.
+    dtype: compute dtype.
+  """
+
+  width: int = 32
+  dropout: float = 0.2
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Logits f32[b], positive for fake; features `patches` f32[b, h/4, w/4] and `pre_logits`."""
+
+    def stage(x, i: int, width: int, convs: int = 2):
+      for j in range(convs):
+        x = layers.Conv(width, dtype=self.dtype, name=f'stage{i}_conv{j + 1}')(x)
+        x = nn.relu(layers.BatchNorm(dtype=self.dtype, name=f'stage{i}_bn{j + 1}')(x, train=train))
+      return x
+
+    def halved(x):
+      return lowering.max_pool(x, window=2, stride=2)
+
+    features = {}
+    x = features['stage1'] = stage(with_residuals(x), 1, self.width)
+    x = features['stage2'] = stage(halved(x), 2, 2 * self.width)
+    x = features['stage3'] = stage(halved(x), 3, 4 * self.width)
+    dense = nn.Dense(1, dtype=jnp.float32, name='patch_logit')
+    patches = features['patches'] = dense(x.astype(jnp.float32))[..., 0]
+    local = x.astype(jnp.float32).mean((1, 2))
+    x = features['stage4'] = stage(halved(x), 4, 4 * self.width, convs=1)
+    x = features['stage5'] = stage(halved(x), 5, 4 * self.width, convs=1)
+    wide = x.astype(jnp.float32).mean((1, 2))
+    votes = jnp.stack([patches.mean((1, 2)), _strongest(patches)], -1)
+    features['pre_logits'] = jnp.concatenate([local, wide], -1)
+    hidden = nn.Dropout(self.dropout, deterministic=not train)(features['pre_logits'])
+    logits = nn.Dense(1, name='fc')(jnp.concatenate([hidden, votes], -1))
+    return logits[:, 0], features
+
+
+def with_residuals(x: jax.Array) -> jax.Array:
+  """Grey values f[b, h, w, 1] with two residuals of smoothing behind them, f[b, h, w, 3]."""
+  once = _smooth(x, 1)
+  twice = _smooth(once, 2)
+  return jnp.concatenate([x, RESIDUAL_GAIN * (x - once), RESIDUAL_GAIN * (once - twice)], -1)
+
+
+def _smooth(x: jax.Array, step: int) -> jax.Array:
+  """Binomial filter with taps `step` pixels apart, the edge repeated outside."""
+  for axis in (1, 2):
+    pad = [(0, 0)] * 4
+    pad[axis] = (step, step)
+    wide, length = jnp.pad(x, pad, mode='edge'), x.shape[axis]
+    taps = [
+      jax.lax.slice_in_dim(wide, i * step, i * step + length, axis=axis)
+      for i in range(len(BINOMIAL))
+    ]
+    x = jnp.tensordot(jnp.asarray(BINOMIAL), jnp.stack(taps), 1)
+  return x
+
+
+def _strongest(patches: jax.Array) -> jax.Array:
+  """f[b]: a smooth maximum of f[b, h, w] that does not grow with their number."""
+  flat = patches.reshape(len(patches), -1)
+  return jax.nn.logsumexp(flat, axis=1) - jnp.log(flat.shape[1])

@@ -1,0 +1,92 @@
+"""Threshold, temperature, calibration error and verdicts against closed forms and simulation."""
+
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ctfake_jax.detector import calibration
+from ctfake_jax.types import UserError
+
+
+def test_the_threshold_of_99_reals_at_one_percent_is_the_largest():
+  scores = np.random.default_rng(0).normal(size=99)
+  found = calibration.conformal_threshold(scores, 0.01)
+  assert found.value == scores.max()
+  # The share above the largest of 99: 1 - 0.05^(1/99).
+  assert found.rate_bound == pytest.approx(1 - 0.05 ** (1 / 99))
+
+
+def test_too_few_reals_are_refused_with_the_number_missing():
+  with pytest.raises(UserError, match=r'needs 99 .* there are 60: add 39'):
+    calibration.conformal_threshold(np.zeros(60), 0.01)
+
+
+@given(rate=st.sampled_from([0.01, 0.02, 0.05, 0.1]), extra=st.integers(0, 300))
+@settings(max_examples=20, deadline=None)
+def test_the_expected_false_alarm_rate_is_at_most_the_one_asked(rate, extra):
+  count = round(1 / rate) - 1 + extra
+  uniform = np.arange(1, count + 1) / (count + 1)  # expected order statistics
+  assert 1 - calibration.conformal_threshold(uniform, rate).value <= rate + 1e-9
+
+
+def test_coverage_over_simulated_draws_with_clusters():
+  """Images of a patient resemble each other; new patients' images raise the asked alarms."""
+  rng, alarms = np.random.default_rng(1), []
+  for draw in range(300):
+    patient = rng.normal(size=150)
+    groups = np.repeat(np.arange(150), rng.integers(1, 9, 150))
+    scores = patient[groups] + 0.3 * rng.normal(size=len(groups))
+    one = calibration.one_per_group(scores, groups, seed=draw)
+    threshold = calibration.conformal_threshold(one, 0.05)
+    fresh = rng.normal(size=400) + 0.3 * rng.normal(size=400)
+    alarms.append((fresh > threshold.value).mean())
+  # 7 of 150 above the threshold would be 0.0464 on average; Monte Carlo error is 0.001.
+  assert np.mean(alarms) <= 0.05 + 0.003
+  assert np.mean(alarms) >= 0.035
+
+
+def test_one_per_group_takes_each_group_once():
+  groups = np.array([5, 5, 2, 2, 2, 9])
+  found = calibration.one_per_group(np.array([5.1, 5.2, 2.1, 2.2, 2.3, 9.0]), groups, seed=3)
+  assert sorted(np.floor(found)) == [2, 5, 9]
+
+
+def test_the_temperature_of_stretched_logits_is_the_stretch():
+  rng = np.random.default_rng(0)
+  logits = rng.normal(0, 2, 200_000)
+  fake = rng.random(len(logits)) < scipy.special.expit(logits)
+  assert calibration.fit_temperature(3 * logits, fake) == pytest.approx(3, rel=0.03)
+  calibrated = calibration.p_fake(3 * logits, 3.0, 0.5)
+  assert calibration.calibration_error(calibrated, fake, fake.mean()) < 0.005
+  assert calibration.calibration_error(calibration.p_fake(3 * logits, 1.0, 0.5), fake, 0.5) > 0.05
+
+
+def test_a_prior_moves_the_odds_by_itself():
+  def odds(p):
+    return p / (1 - p)
+
+  even, rare = (calibration.p_fake(np.array([0.7]), 1.0, prior) for prior in (0.5, 0.1))
+  assert odds(rare) / odds(even) == pytest.approx(1 / 9)
+
+
+def test_calibration_error_by_hand():
+  # One bin: mean p is 0.7, half are fake.
+  p, fake = np.array([0.6, 0.8]), np.array([True, False])
+  assert calibration.calibration_error(p, fake, 0.5, bins=1) == pytest.approx(0.2)
+  low, high = calibration.calibration_interval(
+    np.tile(p, 50), np.tile(fake, 50), np.arange(100), 0.5, seed=0
+  )
+  assert 0 <= low <= high <= 1
+
+
+def test_verdicts():
+  logits = np.array([5.0, -5.0, 1.0, 5.0, -5.0])
+  steady = np.tile(logits[:, None], 2)
+  flipped = steady.copy()
+  flipped[3, 1], flipped[4, 0] = -5.0, 5.0
+  found = calibration.verdicts(logits, flipped, 1.0, 2.0, 0.5)
+  # The third is likelier fake than real, but raises no alarm.
+  assert found.tolist() == ['fake', 'real', 'unsure', 'unsure', 'unsure']
