@@ -30,9 +30,11 @@ MAY_IMPORT = {
   **{leaf: BASE | LEAVES | {'data', 'models'} for leaf in LEAVES},
   'train': BASE | LEAVES | {'data', 'models', 'preemption', 'cost'},
   'study': BASE | LEAVES | {'data', 'models', 'train', 'report'},
+  'detector': BASE | LEAVES | {'data', 'models', 'train'},
+  'detect': BASE | {'data', 'detector'},
   'estimate': BASE | {'data', 'train'},
   'benchmark': BASE | LEAVES | {'data', 'models', 'train', 'cost'},
-  'tasks': BASE | LEAVES | {'benchmark', 'train', 'study'},
+  'tasks': BASE | LEAVES | {'benchmark', 'train', 'study', 'detector', 'detect'},
 }
 FORBIDDEN = {'tensorflow', 'pickle', 'clu', 'torch'}
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from ctfake_jax import config as config_lib
-from ctfake_jax import estimate, tasks
+from ctfake_jax import estimate, fakes, tasks
 from ctfake_jax.models import zoo
 from ctfake_jax.types import UserError
 
@@ -19,6 +19,7 @@ GIVEN = {
   'predict': {'checkpoint': 'runs/cnn', 'input': 'image.png'},
   'export': {'checkpoint': 'runs/cnn'},
   'evaluate': {'checkpoint': 'runs/cnn'},
+  'detect': {'detector': 'runs/detector', 'input': 'FOLDER'},
   'study_folders': {'data.path': 'FOLDER'},
   'cross_validate': {'data.path': 'FOLDER'},
 }
@@ -42,6 +43,7 @@ def test_config_files_validate_and_open_with_their_command(path):
 def test_names_in_the_config_are_those_that_exist():
   assert set(config_lib.TASKS) == set(tasks.TASKS)
   assert set(config_lib.CLASSIFIERS) == set(zoo.MODELS)
+  assert tuple(fakes.FAMILIES) == config_lib.FAMILIES
 
 
 @pytest.mark.parametrize(

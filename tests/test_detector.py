@@ -1,0 +1,160 @@
+"""The detector from originals to verdicts: parts, exhibits, network, directory, detect."""
+
+import csv
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import make_images
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ctfake_jax import config as config_lib
+from ctfake_jax import detect
+from ctfake_jax.data.preprocess import to_uint8
+from ctfake_jax.detector import directory, exhibits, making, training
+from ctfake_jax.models import patch_net
+from ctfake_jax.types import UserError
+
+
+def tiny():
+  config = config_lib.defaults()
+  config.task = 'detector'
+  config.phantom.patients, config.phantom.slices_per_patient = 60, 2
+  config.detection.families = ('blended', 'copied')
+  config.detection.width, config.detection.updates = 4, 30
+  config.detection.eval_every, config.detection.batch_size = 15, 16
+  config.detection.false_alarm_rate = 0.1
+  return config
+
+
+@given(count=st.integers(20, 300), seed=st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+def test_parts_are_whole_groups_and_use_every_image_once(count, seed):
+  groups = np.random.default_rng(seed).integers(0, count, 3 * count)
+  parts = exhibits.deal(groups, seed)
+  assert sorted(np.concatenate(list(parts.values())).tolist()) == list(range(len(groups)))
+  owners = [set(groups[rows].tolist()) for rows in parts.values()]
+  assert sum(map(len, owners)) == len(set().union(*owners))
+
+
+def test_too_few_groups_for_all_parts_are_refused():
+  with pytest.raises(UserError, match='too few for the parts'):
+    exhibits.deal(np.array([0, 0, 1, 1]), 0)
+
+
+def test_edited_fakes_stay_in_their_sources_group_and_everything_is_8_bit(tmp_path):
+  config, images = tiny(), make_images(48, size=32)
+  groups = np.arange(48) // 2 + 100
+  shown = exhibits.gather(config, images, groups, np.arange(10), 'test', tmp_path)
+  assert len(shown) == 30
+  assert set(shown.groups.tolist()) <= set(range(100, 105))
+  assert not shown.of('real').masks.any()
+  assert shown.of('copied').masks.any((1, 2)).all()
+  levels = (shown.images + 1) * 127.5
+  np.testing.assert_allclose(levels, np.round(levels), atol=1e-3)
+  other = exhibits.gather(config, images, groups, np.arange(10), 'scale', tmp_path)
+  assert (other.of('copied').masks != shown.of('copied').masks).any()
+
+
+def test_residuals_of_a_plane_vanish_and_its_values_stay():
+  plane = jnp.add.outer(jnp.linspace(-1, 1, 16), jnp.linspace(0, 0.5, 16))[None, :, :, None]
+  found = patch_net.with_residuals(plane)
+  np.testing.assert_array_equal(found[..., :1], plane)
+  np.testing.assert_allclose(found[:, 4:-4, 4:-4, 1:], 0, atol=1e-5)
+
+
+def test_the_network_maps_patches_and_a_mask_becomes_shares():
+  network = patch_net.PatchNet(width=4)
+  images = jnp.zeros((2, 32, 32, 1))
+  (logits, features), _ = network.init_with_output(jax.random.key(0), images, train=False)
+  assert logits.shape == (2,)
+  assert features['patches'].shape == (2, 8, 8)
+  mask = jnp.zeros((1, 8, 8), bool).at[0, 0, :2].set(True)
+  shares = training.shares(mask)
+  np.testing.assert_allclose(shares[0], [[2 / 16, 0], [0, 0]])
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('detector')
+  return workdir, making.run(tiny(), workdir)
+
+
+@pytest.mark.slow
+def test_a_detector_is_made_with_its_card(made):
+  workdir, results = made
+  assert set(results['families']) == {'blended', 'copied'}
+  assert 0 <= results['calibration_error']['after']['value'] <= 1
+  assert results['threshold']['groups'] >= 9
+  card = (workdir / 'MODEL_CARD.md').read_text()
+  assert 'Not for real CT' in card
+  assert json.loads((workdir / 'results.json').read_text())['parts']['threshold'].keys() == {
+    'real', 'blended', 'copied'
+  }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_detect_writes_a_row_for_every_file(made, tmp_path):
+  workdir, _ = made
+  folder = tmp_path / 'in'
+  folder.mkdir()
+  for i, image in enumerate(make_images(5, size=32).images):
+    Image.fromarray(to_uint8(image[..., 0])).save(folder / f'=img{i}.png')
+  (folder / 'z.png').write_bytes(b'junk')
+  config = config_lib.defaults()
+  config.task, config.detector, config.input = 'detect', str(workdir), str(folder)
+  config_lib.validate(config)
+  (tmp_path / 'out').mkdir()
+  results = detect.run(config, tmp_path / 'out')
+  with open(tmp_path / 'out' / 'verdicts.csv', newline='') as handle:
+    rows = list(csv.DictReader(handle))
+  assert [row['path'] for row in rows] == [*(f"'=img{i}.png" for i in range(5)), 'z.png']
+  assert rows[-1]['verdict'] == 'unreadable'
+  assert rows[-1]['reasons']
+  for row in rows[:-1]:
+    assert 0 <= float(row['p_fake']) <= 1
+    # The detector learnt from HU, these are grey pictures.
+    assert row['verdict'] == 'unsure'
+    assert 'HU' in row['reasons']
+  assert results['images'] == 6
+  assert results['verdicts']['unreadable'] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [directory.FACTS, directory.REFERENCE, directory.CONFIG])
+def test_an_altered_file_of_a_detector_is_named(made, name):
+  path = made[0] / name
+  kept = path.read_bytes()
+  try:
+    path.write_bytes(kept[:-3] + b' ' + kept[-2:])
+    with pytest.raises(UserError, match=f'{name} was altered'):
+      directory.load(made[0])
+    path.unlink()
+    with pytest.raises(UserError, match=f'{name} is missing'):
+      directory.load(made[0])
+  finally:
+    path.write_bytes(kept)
+  found = directory.load(made[0])
+  assert found.threshold.groups == found.reference.shape[0]
+
+
+@pytest.mark.slow
+def test_scores_are_the_same_after_loading(made):
+  images = exhibits.controls.through_png(make_images(4, size=32).images)
+  detector = directory.load(made[0])
+  once, twice = (detector.examine(images, 0.5) for _ in range(2))
+  np.testing.assert_array_equal(once['score'], twice['score'])
+  rare = detector.examine(images, 0.01)
+  assert (rare['p_fake'] < once['p_fake']).all()
+
+
+def test_a_threshold_that_cannot_be_set_is_refused_before_any_training(tmp_path):
+  config = tiny()
+  config.detection.false_alarm_rate = 0.01
+  with pytest.raises(UserError, match=r'needs 99 .* add'):
+    making.run(config, tmp_path)
+  assert not (tmp_path / 'generators').exists()
