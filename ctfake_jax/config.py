@@ -185,6 +185,8 @@ def defaults() -> ml_collections.ConfigDict:
 
   c.detection = ml_collections.ConfigDict()
   c.detection.families = FAMILIES  # of fakes to learn from
+  c.detection.fakes_folder = ''  # of anybody's fakes, one more family
+  c.detection.ignore_leaks = False  # go on though files alone tell real from fake
   c.detection.fakes_per_family = 300  # in each part; never more than the part has reals
   c.detection.width = 24
   c.detection.batch_size = 32

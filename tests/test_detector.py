@@ -1,6 +1,7 @@
 """The detector from originals to verdicts: parts, exhibits, network, directory, detect."""
 
 import csv
+import dataclasses
 import json
 
 import jax
@@ -15,7 +16,7 @@ from PIL import Image
 from ctfake_jax import config as config_lib
 from ctfake_jax import detect
 from ctfake_jax.data.preprocess import to_uint8
-from ctfake_jax.detector import directory, exhibits, making, training
+from ctfake_jax.detector import audit, directory, exhibits, making, training
 from ctfake_jax.models import patch_net
 from ctfake_jax.types import UserError
 
@@ -46,18 +47,81 @@ def test_too_few_groups_for_all_parts_are_refused():
     exhibits.deal(np.array([0, 0, 1, 1]), 0)
 
 
+def stock(images, groups=None, root=None):
+  groups = np.arange(len(images)) // 2 if groups is None else groups
+  return exhibits.Stock(images, groups, exhibits.deal(groups, 0), root)
+
+
 def test_edited_fakes_stay_in_their_sources_group_and_everything_is_8_bit(tmp_path):
-  config, images = tiny(), make_images(48, size=32)
-  groups = np.arange(48) // 2 + 100
-  shown = exhibits.gather(config, images, groups, np.arange(10), 'test', tmp_path)
-  assert len(shown) == 30
-  assert set(shown.groups.tolist()) <= set(range(100, 105))
+  config, reals = tiny(), stock(make_images(96, size=32))
+  shown = exhibits.gather(config, reals, None, 'test', tmp_path)
+  own = set(reals.groups[reals.parts['test']].tolist())
+  assert len(shown) == 3 * len(reals.parts['test'])
+  assert set(shown.groups.tolist()) == own
   assert not shown.of('real').masks.any()
   assert shown.of('copied').masks.any((1, 2)).all()
   levels = (shown.images + 1) * 127.5
   np.testing.assert_allclose(levels, np.round(levels), atol=1e-3)
-  other = exhibits.gather(config, images, groups, np.arange(10), 'scale', tmp_path)
-  assert (other.of('copied').masks != shown.of('copied').masks).any()
+  other = exhibits.gather(config, reals, None, 'scale', tmp_path)
+  assert not set(other.groups.tolist()) & own
+
+
+def files(folder, images, suffix, size=32):
+  for i, image in enumerate(images):
+    path = folder / f'class{i % 2}' / f'{i:03d}.{suffix}'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(to_uint8(image[..., 0])).resize((size, size)).save(path)
+
+
+def audited(tmp_path, suffix, size):
+  """Reals as PNG of 32 pixels against fakes stored otherwise; all images are of one kind."""
+  images = np.random.default_rng(0).normal(0, 0.3, (160, 32, 32, 1)).clip(-1, 1)
+  files(tmp_path / 'real', images[:80], 'png')
+  files(tmp_path / 'fake', images[80:], suffix, size)
+  config = config_lib.defaults()
+  config.data.source, config.data.path = 'folders', str(tmp_path / 'real')
+  config.detection.fakes_folder = str(tmp_path / 'fake')
+  config.split.by = 'slice'
+  reals = exhibits.originals(config)
+  others = exhibits.strangers(config, reals)
+  shown = exhibits.join(
+    [s for part in exhibits.PARTS for s in (reals.show(part, 'real'), others.show(part, 'folder'))]
+  )
+  return audit.audit(shown, seed=0)
+
+
+@pytest.mark.parametrize(
+  ('suffix', 'size', 'fact'), [('jpg', 32, ('codec', 'quantisation', 'bytes_per_pixel')),
+                               ('png', 40, ('width', 'height', 'bytes_per_pixel'))],
+)  # fmt: skip
+def test_the_audit_names_a_planted_leak_and_refuses(suffix, size, fact, tmp_path):
+  found = audited(tmp_path, suffix, size)
+  assert found['folder']['file_facts'] > 0.95
+  assert found['folder']['tells'] in fact
+  with pytest.raises(UserError, match=found['folder']['tells']):
+    audit.refuse_leaks(found, ignore=False)
+  audit.refuse_leaks(found, ignore=True)
+
+
+def test_the_audit_passes_a_clean_set(tmp_path):
+  found = audited(tmp_path, 'png', 32)
+  audit.refuse_leaks(found, ignore=False)
+  for key in ('file_facts', 'grey_facts', 'thumbnails', 'random_labels'):
+    assert abs(found['folder'][key] - 0.5) < 0.15, key
+  assert found['folder']['copies'] == 0
+
+
+def test_the_audit_counts_memorised_images():
+  reals = stock(make_images(96, size=32)).show('learn', 'real')
+  copies = dataclasses.replace(
+    reals,
+    fake=~reals.fake,
+    families=np.full(len(reals), 'folder', dtype=object),
+    masks=~reals.masks,
+    groups=reals.groups + 1000,
+  )
+  found = audit.audit(exhibits.join([reals, copies]), seed=0)
+  assert found['folder']['copies'] == len(reals)
 
 
 def test_residuals_of_a_plane_vanish_and_its_values_stay():

@@ -16,14 +16,17 @@ import numpy as np
 from ctfake_jax import config as config_lib
 from ctfake_jax import controls, fakes, generate, sampling
 from ctfake_jax import workdir as workdir_lib
-from ctfake_jax.data import splits
+from ctfake_jax.data import file_facts, pipeline, splits
+from ctfake_jax.data.folders import FolderSource
+from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.data.splits import Split
+from ctfake_jax.data.survey import Survey
 from ctfake_jax.train import generator
 from ctfake_jax.types import ImageSet, UserError
 
 # Shares of the groups. The threshold's part is large: 99 groups are the least for 1 %.
 PARTS = {'learn': 0.45, 'choose': 0.08, 'scale': 0.1, 'threshold': 0.22, 'test': 0.15}
-REAL = 'real'
+REAL, FOLDER = 'real', 'folder'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Exhibits:
     families: str[n], 'real' or the family.
     groups: int[n].
     masks: bool[n, h, w], what is synthetic: nothing of a real, all of a sample.
+    file_facts: f64[n, 7] as `data.file_facts` names them, NaN for images that are no files.
   """
 
   images: np.ndarray
@@ -43,6 +47,7 @@ class Exhibits:
   families: np.ndarray
   groups: np.ndarray
   masks: np.ndarray
+  file_facts: np.ndarray
 
   def __len__(self) -> int:
     return len(self.fake)
@@ -54,6 +59,65 @@ class Exhibits:
   def of(self, *families: str) -> 'Exhibits':
     """The images of these families."""
     return self.take(np.isin(self.families, families))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stock:
+  """Images dealt to parts: the originals, or somebody's fakes.
+
+  Attributes:
+    parts: rows of each of `PARTS`.
+    root: folder that the records' provenance starts from; None where they are no files.
+  """
+
+  images: ImageSet
+  groups: np.ndarray
+  parts: dict[str, np.ndarray]
+  root: Path | None
+
+  def show(self, part: str, family: str) -> Exhibits:
+    """All images of a part, as stored in 8 bits."""
+    rows = self.parts[part]
+    own = self.images.take(rows)
+    fake = family != REAL
+    pixels = controls.through_png(np.asarray(own.images))
+    paths = [record.provenance for record in own.records]
+    return Exhibits(
+      pixels,
+      np.full(len(rows), fake),
+      np.full(len(rows), family, dtype=object),
+      self.groups[rows],
+      np.full(pixels.shape[:3], fake),
+      _unknown(len(rows))
+      if self.root is None
+      else file_facts.of_files(self.root, [r.provenance for r in own.records]),
+    )
+
+
+def originals(config: ml_collections.ConfigDict) -> Stock:
+  """The reals of `config.data`, dealt by patients or near-duplicates."""
+  images = pipeline.load(config)
+  _, groups = splits.group(images, config.split)
+  files = config.data.source in ('folders', 'dicom')
+  root = Path(config.data.path) if files else None
+  return Stock(images, groups, deal(groups, config.seed), root)
+
+
+def strangers(config: ml_collections.ConfigDict, reals: Stock) -> Stock | None:
+  """The fakes in `detection.fakes_folder`, dealt by near-duplicates; None where it is not set."""
+  folder = config.detection.fakes_folder
+  if not folder:
+    return None
+  source = FolderSource(Path(folder), max_pixels=config.data.max_pixels, unlabelled_ok=True)
+  images = pipeline.gather(source, Preprocess.from_config(config.data), labelled=False)
+  if images.unit != reals.images.unit:
+    raise UserError(
+      f'config.detection.fakes_folder = {folder}: pictures have {images.unit} values, the '
+      f'originals {reals.images.unit} values; give both in one form'
+    )
+  correlation = config.split.duplicate_correlation
+  groups = splits.near_duplicate_groups(Survey.of(images).small, correlation)
+  return Stock(images, groups + 1 + reals.groups.max(), deal(groups, config.seed), Path(folder))
 
 
 def deal(groups: np.ndarray, seed: int) -> dict[str, np.ndarray]:
@@ -71,18 +135,14 @@ def deal(groups: np.ndarray, seed: int) -> dict[str, np.ndarray]:
   return parts
 
 
-def train_generators(
-  config: ml_collections.ConfigDict,
-  images: ImageSet,
-  groups: np.ndarray,
-  parts: dict[str, np.ndarray],
-  workdir: Path,
-) -> None:
+def train_generators(config: ml_collections.ConfigDict, reals: Stock, workdir: Path) -> None:
   """Every generator that `detection.families` need, on the part `learn`; finished ones are kept."""
-  split = Split(parts['learn'], parts['choose'], parts['test'], groups, 'detector')
+  parts = reals.parts
+  split = Split(parts['learn'], parts['choose'], parts['test'], reals.groups, 'detector')
   for name in networks(config):
     own, folder = generator_config(config, name), generator_dir(workdir, name)
-    workdir_lib.once(folder, own, functools.partial(generator.fit, own, images, split, folder))
+    make = functools.partial(generator.fit, own, reals.images, split, folder)
+    workdir_lib.once(folder, own, make)
 
 
 def networks(config: ml_collections.ConfigDict) -> list[str]:
@@ -107,44 +167,36 @@ def generator_config(config: ml_collections.ConfigDict, name: str) -> ml_collect
 
 def gather(
   config: ml_collections.ConfigDict,
-  images: ImageSet,
-  groups: np.ndarray,
-  rows: np.ndarray,
+  reals: Stock,
+  others: Stock | None,
   part: str,
   workdir: Path,
 ) -> Exhibits:
-  """The reals at `rows` and `detection.fakes_per_family` fakes of each family for them.
+  """The reals of a part, the strangers' fakes for it, and `detection.fakes_per_family` of each.
 
   As many fakes are made as there are reals where those are fewer.
   """
-  reals = images.take(rows)
-  real_images = controls.through_png(np.asarray(reals.images))
-  side = real_images.shape[1]
-  count = min(config.detection.fakes_per_family, len(rows))
-  sets = [
-    Exhibits(
-      real_images,
-      np.zeros(len(rows), bool),
-      np.full(len(rows), REAL, dtype=object),
-      groups[rows],
-      np.zeros((len(rows), side, side), bool),
-    )
-  ]
-  free = groups.max() + 1
+  own = reals.images.take(reals.parts[part])
+  count = min(config.detection.fakes_per_family, len(own))
+  sets = [reals.show(part, REAL)]
+  if others:
+    sets.append(others.show(part, FOLDER))
+  # Far above every other group's number.
+  free = reals.groups.max() + 1 + (others.groups.max() + 1 if others else 0)
   for family in config.detection.families:
     # A seed of its own for each part and family: no sample is drawn twice.
     seed = zlib.crc32(f'{config.seed}/{part}/{family}'.encode()) % 2**31
-    made = _make(fakes.FAMILIES[family], reals, count, seed, workdir)
-    sampled = made.sources < 0
-    own = np.where(sampled, free + np.arange(count), groups[rows][made.sources])
+    made = _make(fakes.FAMILIES[family], own, count, seed, workdir)
+    alone = free + np.arange(count)
     free += count
     sets.append(
       Exhibits(
         controls.through_png(made.images),
         np.ones(count, bool),
         np.full(count, family, dtype=object),
-        own,
-        np.ones((count, side, side), bool) if made.masks is None else made.masks,
+        np.where(made.sources < 0, alone, sets[0].groups[made.sources]),
+        np.ones(made.images.shape[:3], bool) if made.masks is None else made.masks,
+        _unknown(count),
       )
     )
   return join(sets)
@@ -157,9 +209,8 @@ def join(sets: list[Exhibits]) -> Exhibits:
   )
 
 
-def group_reals(config: ml_collections.ConfigDict, images: ImageSet) -> np.ndarray:
-  """int[n]: patients or near-duplicates."""
-  return splits.group(images, config.split)[1]
+def _unknown(count: int) -> np.ndarray:
+  return np.full((count, len(file_facts.NAMES)), np.nan)
 
 
 def _make(family: fakes.Family, reals: ImageSet, count: int, seed: int, workdir: Path):

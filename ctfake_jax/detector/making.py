@@ -11,9 +11,9 @@ import numpy as np
 
 from ctfake_jax import metrics
 from ctfake_jax import workdir as workdir_lib
-from ctfake_jax.data import baselines, pipeline
+from ctfake_jax.data import baselines
 from ctfake_jax.data.survey import fingerprint
-from ctfake_jax.detector import calibration, card, directory, exhibits, training
+from ctfake_jax.detector import audit, calibration, card, directory, exhibits, training
 from ctfake_jax.detector.directory import Detector
 from ctfake_jax.detector.exhibits import REAL, Exhibits
 from ctfake_jax.types import ImageSet
@@ -21,20 +21,21 @@ from ctfake_jax.types import ImageSet
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """Makes the detector directory; returns what results.json holds."""
-  images = pipeline.load(config)
-  groups = exhibits.group_reals(config, images)
-  parts = exhibits.deal(groups, config.seed)
+  reals = exhibits.originals(config)
+  others = exhibits.strangers(config, reals)
+  images = reals.images
   # Refuses now what could not be calibrated after hours.
-  independent = len(np.unique(groups[parts['threshold']]))
+  independent = len(np.unique(reals.groups[reals.parts['threshold']]))
   calibration.conformal_threshold(np.zeros(independent), config.detection.false_alarm_rate)
   workdir_lib.record_config(workdir, config, {'data': fingerprint(images), 'unit': images.unit})
   _stage('generators')
-  exhibits.train_generators(config, images, groups, parts, workdir)
+  exhibits.train_generators(config, reals, workdir)
   _stage('fakes')
-  shown = {
-    part: exhibits.gather(config, images, groups, rows, part, workdir)
-    for part, rows in parts.items()
-  }
+  shown = {part: exhibits.gather(config, reals, others, part, workdir) for part in exhibits.PARTS}
+  _stage('audit')
+  found = audit.audit(shown['learn'], config.seed)
+  workdir_lib.write_json(workdir / 'audit.json', found)
+  audit.refuse_leaks(found, config.detection.ignore_leaks)
   _stage('network')
   network = training.fit(
     config, shown['learn'], shown['choose'], workdir / directory.NETWORK, 'detector'
@@ -43,6 +44,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   detector = calibrate(config, images, network, shown)
   results = {
     'data': baselines.describe(images),
+    'audit': found,
     'parts': {part: _counts(own) for part, own in shown.items()},
     'network': network[2],
     **test(detector, shown['test'], config),
@@ -100,7 +102,7 @@ def test(detector: Detector, shown: Exhibits, config: ml_collections.ConfigDict)
         ),
         **_verdict_shares(found['verdict'], shown.families == family, shown.groups, config.seed),
       }
-      for family in config.detection.families
+      for family in sorted(set(shown.families) - {REAL})
     },
   }
 
