@@ -29,6 +29,7 @@ TASKS = (
   'benchmark',
   'detector',
   'detect',
+  'recalibrate',
 )
 FAMILIES = (
   'dcgan',
@@ -202,8 +203,8 @@ def defaults() -> ml_collections.ConfigDict:
   c.detection.decoder_mib = 2048  # detect: memory of each decoder process
   c.detection.workers = 0  # detect: decoder processes; 0: one for each core
 
-  c.input = ''  # predict, detect: image or folder; evaluate: the data section decides
-  c.detector = ''  # detect: workdir of a detector
+  c.input = ''  # predict, detect, recalibrate: image or folder; evaluate: the data section decides
+  c.detector = ''  # detect, recalibrate: workdir of a detector
   c.prior_fake = 0.5  # detector, detect: share of fakes that p_fake assumes
   c.checkpoint = ''  # predict, evaluate, export: workdir of the training
 
@@ -437,9 +438,10 @@ _REQUIRED_PATHS = {
   'evaluate': ('checkpoint',),
   'export': ('checkpoint',),
   'detect': ('detector', 'input'),
+  'recalibrate': ('detector', 'input'),
 }
 _DATA_SECTIONS = ('data', 'phantom', 'split', 'mesh')
-_READ_NO_DATA = ('generate', 'predict', 'export', 'benchmark', 'detect')
+_READ_NO_DATA = ('generate', 'predict', 'export', 'benchmark', 'detect', 'recalibrate')
 
 
 def changed_keys(old: dict, new: dict) -> list[str]:

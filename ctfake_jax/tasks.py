@@ -6,7 +6,7 @@ from pathlib import Path
 import ml_collections
 
 from ctfake_jax import benchmark, detect, evaluate, export, generate, predict, study
-from ctfake_jax.detector import making
+from ctfake_jax.detector import making, recalibration
 from ctfake_jax.train import classifier, generator
 
 TASKS: dict[str, Callable[[ml_collections.ConfigDict, Path], dict]] = {
@@ -20,4 +20,5 @@ TASKS: dict[str, Callable[[ml_collections.ConfigDict, Path], dict]] = {
   'benchmark': benchmark.run,
   'detector': making.run,
   'detect': detect.run,
+  'recalibrate': recalibration.run,
 }

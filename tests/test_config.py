@@ -19,6 +19,7 @@ GIVEN = {
   'predict': {'checkpoint': 'runs/cnn', 'input': 'image.png'},
   'export': {'checkpoint': 'runs/cnn'},
   'evaluate': {'checkpoint': 'runs/cnn'},
+  'recalibrate': {'detector': 'runs/detector', 'input': 'FOLDER'},
   'detect': {'detector': 'runs/detector', 'input': 'FOLDER'},
   'study_folders': {'data.path': 'FOLDER'},
   'cross_validate': {'data.path': 'FOLDER'},

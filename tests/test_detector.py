@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ctfake_jax import config as config_lib
-from ctfake_jax import detect
+from ctfake_jax import detect, generate
 from ctfake_jax.data.preprocess import to_uint8
-from ctfake_jax.detector import audit, directory, exhibits, making, training
+from ctfake_jax.detector import audit, directory, exhibits, making, recalibration, training
 from ctfake_jax.models import patch_net
 from ctfake_jax.types import UserError
 
@@ -222,3 +222,49 @@ def test_a_threshold_that_cannot_be_set_is_refused_before_any_training(tmp_path)
   with pytest.raises(UserError, match=r'needs 99 .* add'):
     making.run(config, tmp_path)
   assert not (tmp_path / 'generators').exists()
+
+
+def test_drift_is_found_between_other_sites_and_not_within_one():
+  rng, alarms = np.random.default_rng(0), 0
+  for seed in range(20):
+    a, b = rng.normal(size=(80, 6)), rng.normal(size=(60, 6))
+    alarms += recalibration.drift(a, b, seed)['raised']
+  assert alarms <= 2
+  assert recalibration.drift(a, b + 0.7, 0)['raised']
+  # By hand: two samples at 0 and 1 on a line, reference spread 1: 2 * 1 - 0 - 0.
+  found = recalibration.drift(np.array([[0.0], [0.0]]), np.array([[1e-6], [1e-6]]), 0)
+  assert found['energy_distance'] == pytest.approx(2.0)
+
+
+def test_planted_fakes_raise_the_alarm_and_clean_reals_do_not():
+  rng = np.random.default_rng(0)
+  clean = [recalibration.outliers(rng.normal(size=100))['raised'] for _ in range(200)]
+  assert np.mean(clean) <= 0.01
+  planted = np.concatenate([rng.normal(size=95), rng.normal(8, 1, 5)])
+  found = recalibration.outliers(planted)
+  assert found['raised']
+  assert found['count'] == 5
+
+
+@pytest.mark.slow
+def test_a_detector_is_recalibrated_from_files(made, tmp_path):
+  workdir, _ = made
+  config = config_lib.defaults()
+  # The detector learnt from HU: the site's images must be CT.
+  folder = tmp_path / 'site'
+  generated = config_lib.defaults()
+  generated.task, generated.generate.method = 'generate', 'copied'
+  generated.generate.count, generated.generate.dicom = 12, True
+  generated.phantom.patients, generated.phantom.slices_per_patient = 12, 1
+  generate.run(generated, folder)
+  config.task, config.detector = 'recalibrate', str(workdir)
+  config.input, config.detection.false_alarm_rate = str(folder / 'dicom'), 0.1
+  config_lib.validate(config)
+  results = recalibration.run(config, tmp_path / 'new')
+  assert results['groups'] == 12
+  assert set(results['alarms']) == {'drift', 'outliers'}
+  found = directory.load(tmp_path / 'new')
+  assert found.threshold.groups == 12
+  assert found.threshold.value == results['threshold']['value']
+  with pytest.raises(UserError, match='is the old detector'):
+    recalibration.run(config, workdir)

@@ -87,6 +87,11 @@ def save(detector: Detector, workdir: Path, figures: dict) -> None:
   workdir_lib.write_json(workdir / DIGESTS, digests)
 
 
+def figures(workdir: Path) -> dict:
+  """What is known of how well it works."""
+  return workdir_lib.read_json(workdir / FACTS)['figures']
+
+
 def load(workdir: Path) -> Detector:
   """UserError where something is missing, or is not what was saved."""
   for name, digest in workdir_lib.read_json(workdir / DIGESTS).items():

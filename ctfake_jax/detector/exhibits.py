@@ -88,9 +88,7 @@ class Stock:
       np.full(len(rows), family, dtype=object),
       self.groups[rows],
       np.full(pixels.shape[:3], fake),
-      _unknown(len(rows))
-      if self.root is None
-      else file_facts.of_files(self.root, [r.provenance for r in own.records]),
+      file_facts.of_files(self.root, paths) if self.root else _unknown(len(rows)),
     )
 
 
