@@ -40,7 +40,9 @@ FAMILIES = (
   'diffusion_reconstruction',
   *EDITS,
 )
+# Those of the study, and all that can be trained.
 CLASSIFIERS = ('cnn', 'resnet18', 'resnet50', 'mobilenetv2')
+MODELS = (*CLASSIFIERS, 'resnet101', 'densenet121', 'densenet201', 'vgg19')
 # Keys that may change between a run and its continuation in the same workdir.
 SAFE_TO_CHANGE = (
   'dry_run',
@@ -295,7 +297,7 @@ RULES: dict[str, Rule] = {
   'augment.rotate_degrees': _between(0, 180),
   'augment.intensity': _between(0, 0.9),
   'augment.mixup': _between(0, 10),
-  'model.name': _one_of(*CLASSIFIERS),
+  'model.name': _one_of(*MODELS),
   'model.dtype': _one_of('float32', 'bfloat16'),
   'model.views': Rule('1, 5 or 9', lambda v: v in (1, 5, 9)),
   'model.cnn.widths': Rule(

@@ -9,7 +9,18 @@ import pytest
 from hypothesis import strategies as st
 from jax import lax
 
-from ctfake_jax.models import cnn, dcgan, layers, lowering, mobilenetv2, resnet, views, zoo
+from ctfake_jax.models import (
+  cnn,
+  dcgan,
+  densenet,
+  layers,
+  lowering,
+  mobilenetv2,
+  resnet,
+  vgg,
+  views,
+  zoo,
+)
 
 # He 2015 and Sandler 2018 as counted by torchvision at 3 channels and 1000 classes; the CNN's
 # count is the sum of its layers: 9*(3*32+32*64+64*128+128*256) + 2*480 + 257*1000.
@@ -18,6 +29,10 @@ PARAMETERS = {
   'resnet18': 11_689_512,
   'resnet50': 25_557_032,
   'mobilenetv2': 3_504_872,
+  'resnet101': 44_549_160,
+  'densenet121': 7_978_856,
+  'densenet201': 20_013_928,
+  'vgg19': 143_667_240,
 }
 
 
@@ -66,6 +81,10 @@ def tiny(name):
     'resnet18': resnet.ResNet(3, stage_sizes=(1, 1, 1, 1), bottleneck=False, width=4),
     'resnet50': resnet.ResNet(3, stage_sizes=(1, 1, 1, 1), bottleneck=True, width=4),
     'mobilenetv2': mobilenetv2.MobileNetV2(3, stages=((1, 4, 1, 1), (2, 4, 2, 2)), last_width=8),
+    'resnet101': resnet.ResNet(3, stage_sizes=(1, 2, 1, 1), bottleneck=True, width=4),
+    'densenet121': densenet.DenseNet(3, block_sizes=(1, 2), growth=4),
+    'densenet201': densenet.DenseNet(3, block_sizes=(2, 1, 1), growth=4),
+    'vgg19': vgg.VGG19(3, stages=((1, 4), (2, 8)), hidden=8),
   }[name]
 
 
@@ -79,7 +98,9 @@ def test_classifiers_return_logits_and_named_features(name):
   assert logits.shape == (2, 3)
   assert features['pre_logits'].shape[0] == 2
   assert 'stage1' in features
-  assert set(variables) == {'params', 'batch_stats'}
+  assert set(variables) == {'params', 'batch_stats'} - (
+    {'batch_stats'} if name == 'vgg19' else set()
+  )
 
 
 @pytest.mark.parametrize('name', sorted(zoo.MODELS))
@@ -202,3 +223,11 @@ def test_batch_norm_normalises_and_tracks_statistics():
   np.testing.assert_allclose(updates['batch_stats']['var'], x.var((0, 1, 2)), rtol=1e-4)
   settled = norm.apply({'params': variables['params'], **updates}, x, train=False)
   np.testing.assert_allclose(settled, out, atol=1e-4)
+
+
+def test_adaptive_average_is_the_mean_of_even_windows():
+  x = jnp.arange(6.0).reshape(1, 1, 6, 1) * jnp.ones((1, 3, 1, 1))
+  np.testing.assert_allclose(vgg.adaptive_average(x, 3)[0, 0, :, 0], [0.5, 2.5, 4.5])
+  # Fewer pixels than windows: torch's windows [floor(i n / s), ceil((i + 1) n / s)) overlap.
+  short = jnp.array([1.0, 3.0]).reshape(1, 1, 2, 1)
+  np.testing.assert_allclose(vgg.adaptive_average(short, 3)[0, 0, :, 0], [1, 2, 3])

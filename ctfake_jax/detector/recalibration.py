@@ -121,7 +121,7 @@ def outliers(scores: np.ndarray) -> dict:
     'raised': bool(test.pvalue < ALARM),
     'p_value': float(test.pvalue),
     'count': count,
-    'says': f'{count} of {len(scores)} images score far above the rest; are there fakes among them?',
+    'says': f'{count} of {len(scores)} images score far above the rest; are some of them fakes?',
   }
 
 

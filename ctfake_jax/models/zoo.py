@@ -6,7 +6,18 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ctfake_jax.models import cnn, dcgan, diffusion, mobilenetv2, resize_gan, resnet, vae, views
+from ctfake_jax.models import (
+  cnn,
+  dcgan,
+  densenet,
+  diffusion,
+  mobilenetv2,
+  resize_gan,
+  resnet,
+  vae,
+  vgg,
+  views,
+)
 from ctfake_jax.models import patch_net as patch_net_lib
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -14,6 +25,10 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
   'resnet18': resnet.ResNet18,
   'resnet50': resnet.ResNet50,
   'mobilenetv2': mobilenetv2.MobileNetV2,
+  'resnet101': resnet.ResNet101,
+  'densenet121': densenet.DenseNet121,
+  'densenet201': densenet.DenseNet201,
+  'vgg19': vgg.VGG19,
 }
 
 GENERATORS: dict[str, Callable[..., nn.Module]] = {

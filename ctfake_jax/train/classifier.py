@@ -49,7 +49,7 @@ class State(flax.struct.PyTreeNode):
 def init_state(model: nn.Module, tx: optax.GradientTransformation, size: int, seed: int) -> State:
   """Fresh state for grey images of side `size`."""
   variables = model.init(jax.random.key(seed), jnp.zeros((1, size, size, 1)), train=False)
-  params, batch_stats = variables['params'], variables['batch_stats']
+  params, batch_stats = variables['params'], variables.get('batch_stats', {})
   return State(
     step=jnp.zeros((), jnp.int32),
     params=params,
@@ -103,7 +103,7 @@ def make_train_step(
       rngs={'dropout': key},
     )
     losses = optax.softmax_cross_entropy(logits, targets)
-    return (weights * losses).sum() / weights.sum(), (logits, updates['batch_stats'])
+    return (weights * losses).sum() / weights.sum(), (logits, updates.get('batch_stats', {}))
 
   def train_step(state, batch, key):
     """One update: augment, gradient, optimiser, moving average."""
