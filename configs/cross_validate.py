@@ -14,6 +14,7 @@ def get_config():
   config.task = 'classifier'
   config.data.source = 'folders'
   config.data.image_size = 128
+  config.data.aspect = 'stretch'
   config.split.folds = 5
   config.split.fold = config_lib.EVERY_FOLD
   config.split.val_fraction = 0.05
@@ -23,5 +24,8 @@ def get_config():
   config.augment.intensity = 0.05
   config.model.cnn.widths = (16, 32, 64, 128, 256)
   config.model.cnn.convs = (1, 2)
+  config.model.views = 5
   config.train.epochs = 20
+  config.train.eval_every_epochs = 5
+  config.train.label_smoothing = 0.1
   return config
