@@ -30,6 +30,7 @@ TASKS = (
   'detector',
   'detect',
   'recalibrate',
+  'explain',
 )
 FAMILIES = (
   'dcgan',
@@ -205,10 +206,16 @@ def defaults() -> ml_collections.ConfigDict:
   c.detection.decoder_mib = 2048  # detect: memory of each decoder process
   c.detection.workers = 0  # detect: decoder processes; 0: one for each core
 
-  c.input = ''  # predict, detect, recalibrate: image or folder; evaluate: the data section decides
-  c.detector = ''  # detect, recalibrate: workdir of a detector
+  c.explain = ml_collections.ConfigDict()
+  c.explain.count = 16  # images, the first of the input
+  c.explain.stage = ''  # of Grad-CAM; '': the deepest of at least 4 pixels a side
+  c.explain.superpixels = 48  # of LIME
+  c.explain.lime_samples = 512
+
+  c.input = ''  # predict, detect, explain, recalibrate: image or folder
+  c.detector = ''  # detect, explain, recalibrate: workdir of a detector
   c.prior_fake = 0.5  # detector, detect: share of fakes that p_fake assumes
-  c.checkpoint = ''  # predict, evaluate, export: workdir of the training
+  c.checkpoint = ''  # predict, evaluate, explain, export: workdir of the training
 
   c.study = ml_collections.ConfigDict()
   c.study.classifiers = CLASSIFIERS
@@ -361,6 +368,9 @@ RULES: dict[str, Rule] = {
   'detection.workers': _between(0, 256),
   'detection.false_alarm_rate': _between(1e-5, 0.5),
   'prior_fake': _between(1e-6, 1 - 1e-6),
+  'explain.count': _at_least(1),
+  'explain.superpixels': _between(2, 10000),
+  'explain.lime_samples': _between(16, 10**6),
   'study.folds': _at_least(1),
   'study.label_shuffles': _at_least(0),
 }
@@ -441,9 +451,10 @@ _REQUIRED_PATHS = {
   'export': ('checkpoint',),
   'detect': ('detector', 'input'),
   'recalibrate': ('detector', 'input'),
+  'explain': ('input',),
 }
 _DATA_SECTIONS = ('data', 'phantom', 'split', 'mesh')
-_READ_NO_DATA = ('generate', 'predict', 'export', 'benchmark', 'detect', 'recalibrate')
+_READ_NO_DATA = ('generate', 'predict', 'export', 'benchmark', 'detect', 'recalibrate', 'explain')
 
 
 def changed_keys(old: dict, new: dict) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from ctfake_jax.data.preprocess import to_uint8
+from ctfake_jax.data.preprocess import from_uint8, to_uint8
 
 JPEG_QUALITY = 75
 BLUR_SIGMA_PIXELS = 1.0
@@ -19,13 +19,13 @@ NOISE_STANDARD_DEVIATION = 0.1
 
 def through_png(images: np.ndarray) -> np.ndarray:
   """The 8-bit rounding that every stored fake has been through."""
-  return _from_uint8(to_uint8(images))
+  return from_uint8(to_uint8(images))
 
 
 def jpeg(images: np.ndarray, seed: int) -> np.ndarray:
   """Encoded at quality 75 and decoded."""
   del seed
-  return np.stack([_from_uint8(_jpeg_round_trip(image)) for image in to_uint8(images[..., 0])])[
+  return np.stack([from_uint8(_jpeg_round_trip(image)) for image in to_uint8(images[..., 0])])[
     ..., None
   ]
 
@@ -47,10 +47,6 @@ CONTROLS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
   'blur_1px': blurred,
   'noise': noisy,
 }
-
-
-def _from_uint8(pixels: np.ndarray) -> np.ndarray:
-  return (pixels.astype(np.float32) / 127.5 - 1).astype(np.float32)
 
 
 def _jpeg_round_trip(pixels: np.ndarray) -> np.ndarray:

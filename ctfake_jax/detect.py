@@ -6,7 +6,6 @@ unsure, unreadable), score, threshold, false_alarm_rate, reasons; and `results.j
 
 import collections
 import csv
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from ctfake_jax import progress
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data.decode import Decoded, Limits, decode_all
+from ctfake_jax.data.preprocess import from_uint8
 from ctfake_jax.detector import directory
 from ctfake_jax.detector.calibration import UNSURE
 from ctfake_jax.detector.directory import Detector
@@ -56,13 +56,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
 
 def _rows(config: ml_collections.ConfigDict, detector: Detector) -> Iterator[list]:
   """Rows of the table in the files' order; images are judged in batches."""
-  c = config.detection
-  limits = Limits(
-    max_pixels=config.data.max_pixels,
-    seconds=c.seconds_per_file,
-    memory_mib=c.decoder_mib,
-    workers=c.workers or len(os.sched_getaffinity(0)),
-  )
+  limits = Limits.from_config(config)
   waiting: list[Decoded] = []
   for decoded in decode_all(Path(config.input), detector.view, limits):
     waiting.append(decoded)
@@ -76,7 +70,7 @@ def _judge(waiting: list[Decoded], detector: Detector, prior: float) -> Iterator
   pixels = [d.pixels for d in waiting if d.pixels is not None]
   found: Iterator[dict] = iter(())
   if pixels:
-    images = (np.stack(pixels).astype(np.float32) / 127.5 - 1)[..., None]
+    images = from_uint8(np.stack(pixels))[..., None]
     columns = detector.examine(images, prior)
     found = (dict(zip(columns, values)) for values in zip(*columns.values()))
   t = detector.threshold

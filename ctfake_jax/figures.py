@@ -1,13 +1,15 @@
-"""Pictures of images: grids and single greyscale PNGs. Enters f32[n, h, w, 1] in [-1, 1]."""
+"""Pictures of images: grids, and maps laid over them. Images are f32[…, h, w, 1] in [-1, 1]."""
 
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
 from ctfake_jax.data.preprocess import to_uint8
 
 GAP = 2
+LONGEST_TITLE = 24
 
 
 def save_grid(path: Path, images: np.ndarray, columns: int) -> None:
@@ -20,3 +22,18 @@ def save_grid(path: Path, images: np.ndarray, columns: int) -> None:
     sheet[top : top + height, left : left + width] = image
   path.parent.mkdir(parents=True, exist_ok=True)
   Image.fromarray(sheet).save(path)
+
+
+def save_maps(path: Path, image: np.ndarray, maps: dict[str, np.ndarray], title: str) -> None:
+  """One PNG: the image f32[h, w, 1], then under each map f[h, w], named; warm is high."""
+  figure = Figure((2.2 * (1 + len(maps)), 2.6), layout='constrained')
+  for axes, (name, shown) in zip(
+    figure.subplots(1, 1 + len(maps)), {title: None, **maps}.items(), strict=True
+  ):
+    axes.imshow(image[..., 0], cmap='gray', vmin=-1, vmax=1)
+    if shown is not None:
+      axes.imshow(shown, cmap='inferno', alpha=0.55)
+    axes.set_title(name[:LONGEST_TITLE], fontsize=9, parse_math=False)
+    axes.set_axis_off()
+  path.parent.mkdir(parents=True, exist_ok=True)
+  figure.savefig(path, dpi=110)

@@ -16,6 +16,7 @@ from ctfake_jax import mesh as mesh_lib
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.models import zoo
+from ctfake_jax.models.views import ManyViews
 from ctfake_jax.types import UserError
 
 BATCH_SIZE = 64
@@ -31,6 +32,11 @@ class Trained:
   class_names: tuple[str, ...]
   unit: str
   view: Preprocess
+
+  @property
+  def network(self) -> nn.Module:
+    """The classifier itself, which sees one view of an image."""
+    return self.model.network if isinstance(self.model, ManyViews) else self.model
 
   def predict(self, images: np.ndarray) -> np.ndarray:
     """Class probabilities f32[n, c] of images f32[n, h, w, 1] in [-1, 1]."""

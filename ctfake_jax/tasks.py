@@ -5,7 +5,7 @@ from pathlib import Path
 
 import ml_collections
 
-from ctfake_jax import benchmark, detect, evaluate, export, generate, predict, study
+from ctfake_jax import benchmark, detect, evaluate, explain, export, generate, predict, study
 from ctfake_jax.detector import making, recalibration
 from ctfake_jax.train import classifier, generator
 
@@ -21,4 +21,5 @@ TASKS: dict[str, Callable[[ml_collections.ConfigDict, Path], dict]] = {
   'detector': making.run,
   'detect': detect.run,
   'recalibrate': recalibration.run,
+  'explain': explain.run,
 }

@@ -31,10 +31,12 @@ MAY_IMPORT = {
   'train': BASE | LEAVES | {'data', 'models', 'preemption', 'cost'},
   'study': BASE | LEAVES | {'data', 'models', 'train', 'report'},
   'detector': BASE | LEAVES | {'data', 'models', 'train'},
+  'attribution': {'types', 'models'},
   'detect': BASE | {'data', 'detector'},
+  'explain': BASE | {'data', 'inference', 'figures', 'attribution', 'detector'},
   'estimate': BASE | {'data', 'train'},
   'benchmark': BASE | LEAVES | {'data', 'models', 'train', 'cost'},
-  'tasks': BASE | LEAVES | {'benchmark', 'train', 'study', 'detector', 'detect'},
+  'tasks': BASE | LEAVES | {'benchmark', 'train', 'study', 'detector', 'detect', 'explain'},
 }
 FORBIDDEN = {'tensorflow', 'pickle', 'clu', 'torch'}
 

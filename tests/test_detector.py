@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ctfake_jax import config as config_lib
-from ctfake_jax import detect, generate
+from ctfake_jax import detect, explain, generate
 from ctfake_jax.data.preprocess import to_uint8
 from ctfake_jax.detector import audit, directory, exhibits, making, recalibration, training
 from ctfake_jax.models import patch_net
@@ -246,19 +246,46 @@ def test_planted_fakes_raise_the_alarm_and_clean_reals_do_not():
   assert found['count'] == 5
 
 
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+  """A folder of twelve CT files: the detector learnt from HU."""
+  folder = tmp_path_factory.mktemp('site')
+  config = config_lib.defaults()
+  config.task, config.generate.method = 'generate', 'copied'
+  config.generate.count, config.generate.dicom = 12, True
+  config.phantom.patients, config.phantom.slices_per_patient = 12, 1
+  generate.run(config, folder)
+  return folder / 'dicom'
+
+
 @pytest.mark.slow
-def test_a_detector_is_recalibrated_from_files(made, tmp_path):
+def test_verdicts_of_a_detector_are_explained(made, site, tmp_path):
+  config = config_lib.defaults()
+  config.task, config.detector, config.input = 'explain', str(made[0]), str(site)
+  config.explain.count, config.explain.lime_samples = 2, 32
+  config_lib.validate(config)
+  results = explain.run(config, tmp_path)
+  assert len(results['images']) == 2
+  for row in results['images']:
+    assert row['answer'] == 'fake'
+    assert set(row['areas']) == {'Grad-CAM', 'LIME', 'patch map', 'random'}
+    with Image.open(tmp_path / row['picture']) as picture:
+      assert np.asarray(picture.convert('L')).std() > 5
+
+
+def test_an_explanation_needs_one_network(tmp_path):
+  config = config_lib.defaults()
+  config.task, config.input = 'explain', str(tmp_path)
+  with pytest.raises(UserError, match='set one of'):
+    explain.run(config, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_detector_is_recalibrated_from_files(made, site, tmp_path):
   workdir, _ = made
   config = config_lib.defaults()
-  # The detector learnt from HU: the site's images must be CT.
-  folder = tmp_path / 'site'
-  generated = config_lib.defaults()
-  generated.task, generated.generate.method = 'generate', 'copied'
-  generated.generate.count, generated.generate.dicom = 12, True
-  generated.phantom.patients, generated.phantom.slices_per_patient = 12, 1
-  generate.run(generated, folder)
   config.task, config.detector = 'recalibrate', str(workdir)
-  config.input, config.detection.false_alarm_rate = str(folder / 'dicom'), 0.1
+  config.input, config.detection.false_alarm_rate = str(site), 0.1
   config_lib.validate(config)
   results = recalibration.run(config, tmp_path / 'new')
   assert results['groups'] == 12

@@ -35,6 +35,13 @@ class Limits:
   memory_mib: int
   workers: int
 
+  @classmethod
+  def from_config(cls, config: Any) -> 'Limits':
+    """Reads `config.detection` and `config.data.max_pixels`."""
+    c = config.detection
+    workers = c.workers or len(os.sched_getaffinity(0))
+    return cls(config.data.max_pixels, c.seconds_per_file, c.decoder_mib, workers)
+
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:

@@ -63,6 +63,11 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
   return np.round((np.asarray(images) + 1) * 127.5).clip(0, 255).astype(np.uint8)
 
 
+def from_uint8(pixels: np.ndarray) -> np.ndarray:
+  """0..255 to the model range, float32; the inverse of `to_uint8` on what it made."""
+  return (pixels.astype(np.float32) / 127.5 - 1).astype(np.float32)
+
+
 def _centre_crop(grey: np.ndarray) -> np.ndarray:
   side = min(grey.shape)
   top, left = ((length - side) // 2 for length in grey.shape)

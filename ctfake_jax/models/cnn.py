@@ -35,14 +35,14 @@ class CNN(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
-    features = {}
+    features: dict[str, jax.Array] = {}
     for i, width in enumerate(self.widths, 1):
       for j in range(self.convs[min(i, len(self.convs)) - 1]):
         stride = self.stem_stride if i == 1 and j == 0 else 1
         x = layers.Conv(width, stride=stride, dtype=self.dtype, name=f'block{i}_conv{j + 1}')(x)
         x = nn.relu(layers.BatchNorm(dtype=self.dtype, name=f'block{i}_bn{j + 1}')(x, train=train))
       x = lowering.max_pool(x, window=2, stride=2)
-      features[f'stage{i}'] = x
+      x = layers.stage(self, features, f'stage{i}', x)
     x = features['pre_logits'] = x.mean((1, 2)).astype(jnp.float32)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     return nn.Dense(self.num_classes, name='fc')(x), features

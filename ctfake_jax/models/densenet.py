@@ -46,7 +46,7 @@ class DenseNet(nn.Module):
         new = conv(BOTTLENECK * self.growth, 1, name=f'{name}_conv1')(normed(x, f'{name}_norm1'))
         new = conv(self.growth, 3, name=f'{name}_conv2')(normed(new, f'{name}_norm2'))
         x = jnp.concatenate([x, new], -1)
-      features[f'stage{i}'] = x
+      x = layers.stage(self, features, f'stage{i}', x)
       if i < len(self.block_sizes):
         name = f'features_transition{i}'
         x = conv(x.shape[-1] // 2, 1, name=f'{name}_conv')(normed(x, f'{name}_norm'))

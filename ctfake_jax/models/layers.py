@@ -11,6 +11,16 @@ from ctfake_jax.models.lowering import conv, conv_transpose, depthwise_conv
 
 # Share of the running statistics that a training step keeps.
 MOMENTUM = 0.9
+# Collection of what a caller adds to stages, to learn how the output answers (`attribution`).
+PERTURBATIONS = 'perturbations'
+
+
+def stage(module: nn.Module, features: dict[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
+  """Names a map of activations; a perturbation of that name, if the caller has one, is added."""
+  if module.has_variable(PERTURBATIONS, name):
+    x = x + module.get_variable(PERTURBATIONS, name)
+  features[name] = x
+  return x
 
 
 class Conv(nn.Module):

@@ -74,7 +74,7 @@ class MobileNetV2(nn.Module):
           width, stride if j == 0 else 1, expansion, self.dtype, name=f'features_{index}'
         )
         x, index = block(x, train=train), index + 1
-      features[f'stage{i}'] = x
+      x = layers.stage(self, features, f'stage{i}', x)
     x = layers.Conv(self.last_width, 1, dtype=self.dtype, name=f'features_{index}_0')(x)
     x = nn.relu6(layers.BatchNorm(dtype=self.dtype, name=f'features_{index}_1')(x, train=train))
     x = features['pre_logits'] = x.mean((1, 2)).astype(jnp.float32)

@@ -34,25 +34,25 @@ class PatchNet(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Logits f32[b], positive for fake; features `patches` f32[b, h/4, w/4] and `pre_logits`."""
+    features: dict[str, jax.Array] = {}
 
     def stage(x, i: int, width: int, convs: int = 2):
       for j in range(convs):
         x = layers.Conv(width, dtype=self.dtype, name=f'stage{i}_conv{j + 1}')(x)
         x = nn.relu(layers.BatchNorm(dtype=self.dtype, name=f'stage{i}_bn{j + 1}')(x, train=train))
-      return x
+      return layers.stage(self, features, f'stage{i}', x)
 
     def halved(x):
       return lowering.max_pool(x, window=2, stride=2)
 
-    features = {}
-    x = features['stage1'] = stage(with_residuals(x), 1, self.width)
-    x = features['stage2'] = stage(halved(x), 2, 2 * self.width)
-    x = features['stage3'] = stage(halved(x), 3, 4 * self.width)
+    x = stage(with_residuals(x), 1, self.width)
+    x = stage(halved(x), 2, 2 * self.width)
+    x = stage(halved(x), 3, 4 * self.width)
     dense = nn.Dense(1, dtype=jnp.float32, name='patch_logit')
     patches = features['patches'] = dense(x.astype(jnp.float32))[..., 0]
     local = x.astype(jnp.float32).mean((1, 2))
-    x = features['stage4'] = stage(halved(x), 4, 4 * self.width, convs=1)
-    x = features['stage5'] = stage(halved(x), 5, 4 * self.width, convs=1)
+    x = stage(halved(x), 4, 4 * self.width, convs=1)
+    x = stage(halved(x), 5, 4 * self.width, convs=1)
     wide = x.astype(jnp.float32).mean((1, 2))
     votes = jnp.stack([patches.mean((1, 2)), _strongest(patches)], -1)
     features['pre_logits'] = jnp.concatenate([local, wide], -1)

@@ -76,7 +76,7 @@ class ResNet(nn.Module):
           self.width * 2**i, stride, self.bottleneck, self.dtype, name=f'layer{i + 1}_{j}'
         )
         x = block(x, train=train)
-      features[f'stage{i + 1}'] = x
+      x = layers.stage(self, features, f'stage{i + 1}', x)
     x = features['pre_logits'] = x.mean((1, 2)).astype(jnp.float32)
     return nn.Dense(self.num_classes, name='fc')(x), features
 

@@ -35,13 +35,14 @@ class VGG19(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
-    features = {}
+    features: dict[str, jax.Array] = {}
     for i, (convs, width) in enumerate(self.stages, 1):
       for j in range(1, convs + 1):
         x = layers.Conv(width, dtype=self.dtype, name=f'stage{i}_conv{j}')(x)
         bias = self.param(f'stage{i}_bias{j}', nn.initializers.zeros, (width,), jnp.float32)
         x = nn.relu(x + bias.astype(self.dtype).reshape(1, 1, 1, -1))
-      x = features[f'stage{i}'] = lowering.max_pool(x, window=2, stride=2)
+      x = lowering.max_pool(x, window=2, stride=2)
+      x = layers.stage(self, features, f'stage{i}', x)
     x = adaptive_average(x.astype(jnp.float32), GRID).reshape(len(x), -1)
     for i in (1, 2):
       x = nn.relu(nn.Dense(self.hidden, name=f'hidden{i}')(x))
