@@ -17,6 +17,7 @@ CONFIGS = sorted(Path(__file__).parent.parent.glob('configs/*.py'))
 GIVEN = {
   'generate': {'generate.checkpoint': 'runs/dcgan'},
   'predict': {'checkpoint': 'runs/cnn', 'input': 'image.png'},
+  'explain': {'detector': 'runs/detector', 'input': 'image.png'},
   'export': {'checkpoint': 'runs/cnn'},
   'evaluate': {'checkpoint': 'runs/cnn'},
   'recalibrate': {'detector': 'runs/detector', 'input': 'FOLDER'},
