@@ -27,6 +27,7 @@ LIME_RIDGE = 1.0
 CURVE_STEPS = 16
 BLUR_SIDES = 1 / 8  # standard deviation of the blur that stands for "nothing there"
 RANDOM_CELLS = 8
+RANDOM_MAPS = 5  # whose mean areas stand beside those of a map
 
 Judge = Callable[[np.ndarray], np.ndarray]
 
@@ -150,3 +151,61 @@ def mixed(image: np.ndarray, kept: np.ndarray) -> np.ndarray:
   sigma = BLUR_SIDES * min(image.shape[:2])
   blurred = ndimage.gaussian_filter(image, (sigma, sigma, 0))
   return np.where(kept[..., None], image, blurred).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Witness:
+  """A trained network that answers with a probability and can be asked where it comes from.
+
+  Attributes:
+    judge: probabilities f[n, k] of the k answers to images f32[n, h, w, 1].
+    answers: names of the k answers; their logits are those of `network`.
+    patch_map: f[n, h', w'] of images, None where the network has none.
+  """
+
+  network: nn.Module
+  variables: dict
+  judge: Callable[[np.ndarray], np.ndarray]
+  answers: tuple[str, ...]
+  patch_map: Callable[[np.ndarray], np.ndarray] | None = None
+
+  def stage(self, size: int, asked: str) -> str:
+    """The stage of Grad-CAM for images of side `size`, as `pick_stage`."""
+    black = np.full((1, size, size, 1), -1, np.float32)
+    return pick_stage(stages(self.network, self.variables, black), asked)
+
+
+def explain(
+  witness: Witness, image: np.ndarray, stage: str, *, superpixels: int, samples: int, seed: int
+) -> tuple[dict[str, np.ndarray], dict]:
+  """Maps f[h, w] of f32[h, w, 1] by method, and {answer, probability, areas by method}."""
+  probabilities = witness.judge(image[None])[0]
+  target = int(probabilities.argmax())
+
+  def judge(images):
+    return witness.judge(images)[:, target]
+
+  parts = (witness.network, witness.variables, image[None], np.array([target]), stage)
+  maps = {
+    'Grad-CAM': grad_cam(*parts)[0],
+    'LIME': lime(judge, image, superpixels=superpixels, samples=samples, seed=seed),
+  }
+  if witness.patch_map:
+    patches = witness.patch_map(image[None])[0]
+    maps['patch map'] = np.kron(patches, np.ones((image.shape[0] // patches.shape[0],) * 2))
+  shape = (image.shape[0], image.shape[1])
+  noise = [random_map(shape, seed + i) for i in range(RANDOM_MAPS)]
+  areas = {name: faithfulness(judge, image, shown).areas() for name, shown in maps.items()}
+  areas |= mean_areas([{'random': faithfulness(judge, image, shown).areas()} for shown in noise])
+  answer, probability = witness.answers[target], float(probabilities[target])
+  return maps, {'answer': answer, 'probability': probability, 'areas': areas}
+
+
+def mean_areas(rows: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+  """Means over images of each area of each method."""
+  return {
+    method: {
+      curve: float(np.mean([row[method][curve] for row in rows])) for curve in rows[0][method]
+    }
+    for method in rows[0]
+  }

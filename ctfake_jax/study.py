@@ -14,12 +14,13 @@ import ml_collections
 import numpy as np
 
 from ctfake_jax import config as config_lib
-from ctfake_jax import controls, experiment, figures, generate, inference, quality, report, sampling
+from ctfake_jax import controls, experiment, figures, generate, inference, quality, sampling
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import baselines, pipeline, splits
 from ctfake_jax.data.splits import Split
 from ctfake_jax.data.survey import fingerprint
 from ctfake_jax.experiment import Suspects
+from ctfake_jax.report import study as study_page
 from ctfake_jax.train import classifier, generator
 from ctfake_jax.types import ImageSet
 from ctfake_jax.yardstick import phantom_extractor
@@ -60,7 +61,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   workdir_lib.write_json(workdir / 'results.json', results)
   _stage('report')
   _figures(config, suspects, workdir)
-  report.write(workdir)
+  study_page.write(workdir)
   return results
 
 

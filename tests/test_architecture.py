@@ -30,7 +30,7 @@ MAY_IMPORT = {
   **{leaf: BASE | LEAVES | {'data', 'models'} for leaf in LEAVES},
   'train': BASE | LEAVES | {'data', 'models', 'preemption', 'cost'},
   'study': BASE | LEAVES | {'data', 'models', 'train', 'report'},
-  'detector': BASE | LEAVES | {'data', 'models', 'train'},
+  'detector': BASE | LEAVES | {'data', 'models', 'train', 'attribution', 'report'},
   'attribution': {'types', 'models'},
   'detect': BASE | {'data', 'detector'},
   'explain': BASE | {'data', 'inference', 'figures', 'attribution', 'detector'},

@@ -76,3 +76,20 @@ def test_noise_has_its_deviation_and_a_window_its_gain():
   ramp = jnp.linspace(-0.4, 0.4, 8).reshape(1, 8, 1, 1)
   shown = degrade.windowed(ramp, jnp.array([2.0]), jnp.array([0.1]))
   np.testing.assert_allclose(shown, 2 * ramp + 0.1, atol=1e-6)
+
+
+def test_a_mirror_twice_is_nothing_and_zero_is_off():
+  images = smooth()
+  yes, no = jnp.ones(3), jnp.zeros(3)
+  np.testing.assert_array_equal(degrade.mirrored(degrade.mirrored(images, yes), yes), images)
+  np.testing.assert_array_equal(degrade.mirrored(images, no), images)
+  np.testing.assert_array_equal(degrade.mirrored(images, yes)[:, :, 0], images[:, :, -1])
+
+
+def test_a_crop_magnifies_about_the_middle():
+  row = jnp.linspace(-1, 1, 32)
+  ramp = jnp.tile(row[None, None, :, None], (2, 32, 1, 1))
+  found = degrade.cropped(ramp, jnp.array([1.0, 0.5]))
+  np.testing.assert_allclose(found[0], ramp[0], atol=1e-6)
+  # Half the side seen twice as large: half the slope, the same middle.
+  np.testing.assert_allclose(found[1, :, 1:-1], 0.5 * ramp[1, :, 1:-1], atol=1e-5)

@@ -16,7 +16,15 @@ from PIL import Image
 from ctfake_jax import config as config_lib
 from ctfake_jax import detect, explain, generate
 from ctfake_jax.data.preprocess import to_uint8
-from ctfake_jax.detector import audit, directory, exhibits, making, recalibration, training
+from ctfake_jax.detector import (
+  audit,
+  directory,
+  exhibits,
+  making,
+  recalibration,
+  robustness,
+  training,
+)
 from ctfake_jax.models import patch_net
 from ctfake_jax.types import UserError
 
@@ -29,6 +37,7 @@ def tiny():
   config.detection.width, config.detection.updates = 4, 30
   config.detection.eval_every, config.detection.batch_size = 15, 16
   config.detection.false_alarm_rate = 0.1
+  config.explain.lime_samples = 32
   return config
 
 
@@ -154,11 +163,21 @@ def test_a_detector_is_made_with_its_card(made):
   assert set(results['families']) == {'blended', 'copied'}
   assert 0 <= results['calibration_error']['after']['value'] <= 1
   assert results['threshold']['groups'] >= 9
+  assert results['families']['copied']['patch_auroc'] is not None
+  curves = results['robustness']
+  assert set(curves) == {robustness.UNCHANGED, *robustness.SWEEP}
+  assert curves['unchanged'][0]['auroc'] == pytest.approx(results['auroc'])
+  assert {row['family'] for row in results['reasons']['images']} == {'real', 'blended', 'copied'}
   card = (workdir / 'MODEL_CARD.md').read_text()
   assert 'Not for real CT' in card
   assert json.loads((workdir / 'results.json').read_text())['parts']['threshold'].keys() == {
     'real', 'blended', 'copied'
   }  # fmt: skip
+  page = (workdir / 'report.html').read_text()
+  for text in ('Local edit, blended', 'not for real CT', 'Harmless changes', 'LIME'):
+    assert text in page
+  assert page.count('src="data:image/png') == 1 + len(results['reasons']['images'])
+  assert 'src="http' not in page
 
 
 @pytest.mark.slow

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ctfake_jax import report
 from ctfake_jax.report import plots, tables, words
+from ctfake_jax.report import study as study_page
 from ctfake_jax.types import UserError
 
 HOSTILE = '<script>alert(1)</script>'
@@ -278,7 +278,7 @@ class Page(html.parser.HTMLParser):
 @pytest.fixture(scope='module')
 def study(tmp_path_factory) -> Path:
   workdir = write_study(tmp_path_factory.mktemp('study'), made_up_results())
-  assert report.write(workdir) == workdir / 'report.html'
+  assert study_page.write(workdir) == workdir / 'report.html'
   return workdir
 
 
@@ -362,7 +362,7 @@ def test_optional_parts_may_be_missing(tmp_path):
   results['dcgan'] = {'frechet': None, 'frechet_real_real': 2.0, 'ms_ssim_fake': None}
   results['data'] |= {'patients': None, 'unit': 'grey', 'unreadable': []}
   workdir = write_study(tmp_path / 'study', results, rows=False)
-  text = Page(report.write(workdir)).text
+  text = Page(study_page.write(workdir)).text
   assert 'Reading 2 was not part of this study' in text
   assert 'Every image could be read' in text
   assert 'which patient an image belongs to is not known' in text
@@ -374,7 +374,7 @@ def test_writing_again_gives_the_same_page(study, tmp_path):
   first = (study / 'report.html').read_bytes()
   again = tmp_path / 'again'
   shutil.copytree(study, again)
-  assert report.write(again).read_bytes() == first
+  assert study_page.write(again).read_bytes() == first
 
 
 @pytest.mark.parametrize(
@@ -420,14 +420,14 @@ def test_what_is_no_study_is_refused(tmp_path, name, content, message):
   if content is not None:
     (workdir / name).write_text(content)
   with pytest.raises(UserError, match=message):
-    report.write(workdir)
+    study_page.write(workdir)
   assert not (workdir / 'report.html').exists()
 
 
 def test_a_picture_that_is_none_is_left_out(tmp_path):
   workdir = write_study(tmp_path / 'study', made_up_results())
   (workdir / 'figures' / 'real_0.png').write_bytes(b'<svg onload="alert(1)">')
-  page = Page(report.write(workdir))
+  page = Page(study_page.write(workdir))
   assert 'Real, held out: no picture was left.' in page.text
 
 

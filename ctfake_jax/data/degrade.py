@@ -87,6 +87,23 @@ def windowed(images: jax.Array, gain: jax.Array, offset: jax.Array) -> jax.Array
   return jnp.clip(gain[:, None, None, None] * images + offset[:, None, None, None], -1, 1)
 
 
+def mirrored(images: jax.Array, yes: jax.Array) -> jax.Array:
+  """Left and right exchanged where `yes` is above 0."""
+  return jnp.where(yes[:, None, None, None] > 0, images[:, :, ::-1], images)
+
+
+def cropped(images: jax.Array, share: jax.Array) -> jax.Array:
+  """The middle `share` of each side, resampled to the whole side."""
+  shape = jnp.array(images.shape[1:3])
+
+  def one(image, share):
+    zoom = jnp.full(2, 1 / share)
+    shift = shape * (1 - zoom) / 2
+    return jax.image.scale_and_translate(image, image.shape, (0, 1), zoom, shift, 'linear')
+
+  return jax.vmap(one)(images, share)
+
+
 def as_8_bit(images: jax.Array) -> jax.Array:
   """The rounding of a stored 8-bit picture."""
   return jnp.clip(jnp.round((images + 1) * 127.5) / 127.5 - 1, -1, 1)

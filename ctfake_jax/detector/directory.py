@@ -16,6 +16,7 @@ import numpy as np
 from ctfake_jax import checkpoints
 from ctfake_jax import config as config_lib
 from ctfake_jax import workdir as workdir_lib
+from ctfake_jax.attribution import Witness
 from ctfake_jax.data import degrade
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.detector import calibration, training
@@ -67,6 +68,18 @@ class Detector:
       'features': features,
       'patches': patches,
     }
+
+  def witness(self, prior: float) -> Witness:
+    """The detector as one that can be asked for reasons; its one answer is `fake`."""
+
+    def judge(images):
+      scores = training.judge(self.model, self.variables, images)[0]
+      return calibration.p_fake(scores, self.temperature, prior)[:, None]
+
+    def patch_map(images):
+      return training.judge(self.model, self.variables, images)[2]
+
+    return Witness(self.model, self.variables, judge, ('fake',), patch_map)
 
   def _re_encoded(self, images: np.ndarray, quality: float) -> np.ndarray:
     encoded = degrade.in_batches(degrade.jpeg, images, quality)

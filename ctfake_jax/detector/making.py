@@ -1,22 +1,34 @@
 """The task `detector`: from originals alone to a calibrated detector with a model card.
 
-Generators -> exhibits -> network -> temperature -> threshold -> test. Every training resumes; the
-rest is repeated from seeds.
+Generators -> exhibits -> network -> temperature -> threshold -> test -> reasons.
+Every training resumes; the rest is repeated from seeds.
 """
 
 from pathlib import Path
 
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from ctfake_jax import metrics
+from ctfake_jax import attribution, fakes, figures, metrics, progress
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import baselines
 from ctfake_jax.data.survey import fingerprint
-from ctfake_jax.detector import audit, calibration, card, directory, exhibits, training
+from ctfake_jax.detector import (
+  audit,
+  calibration,
+  card,
+  directory,
+  exhibits,
+  robustness,
+  training,
+)
 from ctfake_jax.detector.directory import Detector
-from ctfake_jax.detector.exhibits import REAL, Exhibits
+from ctfake_jax.detector.exhibits import FOLDER, REAL, Exhibits
+from ctfake_jax.report import detector as detector_page
 from ctfake_jax.types import ImageSet
+
+SHOWN = 2  # images of each family whose verdict is explained
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
@@ -49,9 +61,13 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     'network': network[2],
     **test(detector, shown['test'], config),
   }
+  _stage('robustness and reasons')
+  results['robustness'] = robustness.sweep(detector, shown['test'])
+  results['reasons'] = reasons(detector, shown['test'], config, workdir)
   directory.save(detector, workdir, {**results, 'best_step': network[2]['best_step']})
   workdir_lib.write_json(workdir / 'results.json', results)
   card.write(config, results, workdir)
+  detector_page.write(workdir)
   return results
 
 
@@ -100,11 +116,42 @@ def test(detector: Detector, shown: Exhibits, config: ml_collections.ConfigDict)
         'detection_at_1_percent': metrics.detection_at(
           0.01, scores[shown.families == family], scores[~fake]
         ),
+        'patch_auroc': _patch_auroc(found['patches'], shown, family),
         **_verdict_shares(found['verdict'], shown.families == family, shown.groups, config.seed),
       }
       for family in sorted(set(shown.families) - {REAL})
     },
   }
+
+
+def _patch_auroc(patches: np.ndarray, shown: Exhibits, family: str) -> float | None:
+  """How well the patch map tells the synthetic part of a local edit from the rest, pooled."""
+  if family == FOLDER or not fakes.FAMILIES[family].local:
+    return None
+  own = shown.families == family
+  synthetic = np.asarray(training.shares(jnp.asarray(shown.masks[own]))) > 0.5
+  return metrics.auroc(patches[own][synthetic], patches[own][~synthetic])
+
+
+def reasons(
+  detector: Detector, shown: Exhibits, config: ml_collections.ConfigDict, workdir: Path
+) -> dict:
+  """Explains images of each family; leaves pictures in explanations/ and says how true they are."""
+  c, witness = config.explain, detector.witness(config.prior_fake)
+  rows: list[dict] = []
+  stage = witness.stage(config.data.image_size, c.stage)
+  options = {'superpixels': c.superpixels, 'samples': c.lime_samples, 'seed': config.seed}
+  chosen = [
+    i for f in np.unique(shown.families) for i in np.nonzero(shown.families == f)[0][:SHOWN]
+  ]
+  for i in progress.bar('reasons', chosen):
+    maps, row = attribution.explain(witness, shown.images[i], stage, **options)
+    picture = f'explanations/{len(rows):04d}.png'
+    title = f'{shown.families[i]}, p {row["probability"]:.2f}'
+    figures.save_maps(workdir / picture, shown.images[i], maps, title)
+    rows.append({'family': str(shown.families[i]), 'picture': picture, **row})
+  fake = [row['areas'] for row in rows if row['family'] != REAL]
+  return {'stage': stage, 'images': rows, 'mean_areas_of_fakes': attribution.mean_areas(fake)}
 
 
 def _verdict_shares(verdicts: np.ndarray, rows: np.ndarray, groups: np.ndarray, seed: int) -> dict:

@@ -12,8 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ctfake_jax.report import words
-
-Rows = list[dict[str, Any]]
+from ctfake_jax.report.page import Rows
 
 BLUE, VERMILLION, GREEN, ORANGE = '#0072B2', '#D55E00', '#009E73', '#E69F00'
 PURPLE, SKY, BLACK, GREY = '#CC79A7', '#56B4E9', '#000000', '#666666'
@@ -103,6 +102,29 @@ def spectra(results: dict) -> Figure | None:
   axes.set(xlabel='spatial frequency (cycles per image)', ylabel='power (log10)', xscale='log')
   _plain_ticks(axes, len(curves[0]))
   axes.legend(frameon=False)
+  return figure
+
+
+def robustness(sweeps: dict[str, Rows]) -> Figure:
+  """AUROC, detection and false alarms under each harmless change; none at all is dotted."""
+  unchanged = sweeps['unchanged'][0]
+  shown = {key: rows for key, rows in sweeps.items() if len(rows) > 1}
+  figure = Figure((_WIDTH, 1.7 * -(-len(shown) // 2) + 0.4), layout='constrained')
+  grid = figure.subplots(-(-len(shown) // 2), 2, squeeze=False, sharey=True).ravel()
+  curves = (('auroc', 'AUROC'), ('detection', 'fakes found'), ('false_alarms', 'false alarms'))
+  for axes, (key, rows) in zip(grid, shown.items()):
+    _calm(axes)
+    strengths = [row['strength'] for row in rows]
+    for (curve, title), color, style in zip(curves, (BLUE, GREEN, VERMILLION), _STYLES):
+      values = _numbers([row[curve] for row in rows])
+      axes.plot(strengths, values, style, color=color, marker='o', ms=3, label=title)
+      axes.axhline(unchanged[curve], color=color, ls=':', lw=0.8)
+    axes.set_ylim(-0.03, 1.05)
+    axes.set_xlabel(words.name(key, words.CHANGES), fontsize=9)
+  for axes in grid[len(shown) :]:
+    axes.set_axis_off()
+  handles, titles = grid[0].get_legend_handles_labels()
+  figure.legend(handles, titles, loc='outside upper left', ncols=3, frameon=False, fontsize=9)
   return figure
 
 

@@ -41,6 +41,30 @@ METHODS = {
   'cluster_permutation': 'permutation of whole groups, one-sided',
   'sign_flip': 'paired exact test over groups, one-sided',
 }
+FAMILIES = {
+  'real': 'Originals',
+  'dcgan': 'DCGAN',
+  'resize_gan': 'GAN with resize-convolutions',
+  'vae': 'VAE, samples',
+  'vae_reconstruction': 'VAE, originals rebuilt',
+  'diffusion': 'Diffusion, samples',
+  'diffusion_reconstruction': 'Diffusion, originals rebuilt',
+  'blended': 'Local edit, blended',
+  'inpainted': 'Local edit, inpainted',
+  'copied': 'Local edit, copied patch',
+  'folder': 'The folder of fakes',
+}
+CHANGES = {
+  'unchanged': 'Nothing',
+  'jpeg': 'JPEG quality',
+  'blur': 'Blur, σ in pixels',
+  'resize': 'Resized and back, factor',
+  'noise': 'Noise, σ of half the range',
+  'contrast': 'Contrast, factor',
+  'level': 'Level, of half the range',
+  'flip': 'Mirrored',
+  'crop': 'Cropped to, share of the side',
+}
 GROUPS = {
   'patient': 'patients',
   'duplicates': 'groups of near-duplicates',
