@@ -31,6 +31,7 @@ TASKS = (
   'detect',
   'recalibrate',
   'explain',
+  'detector_bench',
 )
 FAMILIES = (
   'dcgan',
@@ -44,6 +45,11 @@ FAMILIES = (
 # Those of the study, and all that can be trained.
 CLASSIFIERS = ('cnn', 'resnet18', 'resnet50', 'mobilenetv2')
 MODELS = (*CLASSIFIERS, 'resnet101', 'densenet121', 'densenet201', 'vgg19')
+# Methods of the detector bench; the first is judged by batches of labelled images.
+BENCH_METHODS = (
+  *('fall_of_50', 'max_softmax', 'energy', 'mahalanobis', 'neighbours', 'spectrum', 'svm'),
+  *('random_forest', 'decision_tree', 'reservoir', 'diffusion_residual', *MODELS, 'detector'),
+)
 # Keys that may change between a run and its continuation in the same workdir.
 SAFE_TO_CHANGE = (
   'dry_run',
@@ -206,6 +212,11 @@ def defaults() -> ml_collections.ConfigDict:
   c.detection.decoder_mib = 2048  # detect: memory of each decoder process
   c.detection.workers = 0  # detect: decoder processes; 0: one for each core
 
+  c.bench = ml_collections.ConfigDict()
+  c.bench.methods = BENCH_METHODS
+  c.bench.network_updates = 400  # of each network beside the shipped detector's
+  c.bench.winners_seeds = 3  # trainings of the two best methods
+
   c.explain = ml_collections.ConfigDict()
   c.explain.count = 16  # images, the first of the input
   c.explain.stage = ''  # of Grad-CAM; '': the deepest of at least 4 pixels a side
@@ -275,7 +286,9 @@ def _at_least(low: float) -> Rule:
 
 _POWER_OF_TWO = Rule('a power of two from 32 to 256', lambda v: 32 <= v <= 256 and v & (v - 1) == 0)
 _SIDES = {
-  **dict.fromkeys(('gan', 'vae', 'study', 'benchmark', 'detector'), _POWER_OF_TWO),
+  **dict.fromkeys(
+    ('gan', 'vae', 'study', 'benchmark', 'detector', 'detector_bench'), _POWER_OF_TWO
+  ),
   'diffusion': Rule('a multiple of 4', lambda v: v % 4 == 0),
 }
 
@@ -368,6 +381,9 @@ RULES: dict[str, Rule] = {
   'detection.workers': _between(0, 256),
   'detection.false_alarm_rate': _between(1e-5, 0.5),
   'prior_fake': _between(1e-6, 1 - 1e-6),
+  'bench.methods': _some_of(*BENCH_METHODS),
+  'bench.network_updates': _at_least(1),
+  'bench.winners_seeds': _at_least(1),
   'explain.count': _at_least(1),
   'explain.superpixels': _between(2, 10000),
   'explain.lime_samples': _between(16, 10**6),

@@ -80,6 +80,37 @@ class MahalanobisScore:
     return scipy.linalg.solve_triangular(self.factor, rows, lower=True).T
 
 
+@dataclasses.dataclass(frozen=True)
+class NeighboursScore:
+  """Distance to the k-th nearest training image, features scaled to length 1.
+
+  Sun et al., *Out-of-distribution Detection with Deep Nearest Neighbors*, ICML 2022.
+
+  Attributes:
+    reference: f64[m, d], unit rows.
+    k: at least 1; fewer training images than k: the farthest of them.
+  """
+
+  reference: np.ndarray
+  k: int = 10
+
+  @classmethod
+  def fit(cls, features: np.ndarray) -> 'NeighboursScore':
+    """Keeps the training features f[m, d]."""
+    return cls(_unit(features))
+
+  def __call__(self, features: np.ndarray) -> np.ndarray:
+    """f64[n], from 0 to 2, of features f[n, d]."""
+    k = min(self.k, len(self.reference))
+    distances = cdist(_unit(features), self.reference)
+    return np.partition(distances, k - 1, axis=1)[:, k - 1]
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+  rows = np.asarray(features, np.float64)
+  return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
 def image_scores(
   logits: np.ndarray, features: np.ndarray, mahalanobis: MahalanobisScore
 ) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ import ml_collections
 
 from ctfake_jax import benchmark, detect, evaluate, explain, export, generate, predict, study
 from ctfake_jax.detector import making, recalibration
+from ctfake_jax.detector_bench import running
 from ctfake_jax.train import classifier, generator
 
 TASKS: dict[str, Callable[[ml_collections.ConfigDict, Path], dict]] = {
@@ -22,4 +23,5 @@ TASKS: dict[str, Callable[[ml_collections.ConfigDict, Path], dict]] = {
   'detect': detect.run,
   'recalibrate': recalibration.run,
   'explain': explain.run,
+  'detector_bench': running.run,
 }

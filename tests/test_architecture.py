@@ -31,12 +31,15 @@ MAY_IMPORT = {
   'train': BASE | LEAVES | {'data', 'models', 'preemption', 'cost'},
   'study': BASE | LEAVES | {'data', 'models', 'train', 'report'},
   'detector': BASE | LEAVES | {'data', 'models', 'train', 'attribution', 'report'},
+  'detector_bench': BASE | LEAVES | {'data', 'models', 'train', 'detector', 'report'},
   'attribution': {'types', 'models'},
   'detect': BASE | {'data', 'detector'},
   'explain': BASE | {'data', 'inference', 'figures', 'attribution', 'detector'},
   'estimate': BASE | {'data', 'train'},
   'benchmark': BASE | LEAVES | {'data', 'models', 'train', 'cost'},
-  'tasks': BASE | LEAVES | {'benchmark', 'train', 'study', 'detector', 'detect', 'explain'},
+  'tasks': BASE
+  | LEAVES
+  | {'benchmark', 'train', 'study', 'detector', 'detect', 'explain', 'detector_bench'},
 }
 FORBIDDEN = {'tensorflow', 'pickle', 'clu', 'torch'}
 

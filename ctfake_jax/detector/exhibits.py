@@ -38,6 +38,7 @@ class Exhibits:
     fake: bool[n].
     families: str[n], 'real' or the family.
     groups: int[n].
+    labels: int[n], the originals' class, or that asked of a fake; -1 for strangers' fakes.
     masks: bool[n, h, w], what is synthetic: nothing of a real, all of a sample.
     file_facts: f64[n, 7] as `data.file_facts` names them, NaN for images that are no files.
   """
@@ -46,6 +47,7 @@ class Exhibits:
   fake: np.ndarray
   families: np.ndarray
   groups: np.ndarray
+  labels: np.ndarray
   masks: np.ndarray
   file_facts: np.ndarray
 
@@ -87,6 +89,7 @@ class Stock:
       np.full(len(rows), fake),
       np.full(len(rows), family, dtype=object),
       self.groups[rows],
+      own.labels,
       np.full(pixels.shape[:3], fake),
       file_facts.of_files(self.root, paths) if self.root else _unknown(len(rows)),
     )
@@ -193,6 +196,7 @@ def gather(
         np.ones(count, bool),
         np.full(count, family, dtype=object),
         np.where(made.sources < 0, alone, sets[0].groups[made.sources]),
+        made.labels,
         np.ones(made.images.shape[:3], bool) if made.masks is None else made.masks,
         _unknown(count),
       )

@@ -6,6 +6,7 @@ Every training resumes; the rest is repeated from seeds.
 
 from pathlib import Path
 
+import flax.linen as nn
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -25,6 +26,7 @@ from ctfake_jax.detector import (
 )
 from ctfake_jax.detector.directory import Detector
 from ctfake_jax.detector.exhibits import FOLDER, REAL, Exhibits
+from ctfake_jax.models import zoo
 from ctfake_jax.report import detector as detector_page
 from ctfake_jax.types import ImageSet
 
@@ -49,22 +51,23 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   workdir_lib.write_json(workdir / 'audit.json', found)
   audit.refuse_leaks(found, config.detection.ignore_leaks)
   _stage('network')
-  network = training.fit(
-    config, shown['learn'], shown['choose'], workdir / directory.NETWORK, 'detector'
+  model, folder = zoo.patch_net(config.detection), workdir / directory.NETWORK
+  variables, facts = training.fit(
+    config, model, shown['learn'], shown['choose'], folder, 'detector'
   )
   _stage('calibration and test')
-  detector = calibrate(config, images, network, shown)
+  detector = calibrate(config, images, model, variables, shown)
   results = {
     'data': baselines.describe(images),
     'audit': found,
     'parts': {part: _counts(own) for part, own in shown.items()},
-    'network': network[2],
+    'network': facts,
     **test(detector, shown['test'], config),
   }
   _stage('robustness and reasons')
   results['robustness'] = robustness.sweep(detector, shown['test'])
   results['reasons'] = reasons(detector, shown['test'], config, workdir)
-  directory.save(detector, workdir, {**results, 'best_step': network[2]['best_step']})
+  directory.save(detector, workdir, {**results, 'best_step': facts['best_step']})
   workdir_lib.write_json(workdir / 'results.json', results)
   card.write(config, results, workdir)
   detector_page.write(workdir)
@@ -72,10 +75,13 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
 
 
 def calibrate(
-  config: ml_collections.ConfigDict, images: ImageSet, network: tuple, shown: dict[str, Exhibits]
+  config: ml_collections.ConfigDict,
+  images: ImageSet,
+  model: nn.Module,
+  variables: dict,
+  shown: dict[str, Exhibits],
 ) -> Detector:
   """Temperature from `scale`, threshold from the reals of `threshold`."""
-  model, variables, _ = network
   scale = shown['scale']
   temperature = calibration.fit_temperature(
     training.judge(model, variables, scale.images)[0], scale.fake

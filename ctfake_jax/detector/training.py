@@ -22,7 +22,6 @@ from ctfake_jax import metrics
 from ctfake_jax.data import degrade
 from ctfake_jax.data.feed import open_feed
 from ctfake_jax.detector.exhibits import Exhibits
-from ctfake_jax.models import zoo
 from ctfake_jax.models.patch_net import STRIDE
 from ctfake_jax.train import loop
 from ctfake_jax.train.average import moving_average
@@ -50,10 +49,12 @@ def make_train_step(
       rngs={'dropout': key},
     )
     weights = jnp.where(fake > 0, 0.5 / fake_share, 0.5 / (1 - fake_share))
+    logits = logits.reshape(len(images))
     losses = optax.sigmoid_binary_cross_entropy(logits, fake)
-    patch_losses = optax.sigmoid_binary_cross_entropy(features['patches'], synthetic)
-    losses += PATCH_WEIGHT * patch_losses.mean((1, 2))
-    return (weights * losses).mean(), (logits, updates['batch_stats'])
+    if 'patches' in features:
+      patch_losses = optax.sigmoid_binary_cross_entropy(features['patches'], synthetic)
+      losses += PATCH_WEIGHT * patch_losses.mean((1, 2))
+    return (weights * losses).mean(), (logits, updates.get('batch_stats', {}))
 
   def train_step(state, batch, key):
     """One update: turn, degrade, gradient, optimiser, moving average."""
@@ -94,16 +95,22 @@ def shares(masks: jax.Array) -> jax.Array:
 
 
 def fit(
-  config: ml_collections.ConfigDict, learn: Exhibits, choose: Exhibits, workdir: Path, name: str
-) -> tuple[nn.Module, dict, dict]:
+  config: ml_collections.ConfigDict,
+  model: nn.Module,
+  learn: Exhibits,
+  choose: Exhibits,
+  workdir: Path,
+  name: str,
+) -> tuple[dict, dict]:
   """Trains on `learn`, keeps the checkpoint with the least loss on `choose`.
 
+  The model gives one logit for an image; where it has a feature `patches`, that learns the masks.
+
   Returns:
-    The network, its variables, and {parameters, best_step, train_seconds, images_per_s, ...}.
+    The network's variables, and {parameters, best_step, train_seconds, images_per_s, ...}.
   """
   c, mesh = config.detection, mesh_lib.data_mesh()
   mesh_lib.check_batch_size('detection.batch_size', c.batch_size)
-  model = zoo.patch_net(c)
   rate = optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, c.updates // 20, c.updates)
   tx = optax.adamw(rate, weight_decay=c.weight_decay)
   fresh = functools.partial(init_state, model, tx, config.data.image_size, config.seed)
@@ -142,7 +149,7 @@ def fit(
     'best_step': progress.best_step,
     **loop.costs(progress, c.batch_size),
   }
-  return model, mesh_lib.to_host(state.ema), facts
+  return mesh_lib.to_host(state.ema), facts
 
 
 def _with_masks(exhibits: Exhibits) -> ImageSet:
@@ -160,7 +167,7 @@ def _with_masks(exhibits: Exhibits) -> ImageSet:
 def judge(
   model: nn.Module, variables: dict, images: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Raw scores f32[n], features f32[n, d] and patch maps f32[n, h/4, w/4]."""
+  """Raw scores f32[n], features f32[n, d] and patch maps f32[n, h', w']."""
   found = []
   for start in range(0, len(images), BATCH_SIZE):
     batch = images[start : start + BATCH_SIZE]
@@ -173,6 +180,10 @@ def judge(
 
 @functools.partial(jax.jit, static_argnums=0)
 def forward(model: nn.Module, variables: dict, images: jax.Array):
-  """Logits f32[b], pooled features f32[b, d], patch logits f32[b, h/4, w/4]."""
+  """Logits f32[b], pooled features f32[b, d], patch logits f32[b, h', w'].
+
+  A network without patches has one, the image.
+  """
   logits, features = model.apply(variables, images, train=False)
-  return logits, features['pre_logits'], features['patches']
+  logits = logits.reshape(len(images))
+  return logits, features['pre_logits'], features.get('patches', logits[:, None, None])

@@ -54,6 +54,25 @@ FAMILIES = {
   'copied': 'Local edit, copied patch',
   'folder': 'The folder of fakes',
 }
+BENCH_METHODS = {
+  'fall_of_50': 'The paper’s fall, batches of 50 with labels',
+  'max_softmax': 'Maximum softmax of the classifier',
+  'energy': 'Energy of the classifier',
+  'mahalanobis': 'Mahalanobis distance of its features',
+  'neighbours': 'Nearest neighbours of its features',
+  'spectrum': 'Radial power spectrum, logistic',
+  'svm': 'Support vector machine, named features',
+  'random_forest': 'Random forest, named features',
+  'decision_tree': 'Decision tree, named features',
+  'reservoir': 'Convolutional reservoirs',
+  'diffusion_residual': 'Residual of a reverse diffusion step',
+  'resnet101': 'ResNet101',
+  'densenet121': 'DenseNet121',
+  'densenet201': 'DenseNet201',
+  'vgg19': 'VGG19',
+  'detector': 'The shipped detector',
+  **NETWORKS,
+}
 CHANGES = {
   'unchanged': 'Nothing',
   'jpeg': 'JPEG quality',

@@ -1,0 +1,250 @@
+"""The methods: each learns from a lesson and leaves a scorer of images.
+
+A score is higher for what looks fake. Methods that learn real against fake see every family of the
+lesson; those of one class see originals alone, or a classifier of the originals' labels.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import sklearn.ensemble
+import sklearn.linear_model
+import sklearn.pipeline
+import sklearn.preprocessing
+import sklearn.svm
+import sklearn.tree
+
+from ctfake_jax import config as config_lib
+from ctfake_jax import inference, sampling, scores
+from ctfake_jax.data import degrade
+from ctfake_jax.detector import exhibits, training
+from ctfake_jax.detector.exhibits import REAL, Exhibits
+from ctfake_jax.detector_bench.named_features import named_features, spectra
+from ctfake_jax.models import diffusion, zoo
+from ctfake_jax.models.lowering import conv
+from ctfake_jax.models.patch_net import with_residuals
+
+BATCH_SIZE = 64
+RESERVOIRS, RESERVOIR_WIDTHS, RESERVOIR_SPREAD = 4, (16, 32, 64), 1.5
+RESIDUAL_TIMES = (0.1, 0.2, 0.3)
+
+Score = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+  """What a method may learn from.
+
+  Attributes:
+    learn, choose: reals and fakes of the families that are not held out.
+    bench: the workdir, where generators and the classifier of labels are.
+    folder: for the method's own checkpoints.
+  """
+
+  config: ml_collections.ConfigDict
+  learn: Exhibits
+  choose: Exhibits
+  bench: Path
+  folder: Path
+  seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Scorer:
+  """A method that has learnt.
+
+  Attributes:
+    score: f64[n] of images f32[n, h, w, 1].
+    parameters: numbers fitted, where that means something.
+    size: what its training was cut to, in words.
+  """
+
+  score: Score
+  parameters: int | None
+  size: str = ''
+
+
+def network(name: str, lesson: Lesson) -> Scorer:
+  """Real against fake by a network: the shipped detector's, or one of `zoo.MODELS`."""
+  config = ml_collections.ConfigDict(lesson.config.to_dict())
+  config.seed = lesson.seed
+  c = config.detection
+  if name == SHIPPED:
+    model = zoo.patch_net(c)
+  else:
+    model = zoo.MODELS[name](num_classes=1)
+    c.updates, c.eval_every = config.bench.network_updates, config.bench.network_updates
+  variables, facts = training.fit(
+    config, model, lesson.learn, lesson.choose, lesson.folder / 'network', name
+  )
+
+  def score(images):
+    return training.judge(model, variables, images)[0].astype(np.float64)
+
+  size = f'{c.updates} updates of {c.batch_size} at {config.data.image_size} px'
+  return Scorer(score, facts['parameters'], size)
+
+
+def learner(features: Score, make: Callable[[int], Any], lesson: Lesson) -> Scorer:
+  """A classical learner on features of the lesson's images, each degraded at random once."""
+  images, fake = _degraded(lesson), lesson.learn.fake
+  line = sklearn.pipeline.make_pipeline(
+    sklearn.preprocessing.StandardScaler(), make(lesson.seed)
+  ).fit(features(images), fake)
+
+  def score(images):
+    found = features(images)
+    if hasattr(line, 'decision_function'):
+      return line.decision_function(found)
+    return line.predict_proba(found)[:, 1]
+
+  return Scorer(score, None)
+
+
+def _degraded(lesson: Lesson) -> np.ndarray:
+  key = jax.random.key(lesson.seed)
+  images = lesson.learn.images
+  step = jax.jit(degrade.degrade)
+  found = []
+  for i, start in enumerate(range(0, len(images), BATCH_SIZE)):
+    batch = images[start : start + BATCH_SIZE]
+    padded = np.resize(batch, (BATCH_SIZE, *batch.shape[1:]))
+    found.append(np.asarray(step(padded, jax.random.fold_in(key, i)))[: len(batch)])
+  return np.concatenate(found)
+
+
+def reservoir(lesson: Lesson) -> Scorer:
+  """Convolutional reservoirs: untrained random filters, several of them, and one linear reader.
+
+  After MediFaked (Budhiraja et al. 2022), whose code and sizes are not public.
+  """
+  bank = [_random_filters(lesson.seed + i) for i in range(RESERVOIRS)]
+
+  def features(images):
+    return np.concatenate([_in_batches(functools.partial(_echo, f), images) for f in bank], 1)
+
+  return learner(features, _logistic, lesson)
+
+
+def _random_filters(seed: int) -> tuple[jax.Array, ...]:
+  widths = (3, *RESERVOIR_WIDTHS)
+  keys = jax.random.split(jax.random.key(seed), len(RESERVOIR_WIDTHS))
+  return tuple(
+    RESERVOIR_SPREAD / np.sqrt(9 * c_in) * jax.random.normal(key, (3, 3, c_in, c_out))
+    for key, c_in, c_out in zip(keys, widths[:-1], widths[1:])
+  )
+
+
+@jax.jit
+def _echo(filters: tuple[jax.Array, ...], images: jax.Array) -> jax.Array:
+  """Means and deviations f32[b, d] of every channel after each layer."""
+  x, found = with_residuals(images), []
+  for kernel in filters:
+    x = jnp.tanh(conv(x, kernel, stride=2, padding=1))
+    found += [x.mean((1, 2)), x.std((1, 2))]
+  return jnp.concatenate(found, -1)
+
+
+def _in_batches(function: Callable, images: np.ndarray) -> np.ndarray:
+  found = []
+  for start in range(0, len(images), BATCH_SIZE):
+    batch = images[start : start + BATCH_SIZE]
+    padded = np.resize(batch, (BATCH_SIZE, *batch.shape[1:]))
+    found.append(np.asarray(function(padded))[: len(batch)])
+  return np.concatenate(found)
+
+
+def by_labels(kind: str, lesson: Lesson) -> Scorer:
+  """How unlike its training an image is to a classifier of the originals' labels."""
+  trained = inference.load(lesson.bench / CLASSIFIER)
+  if kind in ON_LOGITS:
+    return Scorer(lambda images: ON_LOGITS[kind](outputs(trained, images)[0]), None)
+  reals = lesson.learn.of(REAL)
+  fitted = ON_FEATURES[kind](outputs(trained, reals.images)[1], reals.labels)
+  return Scorer(lambda images: fitted(outputs(trained, images)[1]), None)
+
+
+def outputs(trained: inference.Trained, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Logits f32[n, c] and features f32[n, d]."""
+  return inference.run(trained.model, trained.variables, images)
+
+
+ON_LOGITS = {'max_softmax': scores.max_softmax, 'energy': scores.energy}
+ON_FEATURES: dict[str, Callable[[np.ndarray, np.ndarray], Score]] = {
+  'mahalanobis': scores.MahalanobisScore.fit,
+  'neighbours': lambda features, _: scores.NeighboursScore.fit(features),
+}
+
+
+def diffusion_residual(lesson: Lesson) -> Scorer:
+  """What a diffusion model of originals does not explain in one reverse step.
+
+  After Back-in-Time Diffusion (Grabovski et al. 2024, arXiv:2407.15169): the mean and largest
+  residual at some times, and how far they are from those of the originals.
+  """
+  trained = sampling.load(exhibits.generator_dir(lesson.bench, 'diffusion'))
+  unet, variables = trained.sampler.generator.unet, trained.sampler.variables  # type: ignore[attr-defined]
+
+  def features(images):
+    return _in_batches(lambda batch: _residuals(unet, variables, batch), images)
+
+  reals = features(lesson.learn.of(REAL).images)
+  fitted = scores.MahalanobisScore.fit(reals, np.zeros(len(reals), int))
+  return Scorer(lambda images: fitted(features(images)), None)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _residuals(unet, variables: dict, images: jax.Array) -> jax.Array:
+  found, labels = [], jnp.zeros(len(images), jnp.int32)
+  for i, time in enumerate(RESIDUAL_TIMES):
+    signal, noise = diffusion.signal_and_noise(jnp.asarray(time))
+    x = signal * images + noise * jax.random.normal(jax.random.key(i), images.shape)
+    implied, _ = diffusion.implied(unet, variables, x, jnp.full(len(images), time), labels)
+    size = jnp.log(jnp.abs(implied - images) + 1e-3)
+    found += [size.mean((1, 2, 3)), size.max((1, 2, 3))]
+  return jnp.stack(found, -1)
+
+
+def _logistic(seed: int):
+  return sklearn.linear_model.LogisticRegression(
+    C=0.1, max_iter=2000, class_weight='balanced', random_state=seed
+  )
+
+
+def _svm(seed: int):
+  return sklearn.svm.SVC(class_weight='balanced', random_state=seed)
+
+
+def _forest(seed: int):
+  return sklearn.ensemble.RandomForestClassifier(
+    300, class_weight='balanced', min_samples_leaf=2, random_state=seed
+  )
+
+
+def _tree(seed: int):
+  return sklearn.tree.DecisionTreeClassifier(
+    class_weight='balanced', min_samples_leaf=10, random_state=seed
+  )
+
+
+SHIPPED = 'detector'
+CLASSIFIER = 'classifier'  # folder of the classifier of labels
+FALL = 'fall_of_50'  # judged by batches, see `running`
+METHODS: dict[str, Callable[[Lesson], Scorer]] = {
+  **{kind: functools.partial(by_labels, kind) for kind in (*ON_LOGITS, *ON_FEATURES)},
+  'spectrum': functools.partial(learner, spectra, _logistic),
+  'svm': functools.partial(learner, named_features, _svm),
+  'random_forest': functools.partial(learner, named_features, _forest),
+  'decision_tree': functools.partial(learner, named_features, _tree),
+  'reservoir': reservoir,
+  'diffusion_residual': diffusion_residual,
+  **{name: functools.partial(network, name) for name in config_lib.MODELS},
+  SHIPPED: functools.partial(network, SHIPPED),
+}

@@ -1,0 +1,259 @@
+"""The task `detector_bench`: every method on every generator that it has not seen.
+
+One generator at a time is held out: the methods learn on the others' fakes of the parts `learn` and
+`choose`, `scale` maps their scores to probabilities, the originals of `threshold` set the
+threshold, and the originals and the held-out fakes of `test` judge them. Parts are groups of
+patients or near-duplicates. Each cell of the table has a folder and is not measured again.
+"""
+
+import functools
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import sklearn.linear_model
+import sklearn.metrics
+
+from ctfake_jax import config as config_lib
+from ctfake_jax import inference, metrics
+from ctfake_jax import workdir as workdir_lib
+from ctfake_jax.data import baselines, degrade
+from ctfake_jax.data.splits import Split
+from ctfake_jax.data.survey import fingerprint
+from ctfake_jax.detector import calibration, exhibits
+from ctfake_jax.detector.directory import RE_ENCODINGS
+from ctfake_jax.detector.exhibits import REAL, Exhibits
+from ctfake_jax.detector_bench import comparison
+from ctfake_jax.detector_bench.methods import (
+  CLASSIFIER,
+  FALL,
+  METHODS,
+  ON_FEATURES,
+  ON_LOGITS,
+  Lesson,
+  Scorer,
+  outputs,
+)
+from ctfake_jax.report import bench as bench_page
+from ctfake_jax.train import classifier
+
+# What is held out at once: a generator with all that it makes, or one kind of local edit.
+HELD_OUT = {
+  'dcgan': ('dcgan',),
+  'resize_gan': ('resize_gan',),
+  'vae': ('vae', 'vae_reconstruction'),
+  'diffusion': ('diffusion', 'diffusion_reconstruction'),
+  **{edit: (edit,) for edit in config_lib.EDITS},
+}
+BATCH, BATCHES = 50, 400
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
+  """Fills the table; writes results.json and report.html after every method."""
+  reals = exhibits.originals(config)
+  facts = {'data': fingerprint(reals.images), 'unit': reals.images.unit}
+  workdir_lib.record_config(workdir, config, facts)
+  _stage('generators')
+  exhibits.train_generators(config, reals, workdir)
+  _stage('fakes')
+  shown = {part: exhibits.gather(config, reals, None, part, workdir) for part in exhibits.PARTS}
+  if {FALL, *ON_LOGITS, *ON_FEATURES} & set(config.bench.methods):
+    _stage('classifier of labels')
+    _train_classifier(config, reals, workdir)
+  units = [u for u, families in HELD_OUT.items() if set(families) & set(config.detection.families)]
+  results: dict[str, Any] = {
+    'data': baselines.describe(reals.images),
+    'units': units,
+    'rows': {},
+    'false_alarm_rate': config.detection.false_alarm_rate,
+  }
+  for name in config.bench.methods:
+    _stage(name)
+    measure = functools.partial(_cell, config, shown, workdir, name)
+    results['rows'][name] = _row({unit: measure(unit, config.seed) for unit in units})
+    workdir_lib.write_json(workdir / 'results.json', results)
+    bench_page.write(workdir)
+  results['winners'] = _winners(config, shown, workdir, results)
+  workdir_lib.write_json(workdir / 'results.json', results)
+  bench_page.write(workdir)
+  return results
+
+
+def _stage(name: str) -> None:
+  print(f'--- {name}', flush=True)
+
+
+def _train_classifier(
+  config: ml_collections.ConfigDict, reals: exhibits.Stock, workdir: Path
+) -> None:
+  own = config_lib.for_stage(config, 'classifier', 'augment', 'model', 'train')
+  parts = reals.parts
+  split = Split(parts['learn'], parts['choose'], parts['test'], reals.groups, 'detector')
+  folder = workdir / CLASSIFIER
+  fit = functools.partial(classifier.fit, own, reals.images, split, folder)
+  workdir_lib.once(folder, own, fit)
+
+
+def _cell(
+  config: ml_collections.ConfigDict,
+  shown: dict[str, Exhibits],
+  workdir: Path,
+  name: str,
+  unit: str,
+  seed: int,
+) -> dict:
+  """One method on one held-out unit with one seed; kept in its folder."""
+  folder = workdir / 'cells' / name / unit / f'seed{seed}'
+  own = ml_collections.ConfigDict(config.to_dict())
+  # A cell depends on neither the other methods nor on how many seeds winners get.
+  own.bench.methods, own.bench.winners_seeds = (name,), 1
+  return workdir_lib.once(
+    folder, own, lambda: _measure_cell(own, shown, workdir, folder, name, unit, seed)
+  )
+
+
+def _measure_cell(config, shown, workdir: Path, folder: Path, name: str, unit: str, seed: int):
+  workdir_lib.record_config(folder, config, {})
+  test = shown['test'].of(REAL, *HELD_OUT[unit])
+  if name == FALL:
+    result = _fall(workdir, test, config.seed)
+  else:
+    seen = {part: own.take(~np.isin(own.families, HELD_OUT[unit])) for part, own in shown.items()}
+    lesson = Lesson(config, seen['learn'], seen['choose'], workdir, folder, seed)
+    result = _judge(config, METHODS[name](lesson), seen, test, folder)
+  workdir_lib.write_json(folder / 'results.json', result)
+  return result
+
+
+def _judge(config, scorer: Scorer, seen: dict[str, Exhibits], test: Exhibits, folder: Path) -> dict:
+  """The figures of one cell; leaves the test scores and decisions in scores.npz."""
+  slope, intercept = _to_logits(scorer.score(seen['scale'].images), seen['scale'].fake)
+  reals = seen['threshold'].of(REAL)
+  one = calibration.one_per_group(np.arange(len(reals)), reals.groups, config.seed)
+  rate = config.detection.false_alarm_rate
+  threshold = calibration.conformal_threshold(scorer.score(reals.images)[one], rate)
+  begun = time.perf_counter()
+  scores = scorer.score(test.images)
+  seconds = time.perf_counter() - begun
+  re_encoded = np.stack(
+    [scorer.score(degrade.in_batches(degrade.jpeg, test.images, q)) for q in RE_ENCODINGS], 1
+  )
+  logits, others = slope * scores + intercept, slope * re_encoded + intercept
+  limit = slope * threshold.value + intercept
+  verdicts = calibration.verdicts(logits, others, 1.0, limit, config.prior_fake)
+  fake, alarm = test.fake, scores > threshold.value
+  probability = calibration.p_fake(logits, 1.0, config.prior_fake)
+  folder.mkdir(parents=True, exist_ok=True)
+  np.savez(folder / 'scores.npz', allow_pickle=False, scores=scores, alarm=alarm, fake=fake)
+  found = scores[fake] > _limit(rate, scores[~fake])
+  return {
+    'n': len(test),
+    'auroc': metrics.auroc(scores[fake], scores[~fake]),
+    'average_precision': float(sklearn.metrics.average_precision_score(fake, scores)),
+    'detection': float(found.mean()),
+    'detection_ci95': metrics.accuracy_interval(found, test.groups[fake], seed=config.seed),
+    'accuracy_at_threshold': float(0.5 * (alarm[fake].mean() + (~alarm[~fake]).mean())),
+    'false_alarms': float(alarm[~fake].mean()),
+    'unsure': float((verdicts == calibration.UNSURE).mean()),
+    'calibration_error_before': calibration.calibration_error(
+      calibration.p_fake(scores, 1.0, config.prior_fake), fake, config.prior_fake
+    ),
+    'calibration_error': calibration.calibration_error(probability, fake, config.prior_fake),
+    'ms_per_image': 1e3 * seconds / len(test),
+    'parameters': scorer.parameters,
+    'size': scorer.size,
+  }
+
+
+def _to_logits(scores: np.ndarray, fake: np.ndarray) -> tuple[float, float]:
+  """Slope and intercept of Platt's (1999) logistic map, reals and fakes weighing alike."""
+  centre, spread = scores.mean(), max(scores.std(), 1e-9)
+  line = sklearn.linear_model.LogisticRegression(class_weight='balanced')
+  line.fit((scores[:, None] - centre) / spread, fake)
+  # A score that is higher for reals says nothing: it is not turned round.
+  slope = max(float(line.coef_[0, 0]), 1e-3) / spread
+  return slope, float(line.intercept_[0]) - slope * centre
+
+
+def _limit(rate: float, reals: np.ndarray) -> float:
+  """The least score that at most a share `rate` of the reals at hand exceeds."""
+  return float(np.sort(reals)[::-1][int(np.floor(rate * len(reals) + 1e-9))])
+
+
+def _fall(workdir: Path, test: Exhibits, seed: int) -> dict:
+  """The paper's sign: the share of wrong answers in batches of 50, of fakes against of reals."""
+  trained = inference.load(workdir / CLASSIFIER)
+  wrong = outputs(trained, test.images)[0].argmax(1) != test.labels
+  rng = np.random.default_rng(seed)
+  fakes, reals = (
+    wrong[kind][rng.integers(kind.sum(), size=(BATCHES, BATCH))].mean(1)
+    for kind in (test.fake, ~test.fake)
+  )
+  return {
+    'n': len(test),
+    'auroc': metrics.auroc(fakes, reals),
+    'detection': metrics.detection_at(0.01, fakes, reals),
+    'parameters': sum(leaf.size for leaf in jax.tree.leaves(trained.variables['params'])),
+    'size': f'batches of {BATCH} with labels',
+  }
+
+
+def _row(cells: dict[str, dict]) -> dict:
+  """A method's cells with means over whole-image generators and over local edits."""
+
+  def mean(key: str, units: list[str]) -> float | None:
+    return float(np.mean([cells[u][key] for u in units])) if units else None
+
+  whole = [unit for unit in cells if unit not in config_lib.EDITS]
+  edits = [unit for unit in cells if unit in config_lib.EDITS]
+  return {
+    'cells': cells,
+    'mean_auroc': mean('auroc', whole),
+    'lowest_auroc': min((cells[unit]['auroc'] for unit in whole), default=None),
+    'mean_detection': mean('detection', whole),
+    'mean_auroc_edits': mean('auroc', edits),
+  }
+
+
+def _winners(config, shown, workdir: Path, results: dict) -> dict | None:
+  """The two best methods of single images by mean AUROC: compared, and with more seeds."""
+  single = {name: row for name, row in results['rows'].items() if name != FALL}
+
+  def rank(name: str) -> float:
+    return float(np.mean([cell['auroc'] for cell in single[name]['cells'].values()]))
+
+  best = sorted(single, key=rank, reverse=True)[:2]
+  if len(best) < 2:
+    return None
+  (scores_a, alarm_a, fake), (scores_b, alarm_b, _) = (
+    _pooled(workdir, name, results['units'], config.seed) for name in best
+  )
+  seeds = range(config.seed, config.seed + config.bench.winners_seeds)
+  by_seed = {
+    name: [
+      _row({unit: _cell(config, shown, workdir, name, unit, seed) for unit in results['units']})
+      for seed in seeds
+    ]
+    for name in best
+  }
+  return {
+    'names': best,
+    'mcnemar_p': comparison.mcnemar(alarm_a == fake, alarm_b == fake),
+    'delong_p': comparison.delong(scores_a, scores_b, fake),
+    'mean_auroc_by_seed': {n: [r['mean_auroc'] for r in rows] for n, rows in by_seed.items()},
+  }
+
+
+def _pooled(workdir: Path, name: str, units: list[str], seed: int) -> tuple[np.ndarray, ...]:
+  """Scores, alarms and truth of all cells; scores as ranks within their cell."""
+  parts = []
+  for unit in units:
+    path = workdir / 'cells' / name / unit / f'seed{seed}' / 'scores.npz'
+    with np.load(path, allow_pickle=False) as file:
+      ranks = file['scores'].argsort().argsort() / len(file['scores'])
+      parts.append((ranks, file['alarm'], file['fake']))
+  scores, alarm, fake = (np.concatenate(part) for part in zip(*parts))
+  return scores, alarm, fake

@@ -1,0 +1,120 @@
+"""The bench: comparisons against closed forms, named features, and a tiny table end to end."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.stats
+from conftest import make_images
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.distance import cdist
+
+from ctfake_jax import config as config_lib
+from ctfake_jax import metrics, scores
+from ctfake_jax.detector_bench import comparison, methods, named_features, running
+
+
+def test_every_method_of_the_config_is_known():
+  assert set(config_lib.BENCH_METHODS) == {methods.FALL, *methods.METHODS}
+
+
+def test_mcnemar_is_the_binomial_on_what_differs():
+  a = np.array([1, 1, 1, 1, 1, 1, 0, 0, 1, 0], bool)
+  b = np.array([0, 0, 0, 0, 0, 1, 1, 0, 1, 0], bool)
+  assert comparison.mcnemar(a, b) == pytest.approx(2 * scipy.stats.binom.cdf(1, 6, 0.5))
+  assert comparison.mcnemar(a, a) == 1.0
+
+
+@given(seed=st.integers(0, 500))
+@settings(max_examples=20, deadline=None)
+def test_delongs_placements_average_to_the_auroc(seed):
+  rng = np.random.default_rng(seed)
+  fake = rng.random(60) < 0.4
+  fake[:2] = True, False
+  found = rng.integers(0, 8, 60) + fake
+  on_fakes, on_reals = comparison._placements(found, fake)
+  expected = metrics.auroc(found[fake], found[~fake])
+  assert on_fakes.mean() == pytest.approx(expected)
+  assert on_reals.mean() == pytest.approx(expected)
+
+
+def test_delong_holds_its_level_and_sees_a_difference():
+  rng, rejected = np.random.default_rng(0), 0
+  fake = np.arange(200) < 80
+  for _ in range(200):
+    a, b = rng.normal(size=(2, 200)) + fake
+    rejected += comparison.delong(a, b, fake) < 0.05
+  assert rejected <= 20
+  better = rng.normal(size=200) + 3 * fake
+  assert comparison.delong(better, rng.normal(size=200), fake) < 1e-6
+  assert comparison.delong(better, better, fake) == 1.0
+
+
+def test_neighbours_by_brute_force():
+  rng = np.random.default_rng(0)
+  train, new = rng.normal(size=(30, 5)), rng.normal(size=(7, 5))
+  unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (train, new)]
+  expected = np.sort(cdist(unit[1], unit[0]), 1)[:, 9]
+  np.testing.assert_allclose(scores.NeighboursScore.fit(train)(new), expected)
+
+
+def test_named_features_are_as_many_as_their_names_and_see_blur():
+  images = make_images(6, size=32).images
+  found = named_features.named_features(images)
+  assert found.shape == (6, len(named_features.NAMES))
+  assert np.isfinite(found).all()
+  flat = named_features.named_features(0 * images)
+  column = named_features.NAMES.index('residual1_deviation')
+  assert (flat[:, column] == 0).all()
+  assert (found[:, column] > 0).all()
+
+
+def test_of_white_noise_the_spectrum_is_flat_and_neighbours_are_anticorrelated():
+  noise = np.random.default_rng(0).normal(0, 0.3, (40, 32, 32, 1)).clip(-1, 1).astype(np.float32)
+  found = dict(zip(named_features.NAMES, named_features.named_features(noise).mean(0)))
+  rings = [found[f'spectrum_{i}'] for i in range(2, 14)]
+  assert np.ptp(rings) < 0.25
+  # x - (1 2 1)/4 (1 2 1)/4 * x: neighbours' covariance over variance, by hand.
+  kernel = -np.outer([1, 2, 1], [1, 2, 1]) / 16
+  kernel[1, 1] += 1
+  lag = (kernel[1:] * kernel[:-1]).sum() / (kernel**2).sum()
+  assert found['residual1_next_below'] == pytest.approx(lag, abs=0.02)
+
+
+def test_a_score_that_ranks_reals_higher_is_not_turned_round():
+  rng = np.random.default_rng(0)
+  fake = np.arange(100) < 50
+  slope, _ = running._to_logits(rng.normal(size=100) - 3 * fake, fake)
+  assert slope > 0
+
+
+@pytest.mark.slow
+def test_a_tiny_table_end_to_end(tmp_path):
+  config = config_lib.defaults()
+  config.task = 'detector_bench'
+  config.phantom.patients, config.phantom.slices_per_patient = 60, 2
+  config.detection.families = ('blended', 'copied')
+  config.detection.false_alarm_rate = 0.1
+  config.detection.width, config.detection.updates = 4, 20
+  config.detection.eval_every, config.detection.batch_size = 20, 16
+  config.model.cnn.widths, config.train.epochs, config.train.batch_size = (4,), 1, 16
+  config.bench.methods = ('fall_of_50', 'neighbours', 'svm', 'reservoir', 'cnn', 'detector')
+  config.bench.network_updates, config.bench.winners_seeds = 20, 1
+  config_lib.validate(config)
+  results = running.run(config, tmp_path)
+  assert list(results['rows']) == list(config.bench.methods)
+  for name, row in results['rows'].items():
+    assert set(row['cells']) == {'blended', 'copied'}
+    for cell in row['cells'].values():
+      assert 0 <= cell['auroc'] <= 1
+      assert (name == 'fall_of_50') != ('detection_ci95' in cell)
+  assert results['rows']['cnn']['cells']['copied']['parameters'] > 0
+  assert len(results['winners']['names']) == 2
+  assert json.loads((tmp_path / 'results.json').read_text())['units'] == ['blended', 'copied']
+  page = (tmp_path / 'report.html').read_text()
+  assert 'Support vector machine' in page
+  cell = tmp_path / 'cells' / 'svm' / 'copied' / 'seed0' / 'results.json'
+  before = cell.stat().st_mtime_ns
+  running.run(config, tmp_path)
+  assert cell.stat().st_mtime_ns == before
