@@ -63,7 +63,7 @@ def _run() -> None:
 
   allocator.reuse_freed_memory()
   from ctfake_jax import config as config_lib
-  from ctfake_jax import estimate, mesh, preemption, tasks, workdir
+  from ctfake_jax import mesh, preemption, tasks, workdir
 
   config_lib.validate(CONFIG.value)
   mesh.start(CONFIG.value)
@@ -71,10 +71,12 @@ def _run() -> None:
   name = Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
   folder = Path(WORKDIR.value or Path('runs') / name)
   if CONFIG.value.dry_run:
+    from ctfake_jax import estimate
+
     print(estimate.describe(CONFIG.value))
     return
   with workdir.locked(folder):
-    tasks.TASKS[CONFIG.value.task](CONFIG.value, folder)
+    tasks.find(CONFIG.value.task)(CONFIG.value, folder)
   if mesh.is_main_process():
     print(f'results: {folder}')
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 
 from ctfake_jax.data.preprocess import to_uint8
@@ -26,6 +25,8 @@ def save_grid(path: Path, images: np.ndarray, columns: int) -> None:
 
 def save_maps(path: Path, image: np.ndarray, maps: dict[str, np.ndarray], title: str) -> None:
   """One PNG: the image f32[h, w, 1], then under each map f[h, w], named; warm is high."""
+  from matplotlib.figure import Figure  # a second to import, and training needs grids alone
+
   figure = Figure((2.2 * (1 + len(maps)), 2.6), layout='constrained')
   for axes, (name, shown) in zip(
     figure.subplots(1, 1 + len(maps)), {title: None, **maps}.items(), strict=True

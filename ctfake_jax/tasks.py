@@ -1,27 +1,30 @@
-"""Every task by its name in the config."""
+"""Every task by its name in the config; its module is imported when it is asked for."""
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 
 import ml_collections
 
-from ctfake_jax import benchmark, detect, evaluate, explain, export, generate, predict, study
-from ctfake_jax.detector import making, recalibration
-from ctfake_jax.detector_bench import running
-from ctfake_jax.train import classifier, generator
+from ctfake_jax.config import GENERATORS
 
-TASKS: dict[str, Callable[[ml_collections.ConfigDict, Path], dict]] = {
-  'classifier': classifier.run,
-  **dict.fromkeys(generator.FAMILIES, generator.run),
-  'generate': generate.run,
-  'evaluate': evaluate.run,
-  'predict': predict.run,
-  'export': export.run,
-  'study': study.run,
-  'benchmark': benchmark.run,
-  'detector': making.run,
-  'detect': detect.run,
-  'recalibrate': recalibration.run,
-  'explain': explain.run,
-  'detector_bench': running.run,
+MODULES: dict[str, str] = {
+  'classifier': 'train.classifier',
+  **dict.fromkeys(GENERATORS, 'train.generator'),
+  'generate': 'generate',
+  'evaluate': 'evaluate',
+  'predict': 'predict',
+  'export': 'export',
+  'study': 'study',
+  'benchmark': 'benchmark',
+  'detector': 'detector.making',
+  'detect': 'detect',
+  'recalibrate': 'detector.recalibration',
+  'explain': 'explain',
+  'detector_bench': 'detector_bench.running',
 }
+
+
+def find(task: str) -> Callable[[ml_collections.ConfigDict, Path], dict]:
+  """The function (config, workdir) -> results of a task that `config.validate` let pass."""
+  return importlib.import_module(f'ctfake_jax.{MODULES[task]}').run

@@ -43,7 +43,8 @@ def test_config_files_validate_and_open_with_their_command(path):
 
 
 def test_names_in_the_config_are_those_that_exist():
-  assert set(config_lib.TASKS) == set(tasks.TASKS)
+  assert set(config_lib.TASKS) == set(tasks.MODULES)
+  assert all(callable(tasks.find(task)) for task in config_lib.TASKS)
   assert set(config_lib.MODELS) == set(zoo.MODELS)
   assert tuple(fakes.FAMILIES) == config_lib.FAMILIES
 
