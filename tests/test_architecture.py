@@ -37,9 +37,7 @@ MAY_IMPORT = {
   'explain': BASE | {'data', 'inference', 'figures', 'attribution', 'detector'},
   'estimate': BASE | {'data', 'train'},
   'benchmark': BASE | LEAVES | {'data', 'models', 'train', 'cost'},
-  'tasks': BASE
-  | LEAVES
-  | {'benchmark', 'train', 'study', 'detector', 'detect', 'explain', 'detector_bench'},
+  'tasks': {'config'},
 }
 FORBIDDEN = {'tensorflow', 'pickle', 'clu', 'torch'}
 

@@ -6,6 +6,8 @@ doi:10.1109/TIFS.2012.2190402), and co-occurrence of grey levels (Haralick, Shan
 1973, doi:10.1109/TSMC.1973.4309314).
 """
 
+from itertools import pairwise
+
 import jax.numpy as jnp
 import numpy as np
 from skimage.feature import graycomatrix, graycoprops
@@ -38,7 +40,7 @@ def spectra(images: np.ndarray) -> np.ndarray:
   curves = np.stack([radial_power_spectrum(image[None]) for image in images])
   places = np.linspace(0, curves.shape[1], SPECTRUM_BINS + 1).round().astype(int)
   return np.stack(
-    [curves[:, low : max(high, low + 1)].mean(1) for low, high in zip(places[:-1], places[1:])], 1
+    [curves[:, low : max(high, low + 1)].mean(1) for low, high in pairwise(places)], 1
   )
 
 
