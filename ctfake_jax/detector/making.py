@@ -147,9 +147,8 @@ def reasons(
   rows: list[dict] = []
   stage = witness.stage(config.data.image_size, c.stage)
   options = {'superpixels': c.superpixels, 'samples': c.lime_samples, 'seed': config.seed}
-  chosen = [
-    i for f in np.unique(shown.families) for i in np.nonzero(shown.families == f)[0][:SHOWN]
-  ]
+  families = sorted(set(shown.families), key=lambda family: (family != REAL, family))
+  chosen = [i for f in families for i in np.nonzero(shown.families == f)[0][:SHOWN]]
   for i in progress.bar('reasons', chosen):
     maps, row = attribution.explain(witness, shown.images[i], stage, **options)
     picture = f'explanations/{len(rows):04d}.png'
