@@ -27,5 +27,6 @@ def get_config():
   config.model.views = 5
   config.train.epochs = 20
   config.train.eval_every_epochs = 5
+  config.train.choose = 'last'
   config.train.label_smoothing = 0.1
   return config

@@ -14,6 +14,7 @@ def get_config():
   config.task = 'study'
   config.data.source = 'folders'
   config.data.image_size = 64
+  config.data.aspect = 'stretch'
   config.split.folds = 5
   config.split.val_fraction = 0.1
   config.augment.shift = 0.03
@@ -22,7 +23,8 @@ def get_config():
   config.augment.intensity = 0.05
   config.gan.width = 64
   config.gan.batch_size = 32
-  config.gan.updates = 12000
+  config.gan.updates = 6000
+  config.gan.schedule = 'cosine'
   config.gan.eval_every = 500
   config.study.per_model.mobilenetv2.learning_rate = 5e-3
   config.study.per_model.resnet50.folds = 1

@@ -136,6 +136,7 @@ def defaults() -> ml_collections.ConfigDict:
   c.train.class_weights = True  # loss weighted by inverse class frequency
   c.train.ema_decay = 0.99  # moving average of parameters; 0: off
   c.train.eval_every_epochs = 1
+  c.train.choose = 'loss'  # checkpoint: the least validation loss, or the last, for small val parts
   c.train.early_stop_evals = 0  # evaluations without progress; 0: off
   c.train.log_every = 20  # steps
   c.train.steps_at_once = 0  # in one dispatch; 0: 1 on a CPU, 10 elsewhere
@@ -339,6 +340,7 @@ RULES: dict[str, Rule] = {
   'train.label_smoothing': _between(0, 0.9),
   'train.ema_decay': _between(0, 0.99999),
   'train.eval_every_epochs': _at_least(1),
+  'train.choose': _one_of('loss', 'last'),
   'train.early_stop_evals': _at_least(0),
   'train.log_every': _at_least(1),
   'train.steps_at_once': _at_least(0),
@@ -429,6 +431,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
     )
   if config.split.random_labels and config.task != 'classifier':
     raise UserError('config.split.random_labels = True: a control of single classifiers only')
+  if config.train.choose == 'last' and config.train.early_stop_evals:
+    raise UserError(
+      f'config.train.early_stop_evals = {config.train.early_stop_evals}: the last checkpoint is '
+      'asked for; set train.choose=loss, or early_stop_evals=0'
+    )
   if config.task == 'study':
     _check_study(config)
   side = _SIDES.get(config.task)

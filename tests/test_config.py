@@ -162,3 +162,10 @@ def test_a_stage_keeps_only_what_it_reads():
   assert (own.task, own.seed, own.gan.width, own.data.image_size) == ('gan', 3, 5, 64)
   assert own.train.epochs == config_lib.defaults().train.epochs
   assert config.task == 'classifier'
+
+
+def test_the_last_checkpoint_leaves_nothing_to_stop_for():
+  config = config_lib.defaults()
+  config.train.choose, config.train.early_stop_evals = 'last', 3
+  with pytest.raises(UserError, match=r'config\.train\.early_stop_evals = 3'):
+    config_lib.validate(config)

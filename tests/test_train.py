@@ -253,6 +253,17 @@ def test_early_stop_ends_a_run(tiny_config, images, tmp_path):
   assert len(steps) < 30
 
 
+@pytest.mark.parametrize('choose', ['loss', 'last'])
+def test_the_least_loss_or_the_last_checkpoint_is_kept(choose, tiny_config, images, tmp_path):
+  # So high a rate that the first epoch is the best by far.
+  tiny_config.train.learning_rate, tiny_config.train.schedule = 3.0, 'constant'
+  tiny_config.train.epochs, tiny_config.train.choose = 4, choose
+  result = fit(tiny_config, images, tmp_path)
+  losses = {row['step']: row['val/loss'] for row in rows(tmp_path) if 'val/loss' in row}
+  expected = max(losses) if choose == 'last' else min(losses, key=losses.get)
+  assert result['best_step'] == expected
+
+
 def test_other_values_in_the_same_workdir_are_refused(tiny_config, images, tmp_path):
   fit(tiny_config, images, tmp_path)
   tiny_config.train.label_smoothing = 0.3
