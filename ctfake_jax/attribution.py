@@ -137,7 +137,8 @@ class Faithfulness:
 
 def faithfulness(judge: Judge, image: np.ndarray, importance: np.ndarray) -> Faithfulness:
   """Deletion and insertion (Petsiuk, Das & Saenko 2018, arXiv:1806.07421) of a map f[h, w]."""
-  order = np.argsort(-importance, axis=None, kind='stable')
+  # Places of equal importance go in random order: a constant map must not mean "from the top".
+  order = np.lexsort((np.random.default_rng(0).random(importance.size), -importance.ravel()))
   rank = np.empty(order.size, int)
   rank[order] = np.arange(order.size)
   ends = np.round(np.linspace(0, order.size, CURVE_STEPS + 1))
@@ -161,6 +162,7 @@ class Witness:
     judge: probabilities f[n, k] of the k answers to images f32[n, h, w, 1].
     answers: names of the k answers; their logits are those of `network`.
     patch_map: f[n, h', w'] of images, None where the network has none.
+    usual_stage: the last that all of the answer passes through; '' where the deepest is that.
   """
 
   network: nn.Module
@@ -168,11 +170,12 @@ class Witness:
   judge: Callable[[np.ndarray], np.ndarray]
   answers: tuple[str, ...]
   patch_map: Callable[[np.ndarray], np.ndarray] | None = None
+  usual_stage: str = ''
 
   def stage(self, size: int, asked: str) -> str:
     """The stage of Grad-CAM for images of side `size`, as `pick_stage`."""
     black = np.full((1, size, size, 1), -1, np.float32)
-    return pick_stage(stages(self.network, self.variables, black), asked)
+    return pick_stage(stages(self.network, self.variables, black), asked or self.usual_stage)
 
 
 def explain(
@@ -202,7 +205,9 @@ def explain(
 
 
 def mean_areas(rows: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-  """Means over images of each area of each method."""
+  """Means over images of each area of each method; {} of none."""
+  if not rows:
+    return {}
   return {
     method: {
       curve: float(np.mean([row[method][curve] for row in rows])) for curve in rows[0][method]

@@ -60,6 +60,10 @@ SAFE_TO_CHANGE = (
   'gan.updates',
   *(f'{name}.keep_checkpoints' for name in GENERATORS),
   'study.retrain',
+  'detection.ignore_leaks',
+  *(f'explain.{key}' for key in ('count', 'stage', 'superpixels', 'lime_samples')),
+  'bench.methods',
+  'bench.winners_seeds',
   'distributed',
   'mesh.coordinator',
   'mesh.num_processes',
@@ -220,7 +224,7 @@ def defaults() -> ml_collections.ConfigDict:
 
   c.explain = ml_collections.ConfigDict()
   c.explain.count = 16  # images, the first of the input
-  c.explain.stage = ''  # of Grad-CAM; '': the deepest of at least 4 pixels a side
+  c.explain.stage = ''  # of Grad-CAM; '': the deepest of use
   c.explain.superpixels = 48  # of LIME
   c.explain.lime_samples = 512
 
@@ -431,6 +435,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     )
   if config.split.random_labels and config.task != 'classifier':
     raise UserError('config.split.random_labels = True: a control of single classifiers only')
+  if config.task == 'detector_bench' and config.detection.fakes_folder:
+    raise UserError('config.detection.fakes_folder: the bench makes its own fakes; leave it empty')
   if config.train.choose == 'last' and config.train.early_stop_evals:
     raise UserError(
       f'config.train.early_stop_evals = {config.train.early_stop_evals}: the last checkpoint is '

@@ -36,6 +36,8 @@ class Job:
 
 def describe(config: ml_collections.ConfigDict) -> str:
   """Lines of text: the data, then each network to be trained with memory and time."""
+  if config.task in ('detector', 'detector_bench'):
+    return f'{config.task}: trains several networks in turn; not estimated'
   if config.task not in ('classifier', 'study', *FAMILIES):
     return f'{config.task}: no training; nothing to estimate'
   source = pipeline.open_source(config)
@@ -56,7 +58,8 @@ def jobs(config: ml_collections.ConfigDict, classes: int, images: int) -> Iterat
   held_out = 1 / config.split.folds if config.split.folds else config.split.test_fraction
   train_images = round(images * (1 - held_out) * (1 - config.split.val_fraction))
   if config.task == 'classifier':
-    yield _classifier_job(config, classes, train_images, folds=1)
+    every = config.split.fold == config_lib.EVERY_FOLD
+    yield _classifier_job(config, classes, train_images, config.split.folds if every else 1)
   if config.task == 'study':
     for name in config.study.classifiers:
       folds = config.study.per_model[name].folds or config.study.folds

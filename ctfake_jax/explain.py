@@ -19,6 +19,8 @@ from ctfake_jax.data.preprocess import Preprocess, from_uint8
 from ctfake_jax.detector import directory
 from ctfake_jax.types import UserError
 
+LIKELY = 0.5  # an answer less probable has nothing that could be taken away
+
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """Explains the answers to `config.input`; leaves explanations/*.png and results.json."""
@@ -33,7 +35,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     image = from_uint8(decoded.pixels)[..., None]
     maps, row = attribution.explain(witness, image, stage, **options)
     rows.append({'path': decoded.path, 'picture': f'explanations/{len(rows):04d}.png', **row})
-    figures.save_maps(workdir / rows[-1]['picture'], image, maps, title=row['answer'])
+    title = f'{row["answer"]}, p {row["probability"]:.2f}'
+    figures.save_maps(workdir / rows[-1]['picture'], image, maps, title)
   if not rows:
     reason = f'{unreadable[0]["path"]}: {unreadable[0]["reason"]}' if unreadable else 'it is empty'
     raise UserError(f'config.input = {config.input}: no readable image, {reason}')
@@ -41,7 +44,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     'stage': stage,
     'images': rows,
     'unreadable': unreadable,
-    'mean_areas': attribution.mean_areas([row['areas'] for row in rows]),
+    'mean_areas': attribution.mean_areas(
+      [row['areas'] for row in rows if row['probability'] >= LIKELY]
+    ),
   }
   workdir_lib.write_json(workdir / 'results.json', results)
   return results

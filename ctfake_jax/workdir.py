@@ -125,9 +125,9 @@ def environment() -> dict:
 
 
 def refuse_training_dir(workdir: Path) -> None:
-  """Raises UserError where results of another task would overwrite those of a trained network."""
-  if (workdir / 'checkpoints').exists():
-    raise UserError(f'--workdir={workdir} holds a trained network: choose another one')
+  """Raises UserError where results of another task would overwrite those of a training."""
+  if (workdir / 'config.json').exists():
+    raise UserError(f'--workdir={workdir} holds a training: choose another one')
 
 
 class MetricLog:

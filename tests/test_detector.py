@@ -120,6 +120,31 @@ def test_the_audit_passes_a_clean_set(tmp_path):
   assert found['folder']['copies'] == 0
 
 
+def test_an_edit_of_an_original_joins_its_part_and_group(tmp_path):
+  images = np.random.default_rng(0).normal(0, 0.3, (120, 32, 32, 1)).clip(-1, 1)
+  edited = images[:30].copy()
+  edited[:, 10:14, 10:14] = 0.9
+  files(tmp_path / 'real', images[:80], 'png')
+  files(tmp_path / 'fake', np.concatenate([edited, images[80:]]), 'png')
+  config = config_lib.defaults()
+  config.data.source, config.data.path = 'folders', str(tmp_path / 'real')
+  config.detection.fakes_folder = str(tmp_path / 'fake')
+  config.split.by, config.split.duplicate_correlation = 'slice', 0.8
+  reals = exhibits.originals(config)
+  others = exhibits.strangers(config, reals)
+  assert sorted(np.concatenate(list(others.parts.values())).tolist()) == list(range(70))
+  names = {record.provenance: i for i, record in enumerate(reals.images.records)}
+  part_of = {i: part for part, rows in reals.parts.items() for i in rows.tolist()}
+  for part, rows in others.parts.items():
+    for row in rows.tolist():
+      source = names.get(others.images.records[row].provenance)
+      if int(others.images.records[row].provenance[-7:-4]) < 30:
+        assert others.groups[row] == reals.groups[source]
+        assert part == part_of[source]
+      else:
+        assert others.groups[row] not in reals.groups
+
+
 def test_the_audit_counts_memorised_images():
   reals = stock(make_images(96, size=32)).show('learn', 'real')
   copies = dataclasses.replace(

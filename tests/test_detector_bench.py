@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import scipy.stats
 from conftest import make_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,17 +12,41 @@ from scipy.spatial.distance import cdist
 from ctfake_jax import config as config_lib
 from ctfake_jax import metrics, scores
 from ctfake_jax.detector_bench import comparison, methods, named_features, running
+from ctfake_jax.types import UserError
 
 
 def test_every_method_of_the_config_is_known():
   assert set(config_lib.BENCH_METHODS) == {methods.FALL, *methods.METHODS}
 
 
-def test_mcnemar_is_the_binomial_on_what_differs():
-  a = np.array([1, 1, 1, 1, 1, 1, 0, 0, 1, 0], bool)
-  b = np.array([0, 0, 0, 0, 0, 1, 1, 0, 1, 0], bool)
-  assert comparison.mcnemar(a, b) == pytest.approx(2 * scipy.stats.binom.cdf(1, 6, 0.5))
-  assert comparison.mcnemar(a, a) == 1.0
+def three_cells(shift, seed=0):
+  """Scores in cells that share their originals, two images a group."""
+  rng = np.random.default_rng(seed)
+  fake = np.arange(120) < 60
+  reals = np.arange(60) // 2
+  return {
+    f'unit{i}': comparison.Scores(
+      rng.normal(size=120) + shift * fake,
+      fake,
+      np.concatenate([1000 * (i + 1) + np.arange(60), reals]),
+    )
+    for i in range(3)
+  }
+
+
+def test_a_better_method_is_ahead_and_one_is_not_ahead_of_itself():
+  good, bad = three_cells(2.0), three_cells(0.5, seed=1)
+  found = comparison.mean_auroc_difference(good, bad, 0)
+  expected = np.mean(
+    [
+      metrics.auroc(good[u].scores[good[u].fake], good[u].scores[~good[u].fake])
+      - metrics.auroc(bad[u].scores[bad[u].fake], bad[u].scores[~bad[u].fake])
+      for u in good
+    ]
+  )
+  assert found['value'] == pytest.approx(expected)
+  assert 0 < found['ci95'][0] < found['value'] < found['ci95'][1]
+  assert comparison.mean_auroc_difference(good, good, 0) == {'value': 0, 'ci95': [0, 0]}
 
 
 @given(seed=st.integers(0, 500))
@@ -118,3 +141,19 @@ def test_a_tiny_table_end_to_end(tmp_path):
   before = cell.stat().st_mtime_ns
   running.run(config, tmp_path)
   assert cell.stat().st_mtime_ns == before
+
+
+def test_what_the_bench_cannot_do_is_refused_before_any_training(tmp_path):
+  config = config_lib.defaults()
+  config.task = 'detector_bench'
+  config.detection.families = ('vae', 'vae_reconstruction')
+  with pytest.raises(UserError, match='at least two'):
+    running.run(config, tmp_path)
+  config.detection.families = ('blended', 'copied')
+  config.phantom.patients, config.phantom.slices_per_patient = 30, 1
+  with pytest.raises(UserError, match='the threshold needs 99'):
+    running.run(config, tmp_path)
+  assert not (tmp_path / 'config.json').exists()
+  config.detection.fakes_folder = str(tmp_path)
+  with pytest.raises(UserError, match='makes its own fakes'):
+    config_lib.validate(config)

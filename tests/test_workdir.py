@@ -65,8 +65,8 @@ def test_other_images_in_a_begun_workdir_are_refused(tmp_path):
 
 def test_results_of_a_trained_network_are_not_overwritten(tmp_path):
   workdir.refuse_training_dir(tmp_path)
-  (tmp_path / 'checkpoints').mkdir()
-  with pytest.raises(UserError, match='holds a trained network'):
+  (tmp_path / 'config.json').write_text('{}')
+  with pytest.raises(UserError, match='holds a training'):
     workdir.refuse_training_dir(tmp_path)
 
 

@@ -67,6 +67,11 @@ def conformal_threshold(scores: np.ndarray, false_alarm_rate: float) -> Threshol
   return Threshold(value, false_alarm_rate, count, float(bound))
 
 
+def refuse_few_groups(groups: np.ndarray, false_alarm_rate: float) -> None:
+  """Raises now, as `conformal_threshold` would after hours, if groups [n] are too few."""
+  conformal_threshold(np.zeros(len(np.unique(groups))), false_alarm_rate)
+
+
 def fit_temperature(logits: np.ndarray, fake: np.ndarray) -> float:
   """The divisor of logits f[n] with the least log loss, real and fake weighing alike.
 

@@ -22,6 +22,7 @@ from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.detector import calibration, training
 from ctfake_jax.detector.calibration import Threshold
 from ctfake_jax.models import zoo
+from ctfake_jax.models.patch_net import LAST_COMMON_STAGE
 from ctfake_jax.types import UserError
 
 FACTS, REFERENCE, CONFIG, DIGESTS = 'detector.json', 'reference.npz', 'config.json', 'digests.json'
@@ -79,7 +80,7 @@ class Detector:
     def patch_map(images):
       return training.judge(self.model, self.variables, images)[2]
 
-    return Witness(self.model, self.variables, judge, ('fake',), patch_map)
+    return Witness(self.model, self.variables, judge, ('fake',), patch_map, LAST_COMMON_STAGE)
 
   def _re_encoded(self, images: np.ndarray, quality: float) -> np.ndarray:
     encoded = degrade.in_batches(degrade.jpeg, images, quality)

@@ -77,6 +77,11 @@ class Stock:
   parts: dict[str, np.ndarray]
   root: Path | None
 
+  def split(self) -> Split:
+    """The parts that trainings of one kind of image need."""
+    parts = self.parts
+    return Split(parts['learn'], parts['choose'], parts['test'], self.groups, 'detector')
+
   def show(self, part: str, family: str) -> Exhibits:
     """All images of a part, as stored in 8 bits."""
     rows = self.parts[part]
@@ -105,7 +110,10 @@ def originals(config: ml_collections.ConfigDict) -> Stock:
 
 
 def strangers(config: ml_collections.ConfigDict, reals: Stock) -> Stock | None:
-  """The fakes in `detection.fakes_folder`, dealt by near-duplicates; None where it is not set."""
+  """The fakes in `detection.fakes_folder`, dealt by near-duplicates; None where it is not set.
+
+  A fake that is a near-duplicate of an original, as an edit of it is, joins its group and part.
+  """
   folder = config.detection.fakes_folder
   if not folder:
     return None
@@ -116,9 +124,24 @@ def strangers(config: ml_collections.ConfigDict, reals: Stock) -> Stock | None:
       f'config.detection.fakes_folder = {folder}: pictures have {images.unit} values, the '
       f'originals {reals.images.unit} values; give both in one form'
     )
-  correlation = config.split.duplicate_correlation
-  groups = splits.near_duplicate_groups(Survey.of(images).small, correlation)
-  return Stock(images, groups + 1 + reals.groups.max(), deal(groups, config.seed), Path(folder))
+  groups, own = _beside(reals, images, config.split.duplicate_correlation)
+  parts = deal(np.where(own, groups, -1), config.seed)
+  for part, rows in parts.items():
+    joined = np.isin(groups, reals.groups[reals.parts[part]]) & ~own
+    parts[part] = np.sort(np.concatenate([rows[own[rows]], np.nonzero(joined)[0]]))
+  return Stock(images, groups, parts, Path(folder))
+
+
+def _beside(reals: Stock, images: ImageSet, correlation: float) -> tuple[np.ndarray, np.ndarray]:
+  """Groups int[n] of strangers' images, and bool[n]: a group of its own, not an original's."""
+  small = [Survey.of(stock).small for stock in (reals.images, images)]
+  linked = splits.near_duplicate_groups(np.concatenate(small), correlation)
+  originals, strangers = np.split(linked, [len(reals.groups)])
+  owner = dict(zip(originals.tolist(), reals.groups.tolist()))
+  own = ~np.isin(strangers, originals)
+  fresh = strangers + 1 + reals.groups.max()
+  groups = np.where(own, fresh, [owner.get(component, -1) for component in strangers.tolist()])
+  return groups, own
 
 
 def deal(groups: np.ndarray, seed: int) -> dict[str, np.ndarray]:
@@ -138,8 +161,7 @@ def deal(groups: np.ndarray, seed: int) -> dict[str, np.ndarray]:
 
 def train_generators(config: ml_collections.ConfigDict, reals: Stock, workdir: Path) -> None:
   """Every generator that `detection.families` need, on the part `learn`; finished ones are kept."""
-  parts = reals.parts
-  split = Split(parts['learn'], parts['choose'], parts['test'], reals.groups, 'detector')
+  split = reals.split()
   for name in networks(config):
     own, folder = generator_config(config, name), generator_dir(workdir, name)
     make = functools.partial(generator.fit, own, reals.images, split, folder)

@@ -38,10 +38,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   reals = exhibits.originals(config)
   others = exhibits.strangers(config, reals)
   images = reals.images
-  # Refuses now what could not be calibrated after hours.
-  independent = len(np.unique(reals.groups[reals.parts['threshold']]))
-  calibration.conformal_threshold(np.zeros(independent), config.detection.false_alarm_rate)
-  workdir_lib.record_config(workdir, config, {'data': fingerprint(images), 'unit': images.unit})
+  calibration.refuse_few_groups(
+    reals.groups[reals.parts['threshold']], config.detection.false_alarm_rate
+  )
+  data = [fingerprint(stock.images) for stock in (reals, others) if stock]
+  workdir_lib.record_config(workdir, config, {'data': ' '.join(data), 'unit': images.unit})
   _stage('generators')
   exhibits.train_generators(config, reals, workdir)
   _stage('fakes')
@@ -155,8 +156,8 @@ def reasons(
     title = f'{shown.families[i]}, p {row["probability"]:.2f}'
     figures.save_maps(workdir / picture, shown.images[i], maps, title)
     rows.append({'family': str(shown.families[i]), 'picture': picture, **row})
-  fake = [row['areas'] for row in rows if row['family'] != REAL]
-  return {'stage': stage, 'images': rows, 'mean_areas_of_fakes': attribution.mean_areas(fake)}
+  found = [row['areas'] for row in rows if row['family'] != REAL and row['probability'] >= 0.5]
+  return {'stage': stage, 'images': rows, 'mean_areas_of_fakes': attribution.mean_areas(found)}
 
 
 def _verdict_shares(verdicts: np.ndarray, rows: np.ndarray, groups: np.ndarray, seed: int) -> dict:

@@ -24,7 +24,7 @@ import sklearn.tree
 from ctfake_jax import config as config_lib
 from ctfake_jax import inference, sampling, scores
 from ctfake_jax.data import degrade
-from ctfake_jax.detector import exhibits, training
+from ctfake_jax.detector import training
 from ctfake_jax.detector.exhibits import REAL, Exhibits
 from ctfake_jax.detector_bench.named_features import named_features, spectra
 from ctfake_jax.models import diffusion, zoo
@@ -64,11 +64,13 @@ class Scorer:
     score: f64[n] of images f32[n, h, w, 1].
     parameters: numbers fitted, where that means something.
     size: what its training was cut to, in words.
+    logits: whether scores are log odds before any calibration.
   """
 
   score: Score
   parameters: int | None
   size: str = ''
+  logits: bool = False
 
 
 def network(name: str, lesson: Lesson) -> Scorer:
@@ -89,7 +91,7 @@ def network(name: str, lesson: Lesson) -> Scorer:
     return training.judge(model, variables, images)[0].astype(np.float64)
 
   size = f'{c.updates} updates of {c.batch_size} at {config.data.image_size} px'
-  return Scorer(score, facts['parameters'], size)
+  return Scorer(score, facts['parameters'], size, logits=True)
 
 
 def learner(features: Score, make: Callable[[int], Any], lesson: Lesson) -> Scorer:
@@ -186,10 +188,11 @@ ON_FEATURES: dict[str, Callable[[np.ndarray, np.ndarray], Score]] = {
 def diffusion_residual(lesson: Lesson) -> Scorer:
   """What a diffusion model of originals does not explain in one reverse step.
 
-  After Back-in-Time Diffusion (Grabovski et al. 2024, arXiv:2407.15169): the mean and largest
-  residual at some times, and how far they are from those of the originals.
+  The model is one of its own, without labels: none that makes fakes here. After Back-in-Time
+  Diffusion (Grabovski et al. 2024, arXiv:2407.15169): the mean and largest residual at some times,
+  and how far they are from those of the originals.
   """
-  trained = sampling.load(exhibits.generator_dir(lesson.bench, 'diffusion'))
+  trained = sampling.load(lesson.bench / RESIDUAL)
   unet, variables = trained.sampler.generator.unet, trained.sampler.variables  # type: ignore[attr-defined]
 
   def features(images):
@@ -202,11 +205,11 @@ def diffusion_residual(lesson: Lesson) -> Scorer:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _residuals(unet, variables: dict, images: jax.Array) -> jax.Array:
-  found, labels = [], jnp.zeros(len(images), jnp.int32)
+  found: list[jax.Array] = []
   for i, time in enumerate(RESIDUAL_TIMES):
     signal, noise = diffusion.signal_and_noise(jnp.asarray(time))
     x = signal * images + noise * jax.random.normal(jax.random.key(i), images.shape)
-    implied, _ = diffusion.implied(unet, variables, x, jnp.full(len(images), time), labels)
+    implied, _ = diffusion.implied(unet, variables, x, jnp.full(len(images), time), None)
     size = jnp.log(jnp.abs(implied - images) + 1e-3)
     found += [size.mean((1, 2, 3)), size.max((1, 2, 3))]
   return jnp.stack(found, -1)
@@ -236,6 +239,7 @@ def _tree(seed: int):
 
 SHIPPED = 'detector'
 CLASSIFIER = 'classifier'  # folder of the classifier of labels
+RESIDUAL = 'diffusion_of_reals'  # folder of the model behind `diffusion_residual`
 FALL = 'fall_of_50'  # judged by batches, see `running`
 METHODS: dict[str, Callable[[Lesson], Scorer]] = {
   **{kind: functools.partial(by_labels, kind) for kind in (*ON_LOGITS, *ON_FEATURES)},

@@ -21,7 +21,6 @@ from ctfake_jax import config as config_lib
 from ctfake_jax import inference, metrics
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import baselines, degrade
-from ctfake_jax.data.splits import Split
 from ctfake_jax.data.survey import fingerprint
 from ctfake_jax.detector import calibration, exhibits
 from ctfake_jax.detector.directory import RE_ENCODINGS
@@ -33,12 +32,14 @@ from ctfake_jax.detector_bench.methods import (
   METHODS,
   ON_FEATURES,
   ON_LOGITS,
+  RESIDUAL,
   Lesson,
   Scorer,
   outputs,
 )
 from ctfake_jax.report import bench as bench_page
-from ctfake_jax.train import classifier
+from ctfake_jax.train import classifier, generator
+from ctfake_jax.types import UserError
 
 # What is held out at once: a generator with all that it makes, or one kind of local edit.
 HELD_OUT = {
@@ -53,7 +54,16 @@ BATCH, BATCHES = 50, 400
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """Fills the table; writes results.json and report.html after every method."""
+  units = [u for u, families in HELD_OUT.items() if set(families) & set(config.detection.families)]
+  if len(units) < 2:
+    raise UserError(
+      f'config.detection.families = {tuple(config.detection.families)}: one generator is held out '
+      'at a time, so the bench needs families of at least two'
+    )
   reals = exhibits.originals(config)
+  calibration.refuse_few_groups(
+    reals.groups[reals.parts['threshold']], config.detection.false_alarm_rate
+  )
   facts = {'data': fingerprint(reals.images), 'unit': reals.images.unit}
   workdir_lib.record_config(workdir, config, facts)
   _stage('generators')
@@ -63,7 +73,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   if {FALL, *ON_LOGITS, *ON_FEATURES} & set(config.bench.methods):
     _stage('classifier of labels')
     _train_classifier(config, reals, workdir)
-  units = [u for u, families in HELD_OUT.items() if set(families) & set(config.detection.families)]
+  if 'diffusion_residual' in config.bench.methods:
+    _stage('diffusion model of the originals')
+    _train_residual(config, reals, workdir)
   results: dict[str, Any] = {
     'data': baselines.describe(reals.images),
     'units': units,
@@ -90,10 +102,18 @@ def _train_classifier(
   config: ml_collections.ConfigDict, reals: exhibits.Stock, workdir: Path
 ) -> None:
   own = config_lib.for_stage(config, 'classifier', 'augment', 'model', 'train')
-  parts = reals.parts
-  split = Split(parts['learn'], parts['choose'], parts['test'], reals.groups, 'detector')
   folder = workdir / CLASSIFIER
-  fit = functools.partial(classifier.fit, own, reals.images, split, folder)
+  fit = functools.partial(classifier.fit, own, reals.images, reals.split(), folder)
+  workdir_lib.once(folder, own, fit)
+
+
+def _train_residual(
+  config: ml_collections.ConfigDict, reals: exhibits.Stock, workdir: Path
+) -> None:
+  own = exhibits.generator_config(config, 'diffusion')
+  own.seed, own.diffusion.conditional = config.seed + 1, False
+  folder = workdir / RESIDUAL
+  fit = functools.partial(generator.fit, own, reals.images, reals.split(), folder)
   workdir_lib.once(folder, own, fit)
 
 
@@ -129,7 +149,7 @@ def _measure_cell(config, shown, workdir: Path, folder: Path, name: str, unit: s
 
 
 def _judge(config, scorer: Scorer, seen: dict[str, Exhibits], test: Exhibits, folder: Path) -> dict:
-  """The figures of one cell; leaves the test scores and decisions in scores.npz."""
+  """The figures of one cell; leaves the test scores in scores.npz."""
   slope, intercept = _to_logits(scorer.score(seen['scale'].images), seen['scale'].fake)
   reals = seen['threshold'].of(REAL)
   one = calibration.one_per_group(np.arange(len(reals)), reals.groups, config.seed)
@@ -147,7 +167,7 @@ def _judge(config, scorer: Scorer, seen: dict[str, Exhibits], test: Exhibits, fo
   fake, alarm = test.fake, scores > threshold.value
   probability = calibration.p_fake(logits, 1.0, config.prior_fake)
   folder.mkdir(parents=True, exist_ok=True)
-  np.savez(folder / 'scores.npz', allow_pickle=False, scores=scores, alarm=alarm, fake=fake)
+  np.savez(folder / 'scores.npz', allow_pickle=False, scores=scores, fake=fake, groups=test.groups)
   found = scores[fake] > _limit(rate, scores[~fake])
   return {
     'n': len(test),
@@ -160,7 +180,9 @@ def _judge(config, scorer: Scorer, seen: dict[str, Exhibits], test: Exhibits, fo
     'unsure': float((verdicts == calibration.UNSURE).mean()),
     'calibration_error_before': calibration.calibration_error(
       calibration.p_fake(scores, 1.0, config.prior_fake), fake, config.prior_fake
-    ),
+    )
+    if scorer.logits
+    else None,
     'calibration_error': calibration.calibration_error(probability, fake, config.prior_fake),
     'ms_per_image': 1e3 * seconds / len(test),
     'parameters': scorer.parameters,
@@ -211,6 +233,7 @@ def _row(cells: dict[str, dict]) -> dict:
   edits = [unit for unit in cells if unit in config_lib.EDITS]
   return {
     'cells': cells,
+    'mean_auroc_all': mean('auroc', list(cells)),
     'mean_auroc': mean('auroc', whole),
     'lowest_auroc': min((cells[unit]['auroc'] for unit in whole), default=None),
     'mean_detection': mean('detection', whole),
@@ -221,39 +244,32 @@ def _row(cells: dict[str, dict]) -> dict:
 def _winners(config, shown, workdir: Path, results: dict) -> dict | None:
   """The two best methods of single images by mean AUROC: compared, and with more seeds."""
   single = {name: row for name, row in results['rows'].items() if name != FALL}
-
-  def rank(name: str) -> float:
-    return float(np.mean([cell['auroc'] for cell in single[name]['cells'].values()]))
-
-  best = sorted(single, key=rank, reverse=True)[:2]
+  best = sorted(single, key=lambda name: single[name]['mean_auroc_all'], reverse=True)[:2]
   if len(best) < 2:
     return None
-  (scores_a, alarm_a, fake), (scores_b, alarm_b, _) = (
-    _pooled(workdir, name, results['units'], config.seed) for name in best
-  )
-  seeds = range(config.seed, config.seed + config.bench.winners_seeds)
+  a, b = (_scores(workdir, name, results['units'], config.seed) for name in best)
   by_seed = {
     name: [
       _row({unit: _cell(config, shown, workdir, name, unit, seed) for unit in results['units']})
-      for seed in seeds
+      for seed in range(config.seed, config.seed + config.bench.winners_seeds)
     ]
     for name in best
   }
   return {
     'names': best,
-    'mcnemar_p': comparison.mcnemar(alarm_a == fake, alarm_b == fake),
-    'delong_p': comparison.delong(scores_a, scores_b, fake),
-    'mean_auroc_by_seed': {n: [r['mean_auroc'] for r in rows] for n, rows in by_seed.items()},
+    'difference': comparison.mean_auroc_difference(a, b, config.seed),
+    'delong_p': {
+      unit: comparison.delong(a[unit].scores, b[unit].scores, a[unit].fake) for unit in a
+    },
+    'mean_auroc_by_seed': {n: [r['mean_auroc_all'] for r in rows] for n, rows in by_seed.items()},
   }
 
 
-def _pooled(workdir: Path, name: str, units: list[str], seed: int) -> tuple[np.ndarray, ...]:
-  """Scores, alarms and truth of all cells; scores as ranks within their cell."""
-  parts = []
+def _scores(workdir: Path, name: str, units: list[str], seed: int) -> dict[str, comparison.Scores]:
+  """What a method said of the test images of each cell."""
+  found = {}
   for unit in units:
     path = workdir / 'cells' / name / unit / f'seed{seed}' / 'scores.npz'
     with np.load(path, allow_pickle=False) as file:
-      ranks = file['scores'].argsort().argsort() / len(file['scores'])
-      parts.append((ranks, file['alarm'], file['fake']))
-  scores, alarm, fake = (np.concatenate(part) for part in zip(*parts))
-  return scores, alarm, fake
+      found[unit] = comparison.Scores(**file)
+  return found

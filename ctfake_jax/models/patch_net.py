@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from ctfake_jax.models import layers, lowering
 
 STRIDE = 4  # of the patch map
+LAST_COMMON_STAGE = 'stage3'  # that both the patches' votes and the wider view pass
 RESIDUAL_GAIN = 4.0  # residuals are small beside grey values
 BINOMIAL = (1 / 4, 1 / 2, 1 / 4)
 

@@ -142,10 +142,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   every = config.split.fold == config_lib.EVERY_FOLD
   numbers = range(config.split.folds) if every else [config.split.fold]
   folds = [splits.split(images, config.split, fold) for fold in numbers]
+  workdir_lib.record_config(workdir, config, _facts(images))
   written = [parts.as_json(images) for parts in folds]
   workdir_lib.write_json(workdir / 'split.json', written if every else written[0])
   if every:
-    workdir_lib.record_config(workdir, config, _facts(images))
     results = cross_validate(config, images, folds, workdir)
   else:
     results = fit(config, images, folds[0], workdir)
