@@ -2,8 +2,9 @@
 
 python launch.py --config=configs/study_folders.py --workdir=runs/mine --config.data.path=FOLDER
 
-Real slices without patient ids are grouped by near-duplicates. Many hours on two cores; all five
-folds and all updates: not yet run (README has one fold with a short GAN).
+Real slices without patient ids are grouped by near-duplicates. Many hours on two cores; README has
+one fold with two networks (2026-11-24: ResNet18 90.1 %, DCGAN at 3.2 times the distance of reals);
+all five folds: not yet run.
 """
 
 from ctfake_jax import config as config_lib
