@@ -41,6 +41,16 @@ def real_data() -> Path:
 
 
 @pytest.fixture
+def fully_optimised():
+  """Compiles as users' programs do, for as long as the test runs."""
+  jax.clear_caches()
+  jax.config.update('jax_disable_most_optimizations', False)
+  yield
+  jax.config.update('jax_disable_most_optimizations', True)
+  jax.clear_caches()
+
+
+@pytest.fixture
 def tiny_config():
   """A classifier of one block on 16-px images: compiles in seconds."""
   config = config_lib.defaults()

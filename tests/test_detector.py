@@ -28,6 +28,9 @@ from ctfake_jax.detector import (
 from ctfake_jax.models import patch_net
 from ctfake_jax.types import UserError
 
+# One worker makes `made` once.
+pytestmark = pytest.mark.xdist_group('detector')
+
 
 def tiny():
   config = config_lib.defaults()

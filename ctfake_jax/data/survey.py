@@ -62,3 +62,12 @@ def fingerprint(images: ImageSet) -> str:
   digest.update(images.labels.tobytes())
   digest.update('\n'.join(record.provenance for record in images.records).encode())
   return digest.hexdigest()
+
+
+def identity(images: ImageSet) -> dict:
+  """What a checkpoint's user must know of its data: {class_names, data, unit}."""
+  return {
+    'class_names': list(images.class_names),
+    'data': fingerprint(images),
+    'unit': images.unit,
+  }

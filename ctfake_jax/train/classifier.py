@@ -24,7 +24,7 @@ from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import augment, baselines, pipeline, splits
 from ctfake_jax.data.feed import open_feed
 from ctfake_jax.data.splits import Split
-from ctfake_jax.data.survey import fingerprint
+from ctfake_jax.data.survey import identity
 from ctfake_jax.models import pretrained, zoo
 from ctfake_jax.train import loop
 from ctfake_jax.train.average import moving_average
@@ -142,7 +142,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   every = config.split.fold == config_lib.EVERY_FOLD
   numbers = range(config.split.folds) if every else [config.split.fold]
   folds = [splits.split(images, config.split, fold) for fold in numbers]
-  workdir_lib.record_config(workdir, config, _facts(images))
+  workdir_lib.record_config(workdir, config, identity(images))
   written = [parts.as_json(images) for parts in folds]
   workdir_lib.write_json(workdir / 'split.json', written if every else written[0])
   if every:
@@ -190,15 +190,6 @@ def cross_validate(
   }
 
 
-def _facts(images: ImageSet) -> dict:
-  """What a checkpoint's user must know of the data."""
-  return {
-    'class_names': list(images.class_names),
-    'data': fingerprint(images),
-    'unit': images.unit,
-  }
-
-
 def fit(
   config: ml_collections.ConfigDict,
   images: ImageSet,
@@ -211,7 +202,7 @@ def fit(
     The classifier's row of results.json with `validation_accuracy`; also written to the workdir
     with the test predictions beside it.
   """
-  workdir_lib.record_config(workdir, config, _facts(images))
+  workdir_lib.record_config(workdir, config, identity(images))
   train, val = images.take(parts.train), images.take(parts.val)
   model = build(config, len(images.class_names))
   state, progress = _train(config, model, train, val, workdir)

@@ -25,7 +25,7 @@ from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import pipeline, splits
 from ctfake_jax.data.feed import open_feed
 from ctfake_jax.data.splits import Split
-from ctfake_jax.data.survey import fingerprint
+from ctfake_jax.data.survey import identity
 from ctfake_jax.figures import save_grid
 from ctfake_jax.quality import frechet_distance
 from ctfake_jax.sampling import make_sampler
@@ -43,18 +43,14 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """The tasks `gan`, `vae` and `diffusion`: data, split, training on the training part."""
   images = pipeline.load(config)
   parts = splits.split(images, config.split, config.split.fold)
+  workdir_lib.record_config(workdir, config, identity(images))
   workdir_lib.write_json(workdir / 'split.json', parts.as_json(images))
   return fit(config, images, parts, workdir)
 
 
 def fit(config: ml_collections.ConfigDict, images: ImageSet, parts: Split, workdir: Path) -> dict:
   """Trains on `parts.train`, keeps the generator nearest to `parts.val`; writes results.json."""
-  facts = {
-    'class_names': list(images.class_names),
-    'data': fingerprint(images),
-    'unit': images.unit,
-  }
-  workdir_lib.record_config(workdir, config, facts)
+  workdir_lib.record_config(workdir, config, identity(images))
   train, val = images.take(parts.train), images.take(parts.val)
   _check_sizes(config, train)
   networks = FAMILIES[config.task].build(config, len(images.class_names))
