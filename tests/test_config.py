@@ -97,6 +97,7 @@ def test_a_gan_needs_a_power_of_two():
     config_lib.validate(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
 def test_the_steps_of_every_training_config_trace(path):
   config = load(path)

@@ -55,6 +55,7 @@ def test_a_classifier_gives_the_same_probabilities(tiny_config, tmp_path, batch)
   np.testing.assert_allclose(theirs, ours, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_generator_gives_the_same_images(tiny_config, tmp_path):
   images = make_images(48, size=32)
   tiny_config.task = 'gan'

@@ -52,6 +52,7 @@ def step_of(config):
   return networks, jax.jit(family.make_train_step(networks, config)), state, batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', FAMILIES[1:])
 def test_two_steps_move_every_parameter_the_same_way_each_time(name, configured):
   _, step, state, batch = step_of(configured(name))
@@ -66,6 +67,7 @@ def test_two_steps_move_every_parameter_the_same_way_each_time(name, configured)
     assert all(jax.tree.leaves(moved)) or name == 'diffusion', moved
 
 
+@pytest.mark.slow
 def test_diffusion_moves_every_parameter_once_its_zero_layers_have_left_zero(configured):
   config = configured('diffusion')
   config.diffusion.warmup_updates = 0
@@ -77,6 +79,7 @@ def test_diffusion_moves_every_parameter_once_its_zero_layers_have_left_zero(con
   assert all(jax.tree.leaves(moved)), moved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', FAMILIES)
 def test_a_generator_trains_is_kept_and_samples_what_is_asked(name, configured, tmp_path):
   config = configured(name)
@@ -96,6 +99,7 @@ def test_a_generator_trains_is_kept_and_samples_what_is_asked(name, configured, 
   assert np.abs(sampled - other).max() > 0, 'the label changes nothing'
 
 
+@pytest.mark.slow
 def test_sampling_statistics_fit_the_parameters(configured):
   networks, _, state, _ = step_of(configured('dcgan'))
   sampler = sampling.make_sampler(networks.generator, state.ema, networks.latent, 2)

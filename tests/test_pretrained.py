@@ -58,6 +58,7 @@ def test_names_are_torchvisions(name):
   assert set(NAMES[name]) <= names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('suffix', ['.npz', '.safetensors'])
 def test_saved_weights_come_back(suffix, tmp_path):
   path, saved = tmp_path / f'w{suffix}', variables(seed=1)

@@ -56,6 +56,7 @@ def arrays(b, height, width, side, c_in, c_out):
   return x, jax.random.normal(keys[1], (side, side, c_in, c_out))
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=4, deadline=None)
 @hypothesis.given(height=st.integers(3, 14), width=st.integers(3, 14), side=st.sampled_from([2, 3]))
 def test_correlation_equals_xla(height, width, side):

@@ -6,7 +6,7 @@ import numpy as np
 import scipy.stats
 import sklearn.metrics
 
-RESAMPLES = 400
+RESAMPLES = 200
 
 
 @dataclasses.dataclass(frozen=True)
