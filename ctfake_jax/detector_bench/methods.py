@@ -6,6 +6,7 @@ lesson; those of one class see originals alone, or a classifier of the originals
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,15 +112,9 @@ def learner(features: Score, make: Callable[[int], Any], lesson: Lesson) -> Scor
 
 
 def _degraded(lesson: Lesson) -> np.ndarray:
-  key = jax.random.key(lesson.seed)
-  images = lesson.learn.images
-  step = jax.jit(degrade.degrade)
-  found = []
-  for i, start in enumerate(range(0, len(images), BATCH_SIZE)):
-    batch = images[start : start + BATCH_SIZE]
-    padded = np.resize(batch, (BATCH_SIZE, *batch.shape[1:]))
-    found.append(np.asarray(step(padded, jax.random.fold_in(key, i)))[: len(batch)])
-  return np.concatenate(found)
+  step, key = jax.jit(degrade.degrade), jax.random.key(lesson.seed)
+  keys = (jax.random.fold_in(key, i) for i in itertools.count())
+  return _in_batches(lambda batch: step(batch, next(keys)), lesson.learn.images)
 
 
 def reservoir(lesson: Lesson) -> Scorer:
