@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from ctfake_jax.types import UserError
 MANIFEST = 'manifest.json'
 # Asked for beyond the arrays: metadata, manifest, the rows of the log.
 SPARE_BYTES = 2**20
+# Orbax numbers its saves for the whole process, and two at once take each other's numbers.
+_saving = threading.Lock()
 
 
 @dataclasses.dataclass
@@ -93,14 +96,17 @@ class Checkpoints:
     self._wait()
     self._check_room(state)
     self._best.note(progress.best_step)
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
-        progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
-      ),
+    args = ocp.args.Composite(
+      state=ocp.args.StandardSave(state),
+      progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
     )
-    self._seal = self._sealer.submit(self._write_manifest, step)
+    _saving.acquire()
+    try:
+      self._manager.save(step, args=args)
+      self._seal = self._sealer.submit(self._finish, step)
+    except BaseException:
+      _saving.release()
+      raise
 
   def _check_room(self, state: Any) -> None:
     """Orbax ends a save on a full disk in a storm of tracebacks; so it is not begun."""
@@ -165,8 +171,11 @@ class Checkpoints:
   def _best_of(self, step: int) -> int:
     return workdir_lib.read_json(self._path(step) / 'progress' / 'metadata')['best_step']
 
-  def _write_manifest(self, step: int) -> None:
-    self._manager.wait_until_finished()
+  def _finish(self, step: int) -> None:
+    try:
+      self._manager.wait_until_finished()
+    finally:
+      _saving.release()
     if jax.process_index() == 0:
       workdir_lib.write_json(self._path(step) / MANIFEST, _digests(self._path(step)))
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
 
 import jax
@@ -12,7 +13,8 @@ from ctfake_jax.types import PreemptedError
 class _Request:
   def __init__(self):
     self.made = False
-    self.deferred = False
+    self.deferring = 0  # trainings that ask for themselves
+    self.lock = threading.Lock()
 
 
 _request = _Request()
@@ -26,12 +28,27 @@ def install() -> None:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-  """Inside, a request waits until `requested` is asked; outside, it stops the run at once."""
-  _request.deferred = True
+  """Inside, a request waits until `requested` is asked; outside, it stops the run at once.
+
+  Several threads may be inside.
+  """
+  with _request.lock:
+    _request.deferring += 1
   try:
     yield
   finally:
-    _request.deferred = False
+    with _request.lock:
+      _request.deferring -= 1
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[None]:
+  """Inside, trainings of other threads are asked to stop."""
+  before, _request.made = _request.made, True
+  try:
+    yield
+  finally:
+    _request.made = before
 
 
 def requested(step: int) -> bool:
@@ -46,5 +63,5 @@ def requested(step: int) -> bool:
 def _on_sigterm(signum, frame) -> None:
   del signum, frame
   _request.made = True
-  if not _request.deferred:
+  if not _request.deferring:
     raise PreemptedError('stopped by SIGTERM between two stages')

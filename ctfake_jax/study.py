@@ -1,7 +1,7 @@
 """The task `study`: the paper's experiment from data to report, every stage resumable.
 
-classifiers -> best by validation -> GAN -> deepfakes and their quality -> the fall with its
-controls -> results.json and report.html. A stage that has left its results is not run again; one
+classifiers and GAN -> best by validation -> deepfakes and their quality -> the fall with its
+controls -> results.json and report.html. Trainings that do not wait for each other run side by side. A stage that has left its results is not run again; one
 that was interrupted goes on from its newest checkpoint.
 """
 
@@ -14,7 +14,16 @@ import ml_collections
 import numpy as np
 
 from ctfake_jax import config as config_lib
-from ctfake_jax import controls, experiment, figures, generate, inference, quality, sampling
+from ctfake_jax import (
+  controls,
+  experiment,
+  figures,
+  generate,
+  inference,
+  quality,
+  sampling,
+  side_by_side,
+)
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import baselines, pipeline, splits
 from ctfake_jax.data.splits import Split
@@ -42,13 +51,19 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     'data': baselines.describe(images),
     'baselines': baselines.measure(images, folds, config.split, config.seed),
   }
-  _stage('classifiers')
-  results['classifiers'] = {
-    name: _classifier(config, name, images, folds, workdir) for name in config.study.classifiers
-  }
-  results['best'] = best_classifier(results['classifiers'])
-  _stage('DCGAN')
-  dcgan = _gan(config, images, folds[0], workdir)
+  _stage('classifiers and DCGAN')
+  trained = side_by_side.run(
+    {
+      'dcgan': functools.partial(_gan, config, images, folds[0], workdir),
+      **{
+        name: functools.partial(_classifier, config, name, images, folds, workdir)
+        for name in config.study.classifiers
+      },
+    }
+  )
+  dcgan = trained.pop('dcgan')
+  results['classifiers'] = trained
+  results['best'] = best_classifier(trained)
   _stage('deepfakes')
   suspects = _suspects(config, images, folds[0], workdir)
   results['dcgan'] = {**dcgan, **_quality(config, suspects)}
@@ -135,13 +150,16 @@ def _retrain(config, name: str, suspects: Suspects, workdir: Path) -> dict:
   With as many as there are suspects (the paper's 500), and under `as_many_as_originals` with as
   many as it had originals; fakes that choose the checkpoint come on top.
   """
-  rows = {
-    label: _train_on_fakes(config, name, suspects, workdir, count, label)
-    for label, count in (
-      ('as_many_as_suspects', len(suspects.images)),
-      ('as_many_as_originals', len(suspects.parts.train)),
-    )
+  counts = {
+    'as_many_as_suspects': len(suspects.images),
+    'as_many_as_originals': len(suspects.parts.train),
   }
+  rows = side_by_side.run(
+    {
+      label: functools.partial(_train_on_fakes, config, name, suspects, workdir, count, label)
+      for label, count in counts.items()
+    }
+  )
   return {**rows['as_many_as_suspects'], 'as_many_as_originals': rows['as_many_as_originals']}
 
 

@@ -134,12 +134,13 @@ def test_a_killed_study_is_resumed_and_reported(tmp_path):
   flags = [f'--workdir={tmp_path}', *TINY]
   with open(tmp_path / 'log.txt', 'w') as log:
     run = subprocess.Popen(command('study', *flags), env=environment(), stderr=log, stdout=log)
-    while run.poll() is None and not list(tmp_path.glob('dcgan/checkpoints/10/state')):
-      time.sleep(0.2)
+    classifier = tmp_path / 'classifiers' / 'cnn' / 'fold0' / 'results.json'
+    begun = tmp_path / 'dcgan' / 'checkpoints' / '10' / 'state'
+    while run.poll() is None and not (classifier.exists() and begun.exists()):
+      time.sleep(0.05)
     run.send_signal(signal.SIGKILL)
     run.wait()
   assert run.returncode == -signal.SIGKILL
-  classifier = tmp_path / 'classifiers' / 'cnn' / 'fold0' / 'results.json'
   finished = classifier.stat().st_mtime_ns
   done = launch('study', *flags)
   assert done.returncode == 0, done.stderr[-3000:]
