@@ -10,17 +10,22 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import flax.linen as nn
 import jax
 import ml_collections
 import numpy as np
 
 from ctfake_jax import config as config_lib
 from ctfake_jax.data import pipeline
+from ctfake_jax.detector import exhibits, training
+from ctfake_jax.detector_bench import methods, running
+from ctfake_jax.models import zoo
 from ctfake_jax.train import classifier
 from ctfake_jax.train.generator import FAMILIES
 
 TIMED_STEPS = 3
 MEBIBYTE = 2**20
+_DETECTING = ('detector', 'detector_bench')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +37,12 @@ class Job:
   step: Callable[[Any, dict, jax.Array], tuple[Any, dict]]
   batch_size: int
   steps: int
+  channels: int = 1
 
 
 def describe(config: ml_collections.ConfigDict) -> str:
   """Lines of text: the data, then each network to be trained with memory and time."""
-  if config.task in ('detector', 'detector_bench'):
-    return f'{config.task}: trains several networks in turn; not estimated'
-  if config.task not in ('classifier', 'study', *FAMILIES):
+  if config.task not in ('classifier', 'study', *FAMILIES, *_DETECTING):
     return f'{config.task}: no training; nothing to estimate'
   source = pipeline.open_source(config)
   counts = collections.Counter(record.label for record in source.records)
@@ -69,6 +73,40 @@ def jobs(config: ml_collections.ConfigDict, classes: int, images: int) -> Iterat
     yield _generator_job(config_lib.for_stage(config, 'gan', 'gan'), classes)
   if config.task in FAMILIES:
     yield _generator_job(config, classes)
+  if config.task in _DETECTING:
+    for name in exhibits.networks(config):
+      yield _generator_job(exhibits.generator_config(config, name), classes)
+  if config.task == 'detector':
+    yield _detector_job(config, 'detector', zoo.patch_net(config.detection), 1)
+  if config.task == 'detector_bench':
+    yield from _bench_jobs(config, classes, images)
+
+
+def _bench_jobs(config, classes: int, images: int) -> Iterator[Job]:
+  """What the bench trains beside the generators; more seeds of the winners come on top."""
+  asked, cells = set(config.bench.methods), len(running.held_out_units(config))
+  if asked & {methods.FALL, *methods.ON_LOGITS, *methods.ON_FEATURES}:
+    yield _classifier_job(config, classes, round(images * exhibits.PARTS['learn']), 1)
+  if 'diffusion_residual' in asked:
+    yield _generator_job(exhibits.generator_config(config, 'diffusion'), classes)
+  for name in (name for name in config.bench.methods if name in config_lib.MODELS):
+    own = ml_collections.ConfigDict(config.to_dict())
+    own.detection.updates = config.bench.network_updates
+    yield _detector_job(own, name, zoo.MODELS[name](num_classes=1), cells)
+  if methods.SHIPPED in asked:
+    yield _detector_job(config, methods.SHIPPED, zoo.patch_net(config.detection), cells)
+
+
+def _detector_job(config, name: str, model: nn.Module, times: int) -> Job:
+  c, tx = config.detection, training.make_optimizer(config.detection)
+  return Job(
+    name=name,
+    init=lambda: classifier.init_state(model, tx, config.data.image_size, config.seed),
+    step=training.make_train_step(model, tx, config, 0.5),
+    batch_size=c.batch_size,
+    steps=times * c.updates,
+    channels=2,
+  )
 
 
 def _classifier_job(config, classes: int, train_images: int, folds: int) -> Job:
@@ -100,7 +138,7 @@ def _cost(job: Job, size: int) -> tuple[str, float]:
   state = job.init()
   state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
   batch = {
-    'image': np.zeros((job.batch_size, size, size, 1), np.float32),
+    'image': np.zeros((job.batch_size, size, size, job.channels), np.float32),
     'label': np.zeros(job.batch_size, np.int32),
   }
   step = jax.jit(job.step, donate_argnums=0)

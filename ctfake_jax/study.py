@@ -1,8 +1,9 @@
 """The task `study`: the paper's experiment from data to report, every stage resumable.
 
 classifiers and GAN -> best by validation -> deepfakes and their quality -> the fall with its
-controls -> results.json and report.html. Trainings that do not wait for each other run side by side. A stage that has left its results is not run again; one
-that was interrupted goes on from its newest checkpoint.
+controls -> results.json and report.html. Trainings that do not wait for each other run side by
+side. A stage that has left its results is not run again; one that was interrupted goes on from its
+newest checkpoint.
 """
 
 import functools

@@ -36,7 +36,7 @@ MAY_IMPORT = {
   'attribution': {'types', 'models'},
   'detect': BASE | {'data', 'detector'},
   'explain': BASE | {'data', 'inference', 'figures', 'attribution', 'detector'},
-  'estimate': BASE | {'data', 'train'},
+  'estimate': BASE | {'data', 'models', 'train', 'detector', 'detector_bench'},
   'benchmark': BASE | LEAVES | {'data', 'models', 'train', 'cost'},
   'tasks': {'config'},
 }

@@ -11,6 +11,9 @@ import pytest
 from door import ROOT, command, environment
 from PIL import Image
 
+from ctfake_jax import config as config_lib
+from ctfake_jax import estimate
+
 TINY = [
   '--config.phantom.patients=40',
   '--config.train.epochs=2',
@@ -187,6 +190,16 @@ def test_a_dry_run_counts_and_stops(tmp_path):
   assert '389,348 parameters' in done.stdout
   assert 'minutes' in done.stdout
   assert not (tmp_path / 'w').exists()
+
+
+def test_the_bench_is_estimated_network_by_network():
+  config = config_lib.defaults()
+  config.task = 'detector_bench'
+  config.detection.families = ('dcgan', 'blended', 'copied')
+  config.detection.updates, config.bench.network_updates = 70, 50
+  config.bench.methods = ('energy', 'resnet18', 'detector')
+  found = {job.name: job.steps for job in estimate.jobs(config, 2, 1000)}
+  assert found == {'dcgan': 6000, 'cnn': 30 * 14, 'resnet18': 3 * 50, 'detector': 3 * 70}
 
 
 @pytest.mark.slow

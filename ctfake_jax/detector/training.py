@@ -81,6 +81,12 @@ def make_train_step(
   return train_step
 
 
+def make_optimizer(c: ml_collections.ConfigDict) -> optax.GradientTransformation:
+  """AdamW by `config.detection`; the rate rises for a twentieth of the updates, then falls to 0."""
+  rate = optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, c.updates // 20, c.updates)
+  return optax.adamw(rate, weight_decay=c.weight_decay)
+
+
 def mirrored(images: jax.Array, key: jax.Array) -> jax.Array:
   """Each of f32[b, h, w, c] flipped left-right with even chance: no pixel is interpolated."""
   flip = jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1))
@@ -111,8 +117,7 @@ def fit(
   """
   c, mesh = config.detection, mesh_lib.data_mesh()
   mesh_lib.check_batch_size('detection.batch_size', c.batch_size)
-  rate = optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, c.updates // 20, c.updates)
-  tx = optax.adamw(rate, weight_decay=c.weight_decay)
+  tx = make_optimizer(c)
   fresh = functools.partial(init_state, model, tx, config.data.image_size, config.seed)
   everywhere = mesh_lib.replicated(mesh)
   abstract = jax.tree.map(
