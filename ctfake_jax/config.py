@@ -203,7 +203,7 @@ def defaults() -> ml_collections.ConfigDict:
   c.detection.fakes_folder = ''  # of anybody's fakes, one more family
   c.detection.ignore_leaks = False  # go on though files alone tell real from fake
   c.detection.fakes_per_family = 300  # in each part; never more than the part has reals
-  c.detection.width = 24
+  c.detection.width = 48  # channels next to the image, at half its resolution
   c.detection.batch_size = 32
   c.detection.updates = 2000
   c.detection.learning_rate = 2e-3

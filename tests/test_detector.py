@@ -168,6 +168,13 @@ def test_residuals_of_a_plane_vanish_and_its_values_stay():
   np.testing.assert_allclose(found[:, 4:-4, 4:-4, 1:], 0, atol=1e-5)
 
 
+def test_folding_moves_squares_of_pixels_into_channels():
+  image = jnp.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
+  found = patch_net.folded(image)
+  assert found.shape == (2, 2, 3, 12)
+  np.testing.assert_array_equal(found[1, 1, 2].reshape(2, 2, 3), image[1, 2:4, 4:6])
+
+
 def test_the_network_maps_patches_and_a_mask_becomes_shares():
   network = patch_net.PatchNet(width=4)
   images = jnp.zeros((2, 32, 32, 1))

@@ -24,7 +24,7 @@ TASKS = {
   'dcgan': (
     'gan.width=2',
     'gan.batch_size=8',
-    'gan.updates=200',
+    'gan.updates=120',
     'gan.eval_every=15',
     'gan.quality_images=40',
     'train.log_every=7',

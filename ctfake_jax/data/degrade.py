@@ -27,9 +27,9 @@ LUMINANCE = np.array([
   [72, 92, 95, 98, 112, 100, 103, 99],
 ])  # fmt: skip
 # What training does to real and fake alike: chance of each change, and its bounds.
-CHANCE = 0.35
+CHANCE = 0.25
 QUALITY, BLUR_PIXELS, FACTOR, NOISE, GAIN, OFFSET = (
-  (30.0, 100.0), (0.0, 1.5), (0.6, 1.5), (0.0, 0.08), (0.85, 1.15), (-0.1, 0.1)
+  (40.0, 100.0), (0.0, 1.2), (0.65, 1.4), (0.0, 0.06), (0.85, 1.15), (-0.1, 0.1)
 )  # fmt: skip
 
 
