@@ -66,7 +66,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     **test(detector, shown['test'], config),
   }
   _stage('robustness and reasons')
-  results['robustness'] = robustness.sweep(detector, shown['test'])
+  results['robustness'] = robustness.sweep(detector, shown['test'], config.seed)
   results['reasons'] = reasons(detector, shown['test'], config, workdir)
   directory.save(detector, workdir, {**results, 'best_step': facts['best_step']})
   workdir_lib.write_json(workdir / 'results.json', results)
