@@ -204,7 +204,7 @@ def defaults() -> ml_collections.ConfigDict:
   c.detection.ignore_leaks = False  # go on though files alone tell real from fake
   c.detection.fakes_per_family = 300  # in each part; never more than the part has reals
   c.detection.width = 48  # channels next to the image, at half its resolution
-  c.detection.batch_size = 32
+  c.detection.batch_size = 32  # half of them fakes, each beside an original
   c.detection.updates = 2000
   c.detection.learning_rate = 2e-3
   c.detection.weight_decay = 1e-2
@@ -374,7 +374,7 @@ RULES: dict[str, Rule] = {
   'detection.families': _some_of(*FAMILIES),
   'detection.fakes_per_family': _at_least(8),
   'detection.width': _between(1, 512),
-  'detection.batch_size': _at_least(2),
+  'detection.batch_size': Rule('an even number of at least 4', lambda v: v >= 4 and v % 2 == 0),
   'detection.updates': _at_least(1),
   'detection.learning_rate': _between(1e-8, 1),
   'detection.weight_decay': _between(0, 1),

@@ -102,10 +102,10 @@ def _detector_job(config, name: str, model: nn.Module, times: int) -> Job:
   return Job(
     name=name,
     init=lambda: classifier.init_state(model, tx, config.data.image_size, config.seed),
-    step=training.make_train_step(model, tx, config, 0.5),
-    batch_size=c.batch_size,
+    step=training.make_train_step(model, tx, config),
+    batch_size=c.batch_size // 2,
     steps=times * c.updates,
-    channels=2,
+    channels=3,
   )
 
 

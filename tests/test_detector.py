@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -184,6 +185,43 @@ def test_the_network_maps_patches_and_a_mask_becomes_shares():
   mask = jnp.zeros((1, 8, 8), bool).at[0, 0, :2].set(True)
   shares = training.shares(mask)
   np.testing.assert_allclose(shares[0], [[2 / 16, 0], [0, 0]])
+
+
+def test_every_fake_is_beside_an_original_of_its_group(tmp_path):
+  config, reals = tiny(), stock(make_images(96, size=32))
+  shown = exhibits.gather(config, reals, None, 'learn', tmp_path)
+  copied = shown.of('copied')
+  strangers = dataclasses.replace(copied, groups=10_000 + np.arange(len(copied)))
+  together = exhibits.join([shown, strangers])
+  pairs = training.in_pairs(together, seed=0)
+  fakes = np.nonzero(together.fake)[0]
+  assert len(pairs) == len(fakes)
+  owner = {image.tobytes(): group for image, group in zip(shown.of('real').images, shown.groups)}
+  partners = [owner[original.tobytes()] for original in pairs.images[..., 2:]]
+  known = together.groups[fakes] < 10_000
+  np.testing.assert_array_equal(np.array(partners)[known], together.groups[fakes][known])
+  np.testing.assert_array_equal(pairs.images[..., 1] > 0, together.masks[fakes])
+  assert len({original.tobytes() for original in pairs.images[~known, ..., 2]}) == len(copied)
+
+
+def test_a_step_changes_a_fake_and_its_original_alike():
+  image = jax.random.uniform(jax.random.key(0), (8, 32, 32, 1), minval=-1.0)
+  pairs = jnp.concatenate([image, jnp.ones_like(image), image], -1)
+  config, seen = tiny(), []
+
+  class Spy(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train):
+      jax.debug.callback(seen.append, x)
+      return nn.Dense(1)(x.mean((1, 2)))[:, 0], {}
+
+  model, tx = Spy(), training.make_optimizer(config.detection)
+  state = training.init_state(model, tx, 32, 0)
+  training.make_train_step(model, tx, config)(state, {'image': pairs}, jax.random.key(1))
+  jax.effects_barrier()
+  found = next(np.asarray(x) for x in seen if len(x) == 16)
+  np.testing.assert_array_equal(found[::2], found[1::2])
+  assert np.abs(found[::2] - image).max() > 0
 
 
 @pytest.fixture(scope='module')

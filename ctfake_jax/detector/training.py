@@ -1,8 +1,10 @@
-"""Training the real-against-fake network on exhibits.
+"""Training the real-against-fake network on pairs of a fake and an original.
 
-Every step sees a random half of each image's harmless fates (`data.degrade`), real and fake alike.
-The image's label and, patch by patch, the mask of what is synthetic teach at once. Images travel
-with their mask as a second channel.
+A fake meets its original, or one of the same patient; a sample of a generator meets any. Both turn
+and suffer the same random changes (`data.degrade`), so that what tells them apart is how the fake
+was made and neither anatomy nor image quality (aligned pairs: Guillaro et al. 2025,
+arXiv:2412.17671). The image's label and, patch by patch, the mask of what is synthetic teach at
+once. Images travel with mask and original as further channels.
 """
 
 import functools
@@ -36,9 +38,11 @@ def make_train_step(
   model: nn.Module,
   tx: optax.GradientTransformation,
   config: ml_collections.ConfigDict,
-  fake_share: float,
 ) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
-  """The pure step (state, {image f32[b, h, w, 2], label}, key) -> (state, {loss, accuracy})."""
+  """The pure step (state, {image f32[b, h, w, 3]}, key) -> (state, {loss, accuracy}).
+
+  The channels are a fake, its mask above 0, and its original.
+  """
 
   def loss_fn(params, state, images, fake, synthetic, key):
     (logits, features), updates = model.apply(
@@ -48,23 +52,30 @@ def make_train_step(
       mutable=['batch_stats'],
       rngs={'dropout': key},
     )
-    weights = jnp.where(fake > 0, 0.5 / fake_share, 0.5 / (1 - fake_share))
     logits = logits.reshape(len(images))
     losses = optax.sigmoid_binary_cross_entropy(logits, fake)
     if 'patches' in features:
       patch_losses = optax.sigmoid_binary_cross_entropy(features['patches'], synthetic)
       losses += PATCH_WEIGHT * patch_losses.mean((1, 2))
-    return (weights * losses).mean(), (logits, updates.get('batch_stats', {}))
+    return losses.mean(), (logits, updates.get('batch_stats', {}))
 
   def train_step(state, batch, key):
     """One update: turn, degrade, gradient, optimiser, moving average."""
-    chex.assert_rank([batch['image'], batch['label']], [4, 1])
+    chex.assert_rank(batch['image'], 4)
     key_turn, key_degrade, key_drop = jax.random.split(key, 3)
     turned = mirrored(batch['image'], key_turn)
-    images = degrade.degrade(turned[..., :1], key_degrade)
-    fake = batch['label'].astype(jnp.float32)
+    synthetic = shares(turned[..., 1] > 0)
+    images = _alternating(
+      degrade.degrade(turned[..., :1], key_degrade), degrade.degrade(turned[..., 2:], key_degrade)
+    )
+    fake = jnp.arange(len(images)) % 2 == 0
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      state.params, state, images, fake, shares(turned[..., 1] > 0), key_drop
+      state.params,
+      state,
+      images,
+      fake.astype(jnp.float32),
+      _alternating(synthetic, jnp.zeros_like(synthetic)),
+      key_drop,
     )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     now = {'params': optax.apply_updates(state.params, updates), 'batch_stats': batch_stats}
@@ -76,7 +87,7 @@ def make_train_step(
       ema=moving_average(state.ema, now, config.detection.ema_decay, state.step),
       first_bad_step=jnp.where(bad, state.step, state.first_bad_step),
     )
-    return state, {'loss': loss, 'accuracy': ((logits > 0) == (fake > 0)).mean()}
+    return state, {'loss': loss, 'accuracy': ((logits > 0) == fake).mean()}
 
   return train_step
 
@@ -85,6 +96,11 @@ def make_optimizer(c: ml_collections.ConfigDict) -> optax.GradientTransformation
   """AdamW by `config.detection`; the rate rises for a twentieth of the updates, then falls to 0."""
   rate = optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, c.updates // 20, c.updates)
   return optax.adamw(rate, weight_decay=c.weight_decay)
+
+
+def _alternating(a: jax.Array, b: jax.Array) -> jax.Array:
+  """a[0], b[0], a[1], b[1] …: what is sharded along the first axis stays where it is."""
+  return jnp.stack([a, b], 1).reshape(-1, *a.shape[1:])
 
 
 def mirrored(images: jax.Array, key: jax.Array) -> jax.Array:
@@ -116,7 +132,8 @@ def fit(
     The network's variables, and {parameters, best_step, train_seconds, images_per_s, ...}.
   """
   c, mesh = config.detection, mesh_lib.data_mesh()
-  mesh_lib.check_batch_size('detection.batch_size', c.batch_size)
+  pairs = c.batch_size // 2
+  mesh_lib.check_batch_size('detection.batch_size / 2', pairs)
   tx = make_optimizer(c)
   fresh = functools.partial(init_state, model, tx, config.data.image_size, config.seed)
   everywhere = mesh_lib.replicated(mesh)
@@ -145,8 +162,8 @@ def fit(
     seed=config.seed,
     abstract_state=abstract,
     init=functools.partial(mesh_lib.made_everywhere, mesh, fresh),
-    train_step=make_train_step(model, tx, config, float(learn.fake.mean())),
-    feed=open_feed(mesh, _with_masks(learn), c.batch_size, config.seed),
+    train_step=make_train_step(model, tx, config),
+    feed=open_feed(mesh, in_pairs(learn, config.seed), pairs, config.seed),
     evaluate=evaluate,
   )
   facts = {
@@ -157,16 +174,31 @@ def fit(
   return mesh_lib.to_host(state.ema), facts
 
 
-def _with_masks(exhibits: Exhibits) -> ImageSet:
-  masks = np.where(exhibits.masks, 1.0, -1.0).astype(np.float32)[..., None]
+def in_pairs(exhibits: Exhibits, seed: int) -> ImageSet:
+  """Every fake with its mask and an original behind it, f32[m, h, w, 3] for m fakes."""
+  fakes = np.nonzero(exhibits.fake)[0]
+  partners = exhibits.images[_originals(exhibits, fakes, seed)]
+  masks = np.where(exhibits.masks[fakes], 1.0, -1.0).astype(np.float32)[..., None]
   return ImageSet(
-    images=np.concatenate([exhibits.images, masks], -1),
-    labels=exhibits.fake.astype(np.int32),
+    images=np.concatenate([exhibits.images[fakes], masks, partners], -1),
+    labels=np.ones(len(fakes), np.int32),
     records=(),
-    native_sizes=np.zeros((len(exhibits), 2), np.int32),
+    native_sizes=np.zeros((len(fakes), 2), np.int32),
     class_names=('real', 'fake'),
     unit='grey',
   )
+
+
+def _originals(exhibits: Exhibits, fakes: np.ndarray, seed: int) -> np.ndarray:
+  """For each of `fakes` a row of its group's originals at random, or of all where it has none."""
+  rng, reals = np.random.default_rng(seed), np.nonzero(~exhibits.fake)[0]
+  own: dict[int, list[int]] = {}
+  for row in reals.tolist():
+    own.setdefault(int(exhibits.groups[row]), []).append(row)
+  # Strangers and samples take originals in turn, each as often as the others.
+  anyone = iter(np.resize(rng.permutation(reals), len(fakes)).tolist())
+  found = [own.get(int(group)) for group in exhibits.groups[fakes]]
+  return np.array([rng.choice(rows) if rows else next(anyone) for rows in found])
 
 
 def judge(
