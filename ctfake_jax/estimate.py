@@ -39,6 +39,13 @@ class Job:
   steps: int
   channels: int = 1
 
+  def batch(self, side: int) -> dict[str, np.ndarray]:
+    """Empty images and labels as its step takes them."""
+    return {
+      'image': np.zeros((self.batch_size, side, side, self.channels), np.float32),
+      'label': np.zeros(self.batch_size, np.int32),
+    }
+
 
 def describe(config: ml_collections.ConfigDict) -> str:
   """Lines of text: the data, then each network to be trained with memory and time."""
@@ -137,10 +144,7 @@ def _cost(job: Job, size: int) -> tuple[str, float]:
   """A line of text and the seconds of all steps, compilation left out."""
   state = job.init()
   state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-  batch = {
-    'image': np.zeros((job.batch_size, size, size, job.channels), np.float32),
-    'label': np.zeros(job.batch_size, np.int32),
-  }
+  batch = job.batch(size)
   step = jax.jit(job.step, donate_argnums=0)
   key = jax.random.key(0)
   state, _ = jax.block_until_ready(step(state, batch, key))

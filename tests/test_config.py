@@ -4,7 +4,6 @@ import importlib.util
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from ctfake_jax import config as config_lib
@@ -102,11 +101,7 @@ def test_a_gan_needs_a_power_of_two():
 def test_the_steps_of_every_training_config_trace(path):
   config = load(path)
   for job in estimate.jobs(config, classes=4, images=1200):
-    side = config.data.image_size
-    batch = {
-      'image': jnp.zeros((job.batch_size, side, side, 1)),
-      'label': jnp.zeros(job.batch_size, jnp.int32),
-    }
+    batch = job.batch(config.data.image_size)
     state, metrics = jax.eval_shape(job.step, jax.eval_shape(job.init), batch, jax.random.key(0))
     assert jax.tree.leaves(state)
     assert all(value.shape == () for value in metrics.values())
