@@ -206,7 +206,7 @@ def defaults() -> ml_collections.ConfigDict:
   c.detection.width = 48  # channels next to the image, at half its resolution
   c.detection.batch_size = 32  # half of them fakes, each beside an original
   c.detection.updates = 2000
-  c.detection.learning_rate = 2e-3
+  c.detection.learning_rate = 3e-3
   c.detection.weight_decay = 1e-2
   c.detection.ema_decay = 0.99
   c.detection.eval_every = 250
