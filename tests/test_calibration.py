@@ -1,4 +1,4 @@
-"""Threshold, temperature, calibration error and verdicts against closed forms and simulation."""
+"""Threshold, scaling, calibration error and verdicts against closed forms and simulation."""
 
 import numpy as np
 import pytest
@@ -54,21 +54,31 @@ def test_one_per_group_takes_each_group_once():
   assert sorted(np.floor(found)) == [2, 5, 9]
 
 
-def test_the_temperature_of_stretched_logits_is_the_stretch():
+def test_scaling_undoes_a_stretch_and_a_shift():
   rng = np.random.default_rng(0)
   logits = rng.normal(0, 2, 200_000)
   fake = rng.random(len(logits)) < scipy.special.expit(logits)
-  assert calibration.fit_temperature(3 * logits, fake) == pytest.approx(3, rel=0.03)
-  calibrated = calibration.p_fake(3 * logits, 3.0, 0.5)
-  assert calibration.calibration_error(calibrated, fake, fake.mean()) < 0.005
-  assert calibration.calibration_error(calibration.p_fake(3 * logits, 1.0, 0.5), fake, 0.5) > 0.05
+  scores = 3 * logits + 5
+  scaling = calibration.fit_scaling(scores, fake)
+  assert scaling.slope == pytest.approx(1 / 3, rel=0.03)
+  np.testing.assert_allclose(scaling.logits(np.array([5.0, 8.0])), [0, 1], atol=0.05)
+  assert calibration.calibration_error(scaling.p_fake(scores, 0.5), fake, fake.mean()) < 0.005
+  raw = calibration.UNSCALED.p_fake(scores, 0.5)
+  assert calibration.calibration_error(raw, fake, 0.5) > 0.05
+
+
+def test_a_score_that_is_higher_for_reals_is_not_turned_round():
+  fake = np.arange(100) < 50
+  scaling = calibration.fit_scaling(np.where(fake, -1.0, 1.0), fake)
+  assert scaling.slope > 0
+  np.testing.assert_allclose(scaling.p_fake(np.array([-1.0, 1.0]), 0.5), 0.5, atol=0.01)
 
 
 def test_a_prior_moves_the_odds_by_itself():
   def odds(p):
     return p / (1 - p)
 
-  even, rare = (calibration.p_fake(np.array([0.7]), 1.0, prior) for prior in (0.5, 0.1))
+  even, rare = (calibration.UNSCALED.p_fake(np.array([0.7]), prior) for prior in (0.5, 0.1))
   assert odds(rare) / odds(even) == pytest.approx(1 / 9)
 
 
@@ -87,6 +97,6 @@ def test_verdicts():
   steady = np.tile(logits[:, None], 2)
   flipped = steady.copy()
   flipped[3, 1], flipped[4, 0] = -5.0, 5.0
-  found = calibration.verdicts(logits, flipped, 1.0, 2.0, 0.5)
+  found = calibration.verdicts(logits, flipped, calibration.UNSCALED, 2.0, 0.5)
   # The third is likelier fake than real, but raises no alarm.
   assert found.tolist() == ['fake', 'real', 'unsure', 'unsure', 'unsure']

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ctfake_jax import config as config_lib
-from ctfake_jax import detect, explain, generate
+from ctfake_jax import controls, detect, explain, generate
+from ctfake_jax.data.pipeline import gather
 from ctfake_jax.data.preprocess import to_uint8
 from ctfake_jax.detector import (
   audit,
@@ -27,6 +28,7 @@ from ctfake_jax.detector import (
   training,
 )
 from ctfake_jax.models import patch_net
+from ctfake_jax.predict import open_input
 from ctfake_jax.types import UserError
 
 # One worker makes `made` once.
@@ -329,13 +331,25 @@ def test_drift_is_found_between_other_sites_and_not_within_one():
 
 
 def test_planted_fakes_raise_the_alarm_and_clean_reals_do_not():
-  rng = np.random.default_rng(0)
-  clean = [recalibration.outliers(rng.normal(size=100))['raised'] for _ in range(200)]
-  assert np.mean(clean) <= 0.01
-  planted = np.concatenate([rng.normal(size=95), rng.normal(8, 1, 5)])
-  found = recalibration.outliers(planted)
-  assert found['raised']
-  assert found['count'] == 5
+  rng, directions = np.random.default_rng(0), np.eye(3, 8)
+  old = rng.normal(size=(400, 8))
+  clean = [
+    recalibration.outliers(old, 2 * rng.normal(size=(100, 8)), directions, seed)['raised']
+    for seed in range(40)
+  ]
+  assert np.mean(clean) <= 0.05
+  planted = rng.normal(size=(100, 8))
+  planted[:5] += 6 * directions[1]
+  assert recalibration.outliers(old, planted, directions, 0)['raised']
+
+
+def test_lopsidedness_by_hand():
+  line = np.arange(-50.0, 51.0)
+  spread = np.sqrt((np.arange(1, 51) ** 2).mean())
+  assert recalibration.lopsidedness(line[:, None]) == pytest.approx(0)
+  shifted = np.where(line > 45, line + 10, line)  # the five of the 101 that are compared
+  both = np.stack([line, shifted], 1)
+  assert recalibration.lopsidedness(both) == pytest.approx(10 / spread)
 
 
 @pytest.fixture(scope='module')
@@ -372,6 +386,11 @@ def test_an_explanation_needs_one_network(tmp_path):
     explain.run(config, tmp_path)
 
 
+def _pixels(detector, folder):
+  images = gather(open_input(folder, 2**26), detector.view, labelled=False).images
+  return controls.through_png(np.asarray(images))
+
+
 @pytest.mark.slow
 def test_a_detector_is_recalibrated_from_files(made, site, tmp_path):
   workdir, _ = made
@@ -382,8 +401,18 @@ def test_a_detector_is_recalibrated_from_files(made, site, tmp_path):
   results = recalibration.run(config, tmp_path / 'new')
   assert results['groups'] == 12
   assert set(results['alarms']) == {'drift', 'outliers'}
-  found = directory.load(tmp_path / 'new')
+  assert (site / results['suspects'][0]).is_file()
+  found, old = (directory.load(path) for path in (tmp_path / 'new', workdir))
   assert found.threshold.groups == 12
+  scores = found.examine(_pixels(found, site), 0.5)['score']
+  expected = patch_net.largest_projection(
+    old.examine(_pixels(old, site), 0.5)['features'],
+    found.reference.mean(0),
+    old.variables[patch_net.DISCRIMINANT]['directions'],
+  )
+  np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
+  # Each real as new to the others' centre is a little further out.
+  assert found.threshold.value == pytest.approx(scores.max() * 12 / 11, rel=1e-4)
   assert found.threshold.value == results['threshold']['value']
   with pytest.raises(UserError, match='is the old detector'):
     recalibration.run(config, workdir)

@@ -105,13 +105,6 @@ def test_of_white_noise_the_spectrum_is_flat_and_neighbours_are_anticorrelated()
   assert found['residual1_next_below'] == pytest.approx(lag, abs=0.02)
 
 
-def test_a_score_that_ranks_reals_higher_is_not_turned_round():
-  rng = np.random.default_rng(0)
-  fake = np.arange(100) < 50
-  slope, _ = running._to_logits(rng.normal(size=100) - 3 * fake, fake)
-  assert slope > 0
-
-
 @pytest.mark.slow
 def test_a_tiny_table_end_to_end(tmp_path):
   config = config_lib.defaults()

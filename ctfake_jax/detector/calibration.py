@@ -1,6 +1,6 @@
 """From a raw score to a probability, a threshold and a verdict.
 
-A raw score is the network's logit, higher for fake. The threshold comes from reals alone by split
+A raw score is higher for fake. The threshold comes from reals alone by split
 conformal prediction (Vovk, Gammerman & Shafer 2005; Angelopoulos & Bates 2021, arXiv:2107.07511):
 one score for each patient or group, so that what it promises holds for a new patient. The promise
 is marginal: over many detectors calibrated on as many reals, at most the asked share of new reals
@@ -11,15 +11,16 @@ import dataclasses
 import math
 
 import numpy as np
-import scipy.optimize
 import scipy.special
 import scipy.stats
+from sklearn.linear_model import LogisticRegression
 
 from ctfake_jax.types import UserError
 
 REAL, FAKE, UNSURE = 'real', 'fake', 'unsure'
 CONFIDENCE = 0.95
 BINS = 15
+WEAK_PENALTY = 1e3  # keeps the slope finite where reals and fakes do not overlap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,24 +73,37 @@ def refuse_few_groups(groups: np.ndarray, false_alarm_rate: float) -> None:
   conformal_threshold(np.zeros(len(np.unique(groups))), false_alarm_rate)
 
 
-def fit_temperature(logits: np.ndarray, fake: np.ndarray) -> float:
-  """The divisor of logits f[n] with the least log loss, real and fake weighing alike.
+@dataclasses.dataclass(frozen=True)
+class Scaling:
+  """Scores to log odds of fake where reals and fakes are as many (Platt 1999).
 
-  Guo et al. 2017, arXiv:1706.04599.
+  Temperature scaling (Guo et al. 2017, arXiv:1706.04599) with an intercept: a raw score need not
+  be a logit.
   """
-  sign = np.where(fake, 1.0, -1.0)
-  weights = np.where(fake, 0.5 / fake.sum(), 0.5 / (~fake).sum())
 
-  def loss(log_temperature: float) -> float:
-    return float((weights * np.logaddexp(0, -sign * logits / np.exp(log_temperature))).sum())
+  slope: float
+  intercept: float
 
-  found = scipy.optimize.minimize_scalar(loss, bounds=(-4.0, 4.0), method='bounded')
-  return float(np.exp(found.x))
+  def logits(self, scores: np.ndarray) -> np.ndarray:
+    """Log odds of raw scores."""
+    return self.slope * scores + self.intercept
+
+  def p_fake(self, scores: np.ndarray, prior: float) -> np.ndarray:
+    """Probability that an image is fake if a share `prior` of the images is."""
+    return scipy.special.expit(self.logits(scores) + scipy.special.logit(prior))
 
 
-def p_fake(logits: np.ndarray, temperature: float, prior: float) -> np.ndarray:
-  """Probability that an image is fake if a share `prior` of the images is."""
-  return scipy.special.expit(logits / temperature + scipy.special.logit(prior))
+UNSCALED = Scaling(1.0, 0.0)
+
+
+def fit_scaling(scores: np.ndarray, fake: np.ndarray) -> Scaling:
+  """The map of scores f[n] with the least log loss, real and fake weighing alike."""
+  centre, spread = scores.mean(), max(float(scores.std()), 1e-9)
+  line = LogisticRegression(C=WEAK_PENALTY, class_weight='balanced')
+  line.fit((scores[:, None] - centre) / spread, fake)
+  # A score that is higher for reals says nothing: it is not turned round.
+  slope = max(float(line.coef_[0, 0]), 1e-3) / spread
+  return Scaling(slope, float(line.intercept_[0] - slope * centre))
 
 
 def calibration_error(
@@ -134,21 +148,21 @@ def _rows_by_group(groups: np.ndarray, chosen: np.ndarray) -> list[np.ndarray]:
 
 
 def verdicts(
-  logits: np.ndarray, re_encoded: np.ndarray, temperature: float, threshold: float, prior: float
+  scores: np.ndarray, re_encoded: np.ndarray, scaling: Scaling, threshold: float, prior: float
 ) -> np.ndarray:
   """'real', 'fake' or 'unsure' for each of n images.
 
   An image is fake where its score raises an alarm and its probability is at least one half, real
   where neither holds. It is unsure where the two disagree, or where a harmless re-encoding
-  (logits f[n, k] of k of them) would be judged otherwise.
+  (scores f[n, k] of k of them) would be judged otherwise.
   """
-  judged = _judge(logits, temperature, threshold, prior)
-  others = _judge(re_encoded, temperature, threshold, prior)
+  judged = _judge(scores, scaling, threshold, prior)
+  others = _judge(re_encoded, scaling, threshold, prior)
   flips = (others != judged[:, None]).any(1)
   return np.where(flips, UNSURE, judged).astype(object)
 
 
-def _judge(logits: np.ndarray, temperature: float, threshold: float, prior: float) -> np.ndarray:
-  alarm = logits > threshold
-  likely = p_fake(logits, temperature, prior) >= 0.5
+def _judge(scores: np.ndarray, scaling: Scaling, threshold: float, prior: float) -> np.ndarray:
+  alarm = scores > threshold
+  likely = scaling.p_fake(scores, prior) >= 0.5
   return np.where(alarm & likely, FAKE, np.where(alarm | likely, UNSURE, REAL))

@@ -1,8 +1,8 @@
 """A detector at rest: the workdir of its making, every file of it under a digest.
 
-`detector.json` (temperature, threshold, view, figures), `reference.npz` (scores and features of
-reals) and `config.json` are listed with their SHA-256 in `digests.json`; the network is an Orbax
-checkpoint with a manifest of its own.
+`detector.json` (scaling, threshold, figures), `reference.npz` (discriminant, features of reals) and
+`config.json` are listed with their SHA-256 in `digests.json`; the network is an Orbax checkpoint
+with a manifest of its own.
 """
 
 import dataclasses
@@ -20,9 +20,10 @@ from ctfake_jax.attribution import Witness
 from ctfake_jax.data import degrade
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.detector import calibration, training
-from ctfake_jax.detector.calibration import Threshold
+from ctfake_jax.detector.calibration import Scaling, Threshold
+from ctfake_jax.detector.discriminant import with_discriminant
 from ctfake_jax.models import zoo
-from ctfake_jax.models.patch_net import LAST_COMMON_STAGE
+from ctfake_jax.models.patch_net import DISCRIMINANT, LAST_COMMON_STAGE
 from ctfake_jax.types import UserError
 
 FACTS, REFERENCE, CONFIG, DIGESTS = 'detector.json', 'reference.npz', 'config.json', 'digests.json'
@@ -37,17 +38,20 @@ class Detector:
 
   Attributes:
     unit: of the originals, 'HU' or 'grey'.
-    temperature: divisor of raw scores.
+    variables: with the discriminant, so that the model's answer is the score.
+    scaling: from scores to log odds.
     reference: features f32[m, d] of one real of each group that set the threshold.
+    differences: of the families of fakes from the reals they were made of, f32[k, d].
   """
 
   model: nn.Module
   variables: dict
   config: ml_collections.ConfigDict
   unit: str
-  temperature: float
+  scaling: Scaling
   threshold: Threshold
   reference: np.ndarray
+  differences: np.ndarray
 
   @property
   def view(self) -> Preprocess:
@@ -60,10 +64,8 @@ class Detector:
     others = np.stack([self._re_encoded(images, quality) for quality in RE_ENCODINGS], 1)
     return {
       'score': scores,
-      'p_fake': calibration.p_fake(scores, self.temperature, prior),
-      'verdict': calibration.verdicts(
-        scores, others, self.temperature, self.threshold.value, prior
-      ),
+      'p_fake': self.scaling.p_fake(scores, prior),
+      'verdict': calibration.verdicts(scores, others, self.scaling, self.threshold.value, prior),
       'alarm': scores > self.threshold.value,
       'flips': ((others > self.threshold.value) != (scores > self.threshold.value)[:, None]).any(1),
       'features': features,
@@ -75,7 +77,7 @@ class Detector:
 
     def judge(images):
       scores = training.judge(self.model, self.variables, images)[0]
-      return calibration.p_fake(scores, self.temperature, prior)[:, None]
+      return self.scaling.p_fake(scores, prior)[:, None]
 
     def patch_map(images):
       return training.judge(self.model, self.variables, images)[2]
@@ -91,12 +93,18 @@ def save(detector: Detector, workdir: Path, figures: dict) -> None:
   """Writes all but the checkpoint and the config, which lie in the workdir since training."""
   facts = {
     'unit': detector.unit,
-    'temperature': detector.temperature,
+    'scaling': dataclasses.asdict(detector.scaling),
     'threshold': dataclasses.asdict(detector.threshold),
     'figures': figures,
   }
   workdir_lib.write_json(workdir / FACTS, facts)
-  np.savez(workdir / REFERENCE, allow_pickle=False, features=detector.reference)
+  np.savez(
+    workdir / REFERENCE,
+    allow_pickle=False,
+    features=detector.reference,
+    differences=detector.differences,
+    **detector.variables[DISCRIMINANT],
+  )
   digests = {name: _digest(workdir / name) for name in (FACTS, REFERENCE, CONFIG)}
   workdir_lib.write_json(workdir / DIGESTS, digests)
 
@@ -116,15 +124,17 @@ def load(workdir: Path) -> Detector:
   config = config_lib.from_dict(workdir_lib.read_json(workdir / CONFIG)['config'])
   facts = workdir_lib.read_json(workdir / FACTS)
   with np.load(workdir / REFERENCE, allow_pickle=False) as file:
-    reference = file['features']
+    arrays = dict(file)
+  network = checkpoints.restore_part(workdir / NETWORK, facts['figures']['best_step'], 'ema')
   return Detector(
     model=zoo.patch_net(config.detection),
-    variables=checkpoints.restore_part(workdir / NETWORK, facts['figures']['best_step'], 'ema'),
+    variables=with_discriminant(network, arrays['centre'], arrays['directions']),
     config=config,
     unit=facts['unit'],
-    temperature=facts['temperature'],
+    scaling=Scaling(**facts['scaling']),
     threshold=Threshold(**facts['threshold']),
-    reference=reference,
+    reference=arrays['features'],
+    differences=arrays['differences'],
   )
 
 

@@ -1,7 +1,7 @@
 """Reals and fakes of every part of a detector's life, made from the originals alone.
 
 Groups (patients or near-duplicates) are dealt to five parts: `learn` (generators and the network),
-`choose` (checkpoints), `scale` (temperature), `threshold` (reals alone set it), `test`. Fakes made
+`choose` (checkpoints), `scale` (p_fake), `threshold` (reals alone set it), `test`. Fakes made
 from reals stay in their reals' part and group; sampled fakes are groups of their own.
 """
 

@@ -1,6 +1,6 @@
 """The task `detector`: from originals alone to a calibrated detector with a model card.
 
-Generators -> exhibits -> network -> temperature -> threshold -> test -> reasons.
+Generators -> exhibits -> network -> discriminant -> scaling -> threshold -> test -> reasons.
 Every training resumes; the rest is repeated from seeds.
 """
 
@@ -20,6 +20,7 @@ from ctfake_jax.detector import (
   calibration,
   card,
   directory,
+  discriminant,
   exhibits,
   robustness,
   training,
@@ -82,17 +83,16 @@ def calibrate(
   variables: dict,
   shown: dict[str, Exhibits],
 ) -> Detector:
-  """Temperature from `scale`, threshold from the reals of `threshold`."""
+  """Score from `learn` and `choose`, p_fake from `scale`, threshold from reals of `threshold`."""
+  variables, differences = discriminant.fit(model, variables, shown['learn'], shown['choose'])
   scale = shown['scale']
-  temperature = calibration.fit_temperature(
-    training.judge(model, variables, scale.images)[0], scale.fake
-  )
+  scaling = calibration.fit_scaling(training.judge(model, variables, scale.images)[0], scale.fake)
   reals = shown['threshold'].of(REAL)
   scores, features, _ = training.judge(model, variables, reals.images)
   one = calibration.one_per_group(np.arange(len(reals)), reals.groups, config.seed)
   threshold = calibration.conformal_threshold(scores[one], config.detection.false_alarm_rate)
   return Detector(
-    model, variables, config, images.unit, temperature, threshold, reference=features[one]
+    model, variables, config, images.unit, scaling, threshold, features[one], differences
   )
 
 
@@ -100,7 +100,7 @@ def test(detector: Detector, shown: Exhibits, config: ml_collections.ConfigDict)
   """Figures on images that nothing was fitted to."""
   found = detector.examine(shown.images, config.prior_fake)
   scores, fake = found['score'], shown.fake
-  before = calibration.p_fake(scores, 1.0, config.prior_fake)
+  before = calibration.UNSCALED.p_fake(scores, config.prior_fake)
   error = {
     name: {
       'value': calibration.calibration_error(p, fake, config.prior_fake),
@@ -113,7 +113,7 @@ def test(detector: Detector, shown: Exhibits, config: ml_collections.ConfigDict)
   return {
     'auroc': metrics.auroc(scores[fake], scores[~fake]),
     'threshold': vars(detector.threshold),
-    'temperature': detector.temperature,
+    'scaling': vars(detector.scaling),
     'reals': _verdict_shares(found['verdict'], ~fake, shown.groups, config.seed),
     'fakes': _verdict_shares(found['verdict'], fake, shown.groups, config.seed),
     'calibration_error': error,

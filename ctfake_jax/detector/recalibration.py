@@ -1,33 +1,34 @@
 """The task `recalibrate`: a detector fitted to another site's own real images, no labels needed.
 
-The network stays; the threshold is set anew from the site's reals. Before that the site is
+The network and the directions in which fakes lie from reals stay. The site's reals give the centre
+and, each as new to the centre of the others, the threshold; fakes of the site are supposed to
+differ from them as the old ones did from theirs, which gives p_fake. Before that the site is
 compared with what the detector learnt from, and its images with each other: an alarm says that the
 reals look unlike the old ones (drift), or that some of them score unlike the rest (planted fakes?).
 """
 
 import dataclasses
+import math
 import shutil
 from pathlib import Path
 
 import ml_collections
 import numpy as np
-import scipy.stats
 from scipy.spatial.distance import cdist
 
 from ctfake_jax import controls
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import splits
 from ctfake_jax.data.pipeline import gather
-from ctfake_jax.detector import calibration, directory
+from ctfake_jax.detector import calibration, directory, discriminant
 from ctfake_jax.detector.directory import Detector
+from ctfake_jax.models.patch_net import DISCRIMINANT, largest_projection
 from ctfake_jax.predict import open_input
 from ctfake_jax.types import UserError
 
 ALARM = 0.01  # p-value
 PERMUTATIONS = 500
-# A score so many robust standard deviations above the median does not belong to the rest.
-OUTLYING = 5.0
-OUTLIERS_ALLOWED = 0.01
+EXTREME = 0.05  # share of the reals whose distance is compared, and who are suspects
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
@@ -45,6 +46,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   _, groups = splits.group(images, old.config.split)
   pixels = controls.through_png(np.asarray(images.images))
   new, results = recalibrate(old, pixels, groups, config)
+  records = images.records
+  results['suspects'] = [records[row].provenance for row in results['suspects']]
   results['unreadable'] = [{'path': e.path, 'reason': e.reason} for e in images.unreadable]
   _copy_network(Path(config.detector), workdir)
   directory.save(
@@ -60,11 +63,23 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
 def recalibrate(
   old: Detector, images: np.ndarray, groups: np.ndarray, config: ml_collections.ConfigDict
 ) -> tuple[Detector, dict]:
-  """From reals f32[n, h, w, 1] of another site in groups int[n]; the new detector and figures."""
+  """From reals f32[n, h, w, 1] of another site in groups int[n]; the new detector and figures.
+
+  `suspects` are the rows of those that score highest.
+  """
   found = old.examine(images, config.prior_fake)
   one = calibration.one_per_group(np.arange(len(images)), groups, config.seed)
-  scores, features = found['score'][one], found['features'][one]
+  features, directions = found['features'][one], old.variables[DISCRIMINANT]['directions']
+  calibration.refuse_few_groups(groups, config.detection.false_alarm_rate)
+  scores = discriminant.left_out_scores(features, directions)
   threshold = calibration.conformal_threshold(scores, config.detection.false_alarm_rate)
+  new = dataclasses.replace(
+    old,
+    variables=discriminant.with_discriminant(old.variables, features.mean(0), directions),
+    scaling=_scaling(scores, features, directions, old.differences),
+    threshold=threshold,
+    reference=features,
+  )
   results = {
     'images': len(images),
     'groups': len(one),
@@ -76,12 +91,24 @@ def recalibrate(
       },
     },
     'threshold': dataclasses.asdict(threshold),
+    'scaling': dataclasses.asdict(new.scaling),
     'alarms': {
       'drift': drift(old.reference, features, config.seed),
-      'outliers': outliers(scores),
+      'outliers': outliers(old.reference, features, directions, config.seed),
     },
+    'suspects': one[np.argsort(-scores)[: math.ceil(EXTREME * len(one))]].tolist(),
   }
-  return dataclasses.replace(old, threshold=threshold, reference=features), results
+  return new, results
+
+
+def _scaling(
+  scores: np.ndarray, features: np.ndarray, directions: np.ndarray, differences: np.ndarray
+) -> calibration.Scaling:
+  """From the site's reals, and from the same moved as each family of fakes was (f32[k, d])."""
+  moved = (features[:, None] + differences).reshape(-1, features.shape[1])
+  fakes = np.asarray(largest_projection(moved, features.mean(0), directions))
+  fake = np.arange(len(scores) + len(fakes)) >= len(scores)
+  return calibration.fit_scaling(np.concatenate([scores, fakes]), fake)
 
 
 def drift(reference: np.ndarray, features: np.ndarray, seed: int) -> dict:
@@ -111,18 +138,40 @@ def _energy(distances: np.ndarray, first: np.ndarray) -> float:
   return float(2 * a @ distances @ b - a @ distances @ a - b @ distances @ b)
 
 
-def outliers(scores: np.ndarray) -> dict:
-  """Whether more scores f[n] than chance explains lie far above the rest (Hampel's identifier)."""
-  deviation = scipy.stats.median_abs_deviation(scores, scale='normal')
-  limit = np.median(scores) + OUTLYING * max(deviation, 1e-6)
-  count = int((scores > limit).sum())
-  test = scipy.stats.binomtest(count, len(scores), OUTLIERS_ALLOWED, alternative='greater')
+def outliers(
+  reference: np.ndarray, features: np.ndarray, directions: np.ndarray, seed: int
+) -> dict:
+  """Whether some reals f[n, d] lie further towards fakes than reals f[m, d] of old ever did.
+
+  Compares `lopsidedness` with that of as many reals drawn from the old ones.
+  """
+  rng, count = np.random.default_rng(seed), len(features)
+  seen = lopsidedness(features @ directions.T)
+  old = reference @ directions.T
+  null = [
+    lopsidedness(old[rng.choice(len(old), count, replace=count > len(old))])
+    for _ in range(PERMUTATIONS)
+  ]
+  p_value = float((1 + np.sum(np.array(null) >= seen)) / (1 + PERMUTATIONS))
   return {
-    'raised': bool(test.pvalue < ALARM),
-    'p_value': float(test.pvalue),
-    'count': count,
-    'says': f'{count} of {len(scores)} images score far above the rest; are some of them fakes?',
+    'raised': p_value < ALARM,
+    'p_value': p_value,
+    'lopsidedness': seen,
+    'says': 'some of these images lie apart from the rest on the side of fakes; look at `suspects`',
   }
+
+
+def lopsidedness(projections: np.ndarray) -> float:
+  """By how much the highest `EXTREME` of f[n, k] are further out than the lowest are, at most.
+
+  Along each of k directions, in standard deviations of the lower half, which fakes above do not
+  widen; 0 for what is symmetric.
+  """
+  ordered = np.sort(projections - np.median(projections, axis=0), axis=0)
+  few = max(1, round(EXTREME * len(ordered)))
+  below = ordered[: len(ordered) // 2]
+  spread = np.sqrt(np.maximum((below**2).mean(0), 1e-12))
+  return float(((ordered[-few:].mean(0) + ordered[:few].mean(0)) / spread).max())
 
 
 def _copy_network(old: Path, new: Path) -> None:

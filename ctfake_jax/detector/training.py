@@ -1,10 +1,10 @@
 """Training the real-against-fake network on pairs of a fake and an original.
 
-A fake meets its original, or one of the same patient; a sample of a generator meets any. Both turn
-and suffer the same random changes (`data.degrade`), so that what tells them apart is how the fake
-was made and neither anatomy nor image quality (aligned pairs: Guillaro et al. 2025,
-arXiv:2412.17671). The image's label and, patch by patch, the mask of what is synthetic teach at
-once. Images travel with mask and original as further channels.
+A fake meets its original, or one of the same patient; a sample of a generator meets any. Both turn,
+get another site's looks (`data.looks`) and suffer random changes (`data.degrade`) alike, so that
+what tells them apart is how the fake was made and neither anatomy nor image quality (aligned pairs:
+Guillaro et al. 2025, arXiv:2412.17671). The image's label and, patch by patch, the mask of what is
+synthetic teach at once. Images travel with mask and original as further channels.
 """
 
 import functools
@@ -21,7 +21,7 @@ import optax
 
 from ctfake_jax import mesh as mesh_lib
 from ctfake_jax import metrics
-from ctfake_jax.data import degrade
+from ctfake_jax.data import degrade, looks
 from ctfake_jax.data.feed import open_feed
 from ctfake_jax.detector.exhibits import Exhibits
 from ctfake_jax.models.patch_net import STRIDE
@@ -60,13 +60,13 @@ def make_train_step(
     return losses.mean(), (logits, updates.get('batch_stats', {}))
 
   def train_step(state, batch, key):
-    """One update: turn, degrade, gradient, optimiser, moving average."""
+    """One update: turn, other looks, degrade, gradient, optimiser, moving average."""
     chex.assert_rank(batch['image'], 4)
-    key_turn, key_degrade, key_drop = jax.random.split(key, 3)
-    turned = mirrored(batch['image'], key_turn)
-    synthetic = shares(turned[..., 1] > 0)
+    key_turn, key_looks, key_degrade, key_drop = jax.random.split(key, 4)
+    pairs = with_other_looks(mirrored(batch['image'], key_turn), key_looks)
+    synthetic = shares(pairs[..., 1] > 0)
     images = _alternating(
-      degrade.degrade(turned[..., :1], key_degrade), degrade.degrade(turned[..., 2:], key_degrade)
+      degrade.degrade(pairs[..., :1], key_degrade), degrade.degrade(pairs[..., 2:], key_degrade)
     )
     fake = jnp.arange(len(images)) % 2 == 0
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
@@ -107,6 +107,13 @@ def mirrored(images: jax.Array, key: jax.Array) -> jax.Array:
   """Each of f32[b, h, w, c] flipped left-right with even chance: no pixel is interpolated."""
   flip = jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1))
   return jnp.where(flip, images[:, :, ::-1], images)
+
+
+def with_other_looks(pairs: jax.Array, key: jax.Array) -> jax.Array:
+  """Fake, mask and original f32[b, h, w, 3] as at another site; the mask loses what turns black."""
+  key_tone, key_field, key_zoom = jax.random.split(key, 3)
+  pairs = pairs.at[..., ::2].set(looks.toned(pairs[..., ::2], key_tone))
+  return looks.zoomed_out(looks.in_field(pairs, key_field), key_zoom)
 
 
 def shares(masks: jax.Array) -> jax.Array:

@@ -25,7 +25,7 @@ import sklearn.tree
 from ctfake_jax import config as config_lib
 from ctfake_jax import inference, sampling, scores
 from ctfake_jax.data import degrade
-from ctfake_jax.detector import training
+from ctfake_jax.detector import discriminant, training
 from ctfake_jax.detector.exhibits import REAL, Exhibits
 from ctfake_jax.detector_bench.named_features import named_features, spectra
 from ctfake_jax.models import diffusion, zoo
@@ -87,6 +87,8 @@ def network(name: str, lesson: Lesson) -> Scorer:
   variables, facts = training.fit(
     config, model, lesson.learn, lesson.choose, lesson.folder / 'network', name
   )
+  if name == SHIPPED:
+    variables, _ = discriminant.fit(model, variables, lesson.learn, lesson.choose)
 
   def score(images):
     return training.judge(model, variables, images)[0].astype(np.float64)

@@ -156,7 +156,7 @@ def _measure_cell(config, shown, workdir: Path, folder: Path, name: str, unit: s
 
 def _judge(config, scorer: Scorer, seen: dict[str, Exhibits], test: Exhibits, folder: Path) -> dict:
   """The figures of one cell; leaves the test scores in scores.npz."""
-  slope, intercept = _to_logits(scorer.score(seen['scale'].images), seen['scale'].fake)
+  scaling = calibration.fit_scaling(scorer.score(seen['scale'].images), seen['scale'].fake)
   reals = seen['threshold'].of(REAL)
   one = calibration.one_per_group(np.arange(len(reals)), reals.groups, config.seed)
   rate = config.detection.false_alarm_rate
@@ -167,11 +167,9 @@ def _judge(config, scorer: Scorer, seen: dict[str, Exhibits], test: Exhibits, fo
   re_encoded = np.stack(
     [scorer.score(degrade.in_batches(degrade.jpeg, test.images, q)) for q in RE_ENCODINGS], 1
   )
-  logits, others = slope * scores + intercept, slope * re_encoded + intercept
-  limit = slope * threshold.value + intercept
-  verdicts = calibration.verdicts(logits, others, 1.0, limit, config.prior_fake)
+  verdicts = calibration.verdicts(scores, re_encoded, scaling, threshold.value, config.prior_fake)
   fake, alarm = test.fake, scores > threshold.value
-  probability = calibration.p_fake(logits, 1.0, config.prior_fake)
+  probability = scaling.p_fake(scores, config.prior_fake)
   folder.mkdir(parents=True, exist_ok=True)
   np.savez(folder / 'scores.npz', allow_pickle=False, scores=scores, fake=fake, groups=test.groups)
   found = scores[fake] > _limit(rate, scores[~fake])
@@ -185,7 +183,7 @@ def _judge(config, scorer: Scorer, seen: dict[str, Exhibits], test: Exhibits, fo
     'false_alarms': float(alarm[~fake].mean()),
     'unsure': float((verdicts == calibration.UNSURE).mean()),
     'calibration_error_before': calibration.calibration_error(
-      calibration.p_fake(scores, 1.0, config.prior_fake), fake, config.prior_fake
+      calibration.UNSCALED.p_fake(scores, config.prior_fake), fake, config.prior_fake
     )
     if scorer.logits
     else None,
@@ -194,16 +192,6 @@ def _judge(config, scorer: Scorer, seen: dict[str, Exhibits], test: Exhibits, fo
     'parameters': scorer.parameters,
     'size': scorer.size,
   }
-
-
-def _to_logits(scores: np.ndarray, fake: np.ndarray) -> tuple[float, float]:
-  """Slope and intercept of Platt's (1999) logistic map, reals and fakes weighing alike."""
-  centre, spread = scores.mean(), max(scores.std(), 1e-9)
-  line = sklearn.linear_model.LogisticRegression(class_weight='balanced')
-  line.fit((scores[:, None] - centre) / spread, fake)
-  # A score that is higher for reals says nothing: it is not turned round.
-  slope = max(float(line.coef_[0, 0]), 1e-3) / spread
-  return slope, float(line.intercept_[0]) - slope * centre
 
 
 def _limit(rate: float, reals: np.ndarray) -> float:

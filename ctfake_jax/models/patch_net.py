@@ -6,8 +6,10 @@ Fridrich & Kodovsky 2012, doi:10.1109/TIFS.2012.2190402; patches: Chai et al. 20
 arXiv:2008.10588). Squares of four pixels are folded into channels, so that nothing is lost and no
 layer runs at the full resolution: half the time on a CPU, at equal AUROC. Two stages of two 3x3
 convolutions see 28 pixels each way: their logits are the patch map. Two more see the whole slice.
+The logit teaches the features; a discriminant fitted on them afterwards takes its place.
 """
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ STRIDE = 4  # of the patch map
 LAST_COMMON_STAGE = 'stage2'  # that both the patches' votes and the wider view pass
 RESIDUAL_GAIN = 4.0  # residuals are small beside grey values
 BINOMIAL = (1 / 4, 1 / 2, 1 / 4)
+DISCRIMINANT = 'discriminant'  # collection of variables: centre f32[d], directions f32[k, d]
 
 
 class PatchNet(nn.Module):
@@ -35,7 +38,10 @@ class PatchNet(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Logits f32[b], positive for fake; features `patches` f32[b, h/4, w/4] and `pre_logits`."""
+    """Scores f32[b], higher for fake; features `patches` f32[b, h/4, w/4] and `pre_logits`.
+
+    The score is the logit, or where the variables hold a discriminant, what that says.
+    """
     features: dict[str, jax.Array] = {}
 
     def stage(x, i: int, width: int, convs: int = 2):
@@ -57,9 +63,20 @@ class PatchNet(nn.Module):
     wide = x.astype(jnp.float32).mean((1, 2))
     votes = jnp.stack([patches.mean((1, 2)), _strongest(patches)], -1)
     features['pre_logits'] = jnp.concatenate([local, wide], -1)
+    if self.has_variable(DISCRIMINANT, 'directions'):
+      centre: jax.Array = self.get_variable(DISCRIMINANT, 'centre')
+      directions: jax.Array = self.get_variable(DISCRIMINANT, 'directions')
+      return largest_projection(features['pre_logits'], centre, directions), features
     hidden = nn.Dropout(self.dropout, deterministic=not train)(features['pre_logits'])
     logits = nn.Dense(1, name='fc')(jnp.concatenate([hidden, votes], -1))
     return logits[:, 0], features
+
+
+def largest_projection(
+  features: chex.Array, centre: chex.Array, directions: chex.Array
+) -> chex.Array:
+  """f32[b]: how far features f32[b, d] lie from the centre along the direction that suits best."""
+  return ((features - centre[None]) @ directions.T).max(1)
 
 
 def folded(x: jax.Array) -> jax.Array:

@@ -1,0 +1,55 @@
+"""From the network's features to the score: how far an image lies from reals towards some fakes.
+
+For each family of fakes one direction (linear discriminant analysis: Fisher 1936,
+doi:10.1111/j.1469-1809.1936.tb02137.x), along which images of one kind spread by 1; the score is
+the largest of an image's distances from the reals' centre along them. The directions are learnt
+once. The centre is a site's own: on other images features move, and the centre with them.
+"""
+
+import flax.linen as nn
+import numpy as np
+from sklearn.covariance import ledoit_wolf
+
+from ctfake_jax.detector import training
+from ctfake_jax.detector.exhibits import REAL, Exhibits
+from ctfake_jax.models.patch_net import DISCRIMINANT, largest_projection
+
+
+def fit(
+  model: nn.Module, variables: dict, learn: Exhibits, choose: Exhibits
+) -> tuple[dict, np.ndarray]:
+  """Directions from `learn`, the centre from the reals of `choose`.
+
+  The covariance is that within the kinds, shrunk (Ledoit & Wolf 2004).
+
+  Returns:
+    The variables with the discriminant, by which the network answers from now on; and the
+    families' mean differences from the reals, f32[k, d].
+  """
+  features = training.judge(model, variables, learn.images)[1]
+  kinds = [REAL, *sorted(set(learn.families) - {REAL})]
+  means = np.stack([features[learn.families == kind].mean(0) for kind in kinds])
+  own_mean = means[[kinds.index(family) for family in learn.families]]
+  covariance = ledoit_wolf(features - own_mean, assume_centered=True)[0]
+  differences = means[1:] - means[0]
+  directions = np.linalg.solve(covariance, differences.T).T
+  spread = np.sqrt((directions * differences).sum(1, keepdims=True))
+  home = training.judge(model, variables, choose.of(REAL).images)[1]
+  found = with_discriminant(variables, home.mean(0), directions / np.maximum(spread, 1e-9))
+  return found, differences.astype(np.float32)
+
+
+def with_discriminant(variables: dict, centre: np.ndarray, directions: np.ndarray) -> dict:
+  """The network's variables with `centre` f[d] and `directions` f[k, d]."""
+  found = {'centre': centre.astype(np.float32), 'directions': directions.astype(np.float32)}
+  return {**variables, DISCRIMINANT: found}
+
+
+def left_out_scores(features: np.ndarray, directions: np.ndarray) -> np.ndarray:
+  """Scores of reals f32[n, d], n > 1, each as a new image to the centre of the others.
+
+  The centre without image i is (n c - x_i) / (n - 1), so that every distance grows by n / (n - 1).
+  """
+  count = len(features)
+  scores = np.asarray(largest_projection(features, features.mean(0), directions))
+  return scores * count / (count - 1)
