@@ -15,7 +15,7 @@ from ml_collections import config_dict
 from ctfake_jax.types import UserError
 
 # Ways to make a fake from a real image; those of EDITS need no trained generator.
-EDITS = ('blended', 'inpainted', 'copied')
+EDITS = ('blended', 'inpainted', 'copied', 'self_blended')
 METHODS_ON_REALS = ('reconstructions', *EDITS)
 GENERATORS = ('gan', 'vae', 'diffusion')
 TASKS = (
@@ -202,7 +202,8 @@ def defaults() -> ml_collections.ConfigDict:
   c.detection.families = FAMILIES  # of fakes to learn from
   c.detection.fakes_folder = ''  # of anybody's fakes, one more family
   c.detection.ignore_leaks = False  # go on though files alone tell real from fake
-  c.detection.fakes_per_family = 300  # in each part; never more than the part has reals
+  c.detection.fakes_to_learn = 1000  # of each family, for the network
+  c.detection.fakes_per_family = 300  # in each other part; never more than the part has reals
   c.detection.width = 48  # channels next to the image, at half its resolution
   c.detection.batch_size = 32  # half of them fakes, each beside an original
   c.detection.updates = 2000
@@ -372,6 +373,7 @@ RULES: dict[str, Rule] = {
   'benchmark.steps': _at_least(1),
   'benchmark.repeats': _at_least(1),
   'detection.families': _some_of(*FAMILIES),
+  'detection.fakes_to_learn': _at_least(8),
   'detection.fakes_per_family': _at_least(8),
   'detection.width': _between(1, 512),
   'detection.batch_size': Rule('an even number of at least 4', lambda v: v >= 4 and v % 2 == 0),

@@ -21,6 +21,7 @@ from ctfake_jax.data.preprocess import to_uint8
 from ctfake_jax.detector import (
   audit,
   directory,
+  discriminant,
   exhibits,
   making,
   recalibration,
@@ -42,9 +43,18 @@ def tiny():
   config.detection.families = ('blended', 'copied')
   config.detection.width, config.detection.updates = 4, 30
   config.detection.eval_every, config.detection.batch_size = 15, 16
-  config.detection.false_alarm_rate = 0.1
+  config.detection.false_alarm_rate, config.detection.fakes_to_learn = 0.1, 100
   config.explain.lime_samples = 32
   return config
+
+
+def test_more_fakes_than_reals_to_learn_from_are_all_different(tmp_path):
+  config, reals = tiny(), stock(make_images(96, size=32))
+  shown = exhibits.gather(config, reals, None, 'learn', tmp_path)
+  assert len(reals.parts['learn']) < 100
+  for family in config.detection.families:
+    own = shown.of(family)
+    assert len({image.tobytes() for image in own.images}) == len(own) == 100
 
 
 @given(count=st.integers(20, 300), seed=st.integers(0, 99))
@@ -341,6 +351,16 @@ def test_planted_fakes_raise_the_alarm_and_clean_reals_do_not():
   planted = rng.normal(size=(100, 8))
   planted[:5] += 6 * directions[1]
   assert recalibration.outliers(old, planted, directions, 0)['raised']
+
+
+def test_a_site_without_fakes_gets_probabilities_from_supposed_ones():
+  rng, directions = np.random.default_rng(0), np.eye(2, 6)
+  site, differences = 5 + rng.normal(size=(200, 6)), 4 * np.eye(2, 6)
+  scores = discriminant.left_out_scores(site, directions)
+  scaling = recalibration._scaling(scores, site, directions, differences)
+  fakes = patch_net.largest_projection(site + differences[:1], site.mean(0), directions)
+  assert (scaling.p_fake(scores, 0.5) < 0.5).mean() > 0.9
+  assert (scaling.p_fake(fakes, 0.5) > 0.5).mean() > 0.9
 
 
 def test_lopsidedness_by_hand():

@@ -195,12 +195,13 @@ def gather(
   part: str,
   workdir: Path,
 ) -> Exhibits:
-  """The reals of a part, the strangers' fakes for it, and `detection.fakes_per_family` of each.
+  """The reals of a part, the strangers' fakes for it, and fakes of each of `detection.families`.
 
-  As many fakes are made as there are reals where those are fewer.
+  To learn from, `detection.fakes_to_learn`, several of a real where need be; elsewhere
+  `detection.fakes_per_family`, at most as many as there are reals.
   """
-  own = reals.images.take(reals.parts[part])
-  count = min(config.detection.fakes_per_family, len(own))
+  own, c = reals.images.take(reals.parts[part]), config.detection
+  count = c.fakes_to_learn if part == 'learn' else min(c.fakes_per_family, len(own))
   sets = [reals.show(part, REAL)]
   if others:
     sets.append(others.show(part, FOLDER))
