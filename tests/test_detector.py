@@ -199,6 +199,15 @@ def test_the_network_maps_patches_and_a_mask_becomes_shares():
   np.testing.assert_allclose(shares[0], [[2 / 16, 0], [0, 0]])
 
 
+def test_an_edits_few_patches_weigh_as_much_as_the_rest():
+  synthetic = jnp.zeros((3, 2, 2)).at[1, 0, 0].set(1).at[2].set(1)
+  logits = jnp.zeros((3, 2, 2)).at[1, 0, 0].set(-3).at[2].set(jnp.array([[1, -1], [2, 0]]))
+  found = training.patch_losses(logits, synthetic)
+  whole = np.logaddexp(0, -np.array([1, -1, 2, 0])).mean()
+  expected = [np.log(2), 0.5 * np.log(2) + 0.5 * np.logaddexp(0, 3), whole]
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_every_fake_is_beside_an_original_of_its_group(tmp_path):
   config, reals = tiny(), stock(make_images(96, size=32))
   shown = exhibits.gather(config, reals, None, 'learn', tmp_path)

@@ -55,8 +55,7 @@ def make_train_step(
     logits = logits.reshape(len(images))
     losses = optax.sigmoid_binary_cross_entropy(logits, fake)
     if 'patches' in features:
-      patch_losses = optax.sigmoid_binary_cross_entropy(features['patches'], synthetic)
-      losses += PATCH_WEIGHT * patch_losses.mean((1, 2))
+      losses += PATCH_WEIGHT * patch_losses(features['patches'], synthetic)
     return losses.mean(), (logits, updates.get('batch_stats', {}))
 
   def train_step(state, batch, key):
@@ -121,6 +120,18 @@ def shares(masks: jax.Array) -> jax.Array:
   b, height, width = masks.shape
   patches = masks.reshape(b, height // STRIDE, STRIDE, width // STRIDE, STRIDE)
   return patches.astype(jnp.float32).mean((2, 4))
+
+
+def patch_losses(logits: jax.Array, synthetic: jax.Array) -> jax.Array:
+  """Log loss f32[b] of patch logits f32[b, h, w] against the share of each that is synthetic.
+
+  In an edited image the patches of either kind weigh alike: the edited ones are few.
+  """
+  losses = optax.sigmoid_binary_cross_entropy(logits, synthetic)
+  kinds = jnp.stack([synthetic, 1 - synthetic])
+  weights = kinds / jnp.maximum(kinds.sum((2, 3), keepdims=True), 1e-6)
+  present = (kinds.sum((2, 3)) > 0).sum(0)
+  return (losses * weights.sum(0)).sum((1, 2)) / present
 
 
 def fit(
