@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctfake_jax import config as config_lib
+from ctfake_jax import progress
 from ctfake_jax.data import edits
 from ctfake_jax.models import diffusion, zoo
 from ctfake_jax.sampling import BATCH_SIZE, TrainedGenerator
@@ -97,7 +98,8 @@ def reconstruct(
   if kind not in _RECONSTRUCT:
     raise UserError(f'a {trained.family} cannot reconstruct images: name a vae or diffusion model')
   made = []
-  for i, start in enumerate(range(0, len(images), BATCH_SIZE)):
+  starts = range(0, len(images), BATCH_SIZE)
+  for i, start in enumerate(progress.bar('rebuilding', starts, patience=progress.PATIENCE)):
     batch, asked = images[start : start + BATCH_SIZE], labels[start : start + BATCH_SIZE]
     padded = np.resize(batch, (BATCH_SIZE, *batch.shape[1:]))
     key = jax.random.fold_in(jax.random.key(seed), i)

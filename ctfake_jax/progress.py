@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 30
+PATIENCE = 10.0  # seconds, for work that is mostly short
 
 
 def bar(
@@ -15,8 +16,12 @@ def bar(
   start: int = 0,
   total: int | None = None,
   hidden: bool = False,
+  patience: float = 0.0,
 ) -> tqdm:
-  """Over `items`, or moved on by its `update`; `start` of `total` is done already."""
+  """Over `items`, or moved on by its `update`; `start` of `total` is done already.
+
+  Nothing is shown of work that ends within `patience` seconds.
+  """
   on_terminal = sys.stderr.isatty()
   return tqdm(
     items,
@@ -24,6 +29,7 @@ def bar(
     initial=start,
     total=total,
     disable=hidden,
+    delay=patience,
     mininterval=0.5 if on_terminal else SECONDS_BETWEEN_LINES,
     dynamic_ncols=on_terminal,
     ncols=None if on_terminal else 160,
