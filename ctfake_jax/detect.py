@@ -46,7 +46,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     'false_alarm_rate': threshold.false_alarm_rate,
     'false_alarm_rate_bound95': threshold.rate_bound,
     'calibration_groups': threshold.groups,
-    'guarantee': 'marginal: over detectors calibrated like this one, for images like its reals',
+    'guarantee': threshold.guarantee,
     'prior_fake': config.prior_fake,
     'seconds': time.perf_counter() - begun,
   }
@@ -93,6 +93,6 @@ def _reasons(judged: dict, unit: str, detector: Detector) -> Iterator[str]:
     yield f'{unit} values, the detector learnt from {detector.unit} values'
   yield f'score {"above" if judged["alarm"] else "not above"} the threshold'
   if judged['flips']:
-    yield 'JPEG re-encoding changes that'
+    yield 'JPEG re-encoding changes the verdict'
   if judged['alarm'] != (judged['p_fake'] >= 0.5):
     yield f'yet p_fake is {judged["p_fake"]:.2f}'

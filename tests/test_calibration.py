@@ -68,7 +68,7 @@ def test_scaling_undoes_a_stretch_and_a_shift():
 
 
 def test_a_score_that_is_higher_for_reals_is_not_turned_round():
-  fake = np.arange(100) < 50
+  fake = np.arange(100) < 90
   scaling = calibration.fit_scaling(np.where(fake, -1.0, 1.0), fake)
   assert scaling.slope > 0
   np.testing.assert_allclose(scaling.p_fake(np.array([-1.0, 1.0]), 0.5), 0.5, atol=0.01)
@@ -97,6 +97,7 @@ def test_verdicts():
   steady = np.tile(logits[:, None], 2)
   flipped = steady.copy()
   flipped[3, 1], flipped[4, 0] = -5.0, 5.0
-  found = calibration.verdicts(logits, flipped, calibration.UNSCALED, 2.0, 0.5)
+  found, flips = calibration.verdicts(logits, flipped, calibration.UNSCALED, 2.0, 0.5)
   # The third is likelier fake than real, but raises no alarm.
   assert found.tolist() == ['fake', 'real', 'unsure', 'unsure', 'unsure']
+  assert flips.tolist() == [False, False, False, True, True]

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 
 import flax.linen as nn
 import jax
@@ -161,6 +162,25 @@ def test_an_edit_of_an_original_joins_its_part_and_group(tmp_path):
         assert others.groups[row] not in reals.groups
 
 
+def test_fakes_that_are_all_edits_of_originals_are_dealt_with_them(tmp_path):
+  images = np.random.default_rng(0).normal(0, 0.3, (80, 32, 32, 1)).clip(-1, 1)
+  files(tmp_path / 'real', images, 'png')
+  images[:, 10:14, 10:14] = 0.9
+  files(tmp_path / 'fake', images, 'png')
+  config = config_lib.defaults()
+  config.data.source, config.data.path = 'folders', str(tmp_path / 'real')
+  config.detection.fakes_folder = str(tmp_path / 'fake')
+  config.split.by, config.split.duplicate_correlation = 'slice', 0.8
+  reals = exhibits.originals(config)
+  others = exhibits.strangers(config, reals)
+  for part in exhibits.PARTS:
+    np.testing.assert_array_equal(others.parts[part], reals.parts[part])
+  for path in sorted((tmp_path / 'fake').rglob('*.png'))[3:]:
+    path.unlink()
+  with pytest.raises(UserError, match=r'fakes_folder.*add fakes'):
+    exhibits.strangers(config, reals)
+
+
 def test_the_audit_counts_memorised_images():
   reals = stock(make_images(96, size=32)).show('learn', 'real')
   copies = dataclasses.replace(
@@ -200,11 +220,14 @@ def test_the_network_maps_patches_and_a_mask_becomes_shares():
 
 
 def test_an_edits_few_patches_weigh_as_much_as_the_rest():
-  synthetic = jnp.zeros((3, 2, 2)).at[1, 0, 0].set(1).at[2].set(1)
-  logits = jnp.zeros((3, 2, 2)).at[1, 0, 0].set(-3).at[2].set(jnp.array([[1, -1], [2, 0]]))
+  synthetic = jnp.zeros((4, 2, 2)).at[1, 0, 0].set(1).at[2].set(1).at[3, 0, 0].set(0.25)
+  logits = jnp.zeros((4, 2, 2)).at[1, 0, 0].set(-3).at[2].set(jnp.array([[1, -1], [2, 0]]))
+  logits = logits.at[3, 0, 0].set(2)
   found = training.patch_losses(logits, synthetic)
   whole = np.logaddexp(0, -np.array([1, -1, 2, 0])).mean()
-  expected = [np.log(2), 0.5 * np.log(2) + 0.5 * np.logaddexp(0, 3), whole]
+  within, outside = np.logaddexp(0, -2), (3 * np.log(2) + 0.75 * np.logaddexp(0, 2)) / 3.75
+  edited = 0.5 * np.log(2) + 0.5 * np.logaddexp(0, 3)
+  expected = [np.log(2), edited, whole, (within + outside) / 2]
   np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
@@ -222,7 +245,7 @@ def test_every_fake_is_beside_an_original_of_its_group(tmp_path):
   known = together.groups[fakes] < 10_000
   np.testing.assert_array_equal(np.array(partners)[known], together.groups[fakes][known])
   np.testing.assert_array_equal(pairs.images[..., 1] > 0, together.masks[fakes])
-  assert len({original.tobytes() for original in pairs.images[~known, ..., 2]}) == len(copied)
+  assert len({original.tobytes() for original in pairs.images[~known, ..., 2]}) == len(owner)
 
 
 def test_a_step_changes_a_fake_and_its_original_alike():
@@ -255,7 +278,7 @@ def made(tmp_path_factory):
 def test_a_detector_is_made_with_its_card(made):
   workdir, results = made
   assert set(results['families']) == {'blended', 'copied'}
-  assert 0 <= results['calibration_error']['after']['value'] <= 1
+  assert 0 <= results['calibration_error']['value'] <= 1
   assert results['threshold']['groups'] >= 9
   assert results['families']['copied']['patch_auroc'] is not None
   curves = results['robustness']
@@ -320,6 +343,20 @@ def test_an_altered_file_of_a_detector_is_named(made, name):
 
 
 @pytest.mark.slow
+def test_a_detector_of_an_earlier_version_is_refused(made, tmp_path):
+  for name in (directory.FACTS, directory.REFERENCE, directory.CONFIG):
+    shutil.copyfile(made[0] / name, tmp_path / name)
+  facts = json.loads((tmp_path / directory.FACTS).read_text())
+  del facts['scaling']
+  (tmp_path / directory.FACTS).write_text(json.dumps(facts))
+  names = (directory.FACTS, directory.REFERENCE, directory.CONFIG)
+  digests = {name: directory._digest(tmp_path / name) for name in names}
+  (tmp_path / directory.DIGESTS).write_text(json.dumps(digests))
+  with pytest.raises(UserError, match='earlier version'):
+    directory.load(tmp_path)
+
+
+@pytest.mark.slow
 def test_scores_are_the_same_after_loading(made):
   images = exhibits.controls.through_png(make_images(4, size=32).images)
   detector = directory.load(made[0])
@@ -351,11 +388,10 @@ def test_drift_is_found_between_other_sites_and_not_within_one():
 
 def test_planted_fakes_raise_the_alarm_and_clean_reals_do_not():
   rng, directions = np.random.default_rng(0), np.eye(3, 8)
-  old = rng.normal(size=(400, 8))
-  clean = [
-    recalibration.outliers(old, 2 * rng.normal(size=(100, 8)), directions, seed)['raised']
-    for seed in range(40)
-  ]
+  clean = []
+  for seed in range(40):
+    old, site = rng.normal(size=(100, 8)), 2 * rng.normal(size=(100, 8))
+    clean.append(recalibration.outliers(old, site, directions, seed)['raised'])
   assert np.mean(clean) <= 0.05
   planted = rng.normal(size=(100, 8))
   planted[:5] += 6 * directions[1]
@@ -436,12 +472,22 @@ def test_a_detector_is_recalibrated_from_files(made, site, tmp_path):
   scores = found.examine(_pixels(found, site), 0.5)['score']
   expected = patch_net.largest_projection(
     old.examine(_pixels(old, site), 0.5)['features'],
-    found.reference.mean(0),
+    found.variables[patch_net.DISCRIMINANT]['centre'],
     old.variables[patch_net.DISCRIMINANT]['directions'],
   )
   np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
   # Each real as new to the others' centre is a little further out.
   assert found.threshold.value == pytest.approx(scores.max() * 12 / 11, rel=1e-4)
   assert found.threshold.value == results['threshold']['value']
+  assert 'jackknife' in found.threshold.guarantee
+  np.testing.assert_array_equal(found.reference, old.reference)
   with pytest.raises(UserError, match='is the old detector'):
     recalibration.run(config, workdir)
+  # Once more: the site's centre again, and still compared with the making's reals.
+  config.detector = str(tmp_path / 'new')
+  again = recalibration.run(config, tmp_path / 'again')
+  assert again['threshold']['value'] == pytest.approx(found.threshold.value, rel=1e-5)
+  assert again['alarms']['drift'] == results['alarms']['drift']
+  figures = directory.figures(tmp_path / 'again')
+  assert figures['home']['auroc'] == directory.figures(workdir)['auroc']
+  assert 'home' not in figures['home']

@@ -9,6 +9,7 @@ import pytest
 from ctfake_jax.detector import calibration, discriminant
 from ctfake_jax.detector.exhibits import REAL, Exhibits
 from ctfake_jax.models.patch_net import DISCRIMINANT, PatchNet, largest_projection
+from ctfake_jax.types import UserError
 
 COVARIANCE = np.array([[1.0, 0.6, 0.0, 0.0], [0.6, 2.0, 0.0, 0.0], [0, 0, 0.5, 0], [0, 0, 0, 1]])
 MEANS = {REAL: np.zeros(4), 'a': np.array([2.0, 0, 0, 0]), 'b': np.array([0, 0, 1.0, 1.0])}
@@ -41,9 +42,9 @@ def draw(count, seed):
 
 def test_directions_are_fishers():
   learn, choose = draw(20_000, 0), draw(20_000, 1)
-  variables, differences = discriminant.fit(Pixels(), {}, learn, choose)
-  found = variables[DISCRIMINANT]
+  found = discriminant.fit(Pixels(), {}, learn, choose)[DISCRIMINANT]
   expected = np.stack([MEANS['a'], MEANS['b']])
+  differences = discriminant.differences(learn.images.reshape(-1, 4), learn.families)
   np.testing.assert_allclose(differences, expected, atol=0.05)
   exact = np.linalg.solve(COVARIANCE, expected.T).T
   distance = np.sqrt((exact * expected).sum(1))  # Mahalanobis
@@ -75,7 +76,10 @@ def test_left_out_scores_are_those_of_every_real_against_the_others():
     largest_projection(features[i : i + 1], np.delete(features, i, 0).mean(0), directions)[0]
     for i in range(12)
   ]
-  np.testing.assert_allclose(discriminant.left_out_scores(features, directions), one_by_one)
+  found = discriminant.left_out_scores(features, directions)
+  np.testing.assert_allclose(found, one_by_one, rtol=1e-5, atol=1e-5)
+  with pytest.raises(UserError, match='there must be two'):
+    discriminant.left_out_scores(features[:1], directions)
 
 
 def test_reals_that_give_centre_and_threshold_keep_the_promise():

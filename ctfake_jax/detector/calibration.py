@@ -20,7 +20,11 @@ from ctfake_jax.types import UserError
 REAL, FAKE, UNSURE = 'real', 'fake', 'unsure'
 CONFIDENCE = 0.95
 BINS = 15
-WEAK_PENALTY = 1e3  # keeps the slope finite where reals and fakes do not overlap
+INVERSE_PENALTY = 1e3  # a weak one keeps the slope finite where reals and fakes do not overlap
+LEAST_SLOPE = 1e-3  # log odds for a standard deviation of the scores
+# What a threshold promises.
+SPLIT = 'marginal: over detectors calibrated like this one, for images like its reals'
+LEFT_OUT = 'approximate (jackknife) and marginal: over recalibrations, for images like these reals'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +36,14 @@ class Threshold:
     false_alarm_rate: what was asked.
     groups: how many independent reals set it.
     rate_bound: this detector's own false-alarm rate is below it with 95 % confidence.
+    guarantee: the kind of promise, in words.
   """
 
   value: float
   false_alarm_rate: float
   groups: int
   rate_bound: float
+  guarantee: str
 
 
 def one_per_group(scores: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
@@ -47,7 +53,9 @@ def one_per_group(scores: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarr
   return scores[order[first]]
 
 
-def conformal_threshold(scores: np.ndarray, false_alarm_rate: float) -> Threshold:
+def conformal_threshold(
+  scores: np.ndarray, false_alarm_rate: float, guarantee: str = SPLIT
+) -> Threshold:
   """From independent reals' scores f[n].
 
   Raises:
@@ -65,7 +73,7 @@ def conformal_threshold(scores: np.ndarray, false_alarm_rate: float) -> Threshol
   # The share of new reals above the k-th smallest of n is Beta(n + 1 - k, k).
   bound = scipy.stats.beta.ppf(CONFIDENCE, count + 1 - rank, rank)
   value = float(np.sort(scores)[rank - 1])
-  return Threshold(value, false_alarm_rate, count, float(bound))
+  return Threshold(value, false_alarm_rate, count, float(bound), guarantee)
 
 
 def refuse_few_groups(groups: np.ndarray, false_alarm_rate: float) -> None:
@@ -99,11 +107,13 @@ UNSCALED = Scaling(1.0, 0.0)
 def fit_scaling(scores: np.ndarray, fake: np.ndarray) -> Scaling:
   """The map of scores f[n] with the least log loss, real and fake weighing alike."""
   centre, spread = scores.mean(), max(float(scores.std()), 1e-9)
-  line = LogisticRegression(C=WEAK_PENALTY, class_weight='balanced')
+  line = LogisticRegression(C=INVERSE_PENALTY, class_weight='balanced')
   line.fit((scores[:, None] - centre) / spread, fake)
+  slope, intercept = float(line.coef_[0, 0]), float(line.intercept_[0])
   # A score that is higher for reals says nothing: it is not turned round.
-  slope = max(float(line.coef_[0, 0]), 1e-3) / spread
-  return Scaling(slope, float(line.intercept_[0] - slope * centre))
+  if slope < LEAST_SLOPE:
+    slope, intercept = LEAST_SLOPE, 0.0
+  return Scaling(slope / spread, float(intercept - slope / spread * centre))
 
 
 def calibration_error(
@@ -149,8 +159,8 @@ def _rows_by_group(groups: np.ndarray, chosen: np.ndarray) -> list[np.ndarray]:
 
 def verdicts(
   scores: np.ndarray, re_encoded: np.ndarray, scaling: Scaling, threshold: float, prior: float
-) -> np.ndarray:
-  """'real', 'fake' or 'unsure' for each of n images.
+) -> tuple[np.ndarray, np.ndarray]:
+  """'real', 'fake' or 'unsure' for each of n images; and bool[n], whether re-encoding matters.
 
   An image is fake where its score raises an alarm and its probability is at least one half, real
   where neither holds. It is unsure where the two disagree, or where a harmless re-encoding
@@ -159,7 +169,7 @@ def verdicts(
   judged = _judge(scores, scaling, threshold, prior)
   others = _judge(re_encoded, scaling, threshold, prior)
   flips = (others != judged[:, None]).any(1)
-  return np.where(flips, UNSURE, judged).astype(object)
+  return np.where(flips, UNSURE, judged).astype(object), flips
 
 
 def _judge(scores: np.ndarray, scaling: Scaling, threshold: float, prior: float) -> np.ndarray:

@@ -40,7 +40,7 @@ class Detector:
     unit: of the originals, 'HU' or 'grey'.
     variables: with the discriminant, so that the model's answer is the score.
     scaling: from scores to log odds.
-    reference: features f32[m, d] of one real of each group that set the threshold.
+    reference: features f32[m, d] of one real of each group that set the first threshold.
     differences: of the families of fakes from the reals they were made of, f32[k, d].
   """
 
@@ -62,12 +62,15 @@ class Detector:
     """Scores, p_fake and verdicts of images f32[n, h, w, 1] in [-1, 1] that went through 8 bits."""
     scores, features, patches = training.judge(self.model, self.variables, images)
     others = np.stack([self._re_encoded(images, quality) for quality in RE_ENCODINGS], 1)
+    verdicts, flips = calibration.verdicts(
+      scores, others, self.scaling, self.threshold.value, prior
+    )
     return {
       'score': scores,
       'p_fake': self.scaling.p_fake(scores, prior),
-      'verdict': calibration.verdicts(scores, others, self.scaling, self.threshold.value, prior),
+      'verdict': verdicts,
       'alarm': scores > self.threshold.value,
-      'flips': ((others > self.threshold.value) != (scores > self.threshold.value)[:, None]).any(1),
+      'flips': flips,
       'features': features,
       'patches': patches,
     }
@@ -116,15 +119,18 @@ def figures(workdir: Path) -> dict:
 
 def load(workdir: Path) -> Detector:
   """UserError where something is missing, or is not what was saved."""
-  for name, digest in workdir_lib.read_json(workdir / DIGESTS).items():
-    if name not in (FACTS, REFERENCE, CONFIG) or not (workdir / name).is_file():
+  digests = workdir_lib.read_json(workdir / DIGESTS)
+  for name in (FACTS, REFERENCE, CONFIG):
+    if not (workdir / name).is_file():
       raise UserError(f'{workdir / name} is missing: restore the detector from a whole copy')
-    if _digest(workdir / name) != digest:
+    if _digest(workdir / name) != digests.get(name):
       raise UserError(f'{workdir / name} was altered: restore the detector from a whole copy')
   config = config_lib.from_dict(workdir_lib.read_json(workdir / CONFIG)['config'])
   facts = workdir_lib.read_json(workdir / FACTS)
   with np.load(workdir / REFERENCE, allow_pickle=False) as file:
     arrays = dict(file)
+  if 'scaling' not in facts or 'directions' not in arrays:
+    raise UserError(f'{workdir}: a detector of an earlier version; make it anew')
   network = checkpoints.restore_part(workdir / NETWORK, facts['figures']['best_step'], 'ema')
   return Detector(
     model=zoo.patch_net(config.detection),

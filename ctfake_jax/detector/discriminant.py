@@ -1,9 +1,10 @@
 """From the network's features to the score: how far an image lies from reals towards some fakes.
 
 For each family of fakes one direction (linear discriminant analysis: Fisher 1936,
-doi:10.1111/j.1469-1809.1936.tb02137.x), along which images of one kind spread by 1; the score is
-the largest of an image's distances from the reals' centre along them. The directions are learnt
-once. The centre is a site's own: on other images features move, and the centre with them.
+doi:10.1111/j.1469-1809.1936.tb02137.x), along which what was learnt from spreads by 1 within a
+kind; the score is the largest of an image's distances from the reals' centre along them. The
+directions are learnt once. The centre is a site's own: on other images features move, and it with
+them.
 """
 
 import flax.linen as nn
@@ -13,18 +14,14 @@ from sklearn.covariance import ledoit_wolf
 from ctfake_jax.detector import training
 from ctfake_jax.detector.exhibits import REAL, Exhibits
 from ctfake_jax.models.patch_net import DISCRIMINANT, largest_projection
+from ctfake_jax.types import UserError
 
 
-def fit(
-  model: nn.Module, variables: dict, learn: Exhibits, choose: Exhibits
-) -> tuple[dict, np.ndarray]:
-  """Directions from `learn`, the centre from the reals of `choose`.
+def fit(model: nn.Module, variables: dict, learn: Exhibits, choose: Exhibits) -> dict:
+  """The variables with a discriminant, by which the network answers from now on.
 
-  The covariance is that within the kinds, shrunk (Ledoit & Wolf 2004).
-
-  Returns:
-    The variables with the discriminant, by which the network answers from now on; and the
-    families' mean differences from the reals, f32[k, d].
+  Directions come from `learn`, the centre from the reals of `choose`. The covariance is that within
+  the kinds, shrunk (Ledoit & Wolf 2004).
   """
   features = training.judge(model, variables, learn.images)[1]
   kinds = [REAL, *sorted(set(learn.families) - {REAL})]
@@ -35,8 +32,14 @@ def fit(
   directions = np.linalg.solve(covariance, differences.T).T
   spread = np.sqrt((directions * differences).sum(1, keepdims=True))
   home = training.judge(model, variables, choose.of(REAL).images)[1]
-  found = with_discriminant(variables, home.mean(0), directions / np.maximum(spread, 1e-9))
-  return found, differences.astype(np.float32)
+  return with_discriminant(variables, home.mean(0), directions / np.maximum(spread, 1e-9))
+
+
+def differences(features: np.ndarray, families: np.ndarray) -> np.ndarray:
+  """Mean features of each family less those of the reals, f32[k, d], from features f32[n, d]."""
+  real = features[families == REAL].mean(0)
+  names = sorted(set(families) - {REAL})
+  return np.stack([features[families == name].mean(0) - real for name in names])
 
 
 def with_discriminant(variables: dict, centre: np.ndarray, directions: np.ndarray) -> dict:
@@ -46,10 +49,15 @@ def with_discriminant(variables: dict, centre: np.ndarray, directions: np.ndarra
 
 
 def left_out_scores(features: np.ndarray, directions: np.ndarray) -> np.ndarray:
-  """Scores of reals f32[n, d], n > 1, each as a new image to the centre of the others.
+  """Scores of reals f32[n, d], each as a new image to the centre of the others.
 
   The centre without image i is (n c - x_i) / (n - 1), so that every distance grows by n / (n - 1).
+
+  Raises:
+    UserError: there is one real.
   """
   count = len(features)
+  if count < 2:
+    raise UserError(f'{count} independent real: there must be two, or many more for low rates')
   scores = np.asarray(largest_projection(features, features.mean(0), directions))
   return scores * count / (count - 1)

@@ -27,6 +27,7 @@ from ctfake_jax.types import ImageSet, UserError
 # Shares of the groups. The threshold's part is large: 99 groups are the least for 1 %.
 PARTS = {'learn': 0.45, 'choose': 0.08, 'scale': 0.1, 'threshold': 0.22, 'test': 0.15}
 REAL, FOLDER = 'real', 'folder'
+LEAST_STRANGERS = 4  # of somebody's fakes in each part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,10 +126,16 @@ def strangers(config: ml_collections.ConfigDict, reals: Stock) -> Stock | None:
       f'originals {reals.images.unit} values; give both in one form'
     )
   groups, own = _beside(reals, images, config.split.duplicate_correlation)
-  parts = deal(np.where(own, groups, -1), config.seed)
-  for part, rows in parts.items():
+  rows, parts = np.nonzero(own)[0], {}
+  for part, dealt in _dealt(groups[own], config.seed).items():
     joined = np.isin(groups, reals.groups[reals.parts[part]]) & ~own
-    parts[part] = np.sort(np.concatenate([rows[own[rows]], np.nonzero(joined)[0]]))
+    parts[part] = np.sort(np.concatenate([rows[dealt], np.nonzero(joined)[0]]))
+  few = [part for part, found in parts.items() if len(found) < LEAST_STRANGERS]
+  if few:
+    raise UserError(
+      f'config.detection.fakes_folder = {folder}: {len(images)} pictures give fewer than '
+      f'{LEAST_STRANGERS} to the parts {", ".join(few)} (near-duplicates stay together); add fakes'
+    )
   return Stock(images, groups, parts, Path(folder))
 
 
@@ -146,17 +153,21 @@ def _beside(reals: Stock, images: ImageSet, correlation: float) -> tuple[np.ndar
 
 def deal(groups: np.ndarray, seed: int) -> dict[str, np.ndarray]:
   """Rows of each of `PARTS`; whole groups, at random."""
-  names = np.random.default_rng(seed).permutation(np.unique(groups))
-  ends = np.round(np.cumsum(list(PARTS.values())) * len(names)).astype(int)
-  chosen = np.split(names, ends[:-1])
-  parts = {part: np.nonzero(np.isin(groups, own))[0] for part, own in zip(PARTS, chosen)}
+  parts = _dealt(groups, seed)
   empty = [part for part, rows in parts.items() if not len(rows)]
   if empty:
     raise UserError(
-      f'config.data: {len(names)} patients or near-duplicate groups are too few for the parts '
-      f'{", ".join(empty)}; add data'
+      f'config.data: {len(np.unique(groups))} patients or near-duplicate groups are too few for '
+      f'the parts {", ".join(empty)}; add data'
     )
   return parts
+
+
+def _dealt(groups: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+  names = np.random.default_rng(seed).permutation(np.unique(groups))
+  ends = np.round(np.cumsum(list(PARTS.values())) * len(names)).astype(int)
+  chosen = np.split(names, ends[:-1])
+  return {part: np.nonzero(np.isin(groups, own))[0] for part, own in zip(PARTS, chosen)}
 
 
 def train_generators(config: ml_collections.ConfigDict, reals: Stock, workdir: Path) -> None:

@@ -84,9 +84,11 @@ def calibrate(
   shown: dict[str, Exhibits],
 ) -> Detector:
   """Score from `learn` and `choose`, p_fake from `scale`, threshold from reals of `threshold`."""
-  variables, differences = discriminant.fit(model, variables, shown['learn'], shown['choose'])
+  variables = discriminant.fit(model, variables, shown['learn'], shown['choose'])
   scale = shown['scale']
-  scaling = calibration.fit_scaling(training.judge(model, variables, scale.images)[0], scale.fake)
+  scores, features, _ = training.judge(model, variables, scale.images)
+  scaling = calibration.fit_scaling(scores, scale.fake)
+  differences = discriminant.differences(features, scale.families)
   reals = shown['threshold'].of(REAL)
   scores, features, _ = training.judge(model, variables, reals.images)
   one = calibration.one_per_group(np.arange(len(reals)), reals.groups, config.seed)
@@ -100,15 +102,10 @@ def test(detector: Detector, shown: Exhibits, config: ml_collections.ConfigDict)
   """Figures on images that nothing was fitted to."""
   found = detector.examine(shown.images, config.prior_fake)
   scores, fake = found['score'], shown.fake
-  before = calibration.UNSCALED.p_fake(scores, config.prior_fake)
+  probability, prior = found['p_fake'], config.prior_fake
   error = {
-    name: {
-      'value': calibration.calibration_error(p, fake, config.prior_fake),
-      'ci95': calibration.calibration_interval(
-        p, fake, shown.groups, config.prior_fake, config.seed
-      ),
-    }
-    for name, p in (('before', before), ('after', found['p_fake']))
+    'value': calibration.calibration_error(probability, fake, prior),
+    'ci95': calibration.calibration_interval(probability, fake, shown.groups, prior, config.seed),
   }
   return {
     'auroc': metrics.auroc(scores[fake], scores[~fake]),

@@ -1,10 +1,11 @@
 """The task `recalibrate`: a detector fitted to another site's own real images, no labels needed.
 
 The network and the directions in which fakes lie from reals stay. The site's reals give the centre
-and, each as new to the centre of the others, the threshold; fakes of the site are supposed to
-differ from them as the old ones did from theirs, which gives p_fake. Before that the site is
-compared with what the detector learnt from, and its images with each other: an alarm says that the
-reals look unlike the old ones (drift), or that some of them score unlike the rest (planted fakes?).
+and, each as new to the centre of the others, the threshold (a jackknife: what split conformal
+prediction promises, but approximately); fakes of the site are supposed to differ from them as the
+old ones did from theirs, which gives p_fake. The site is compared with the reals of the detector's
+making, and its images with each other: an alarm says that they look unlike those (drift), or that
+some of them lie apart from the rest (planted fakes?).
 """
 
 import dataclasses
@@ -50,9 +51,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   results['suspects'] = [records[row].provenance for row in results['suspects']]
   results['unreadable'] = [{'path': e.path, 'reason': e.reason} for e in images.unreadable]
   _copy_network(Path(config.detector), workdir)
-  directory.save(
-    new, workdir, {**directory.figures(Path(config.detector)), 'recalibration': results}
-  )
+  directory.save(new, workdir, _figures(Path(config.detector), results))
   workdir_lib.write_json(workdir / 'results.json', results)
   for name, alarm in results['alarms'].items():
     if alarm['raised']:
@@ -67,18 +66,19 @@ def recalibrate(
 
   `suspects` are the rows of those that score highest.
   """
+  calibration.refuse_few_groups(groups, config.detection.false_alarm_rate)
   found = old.examine(images, config.prior_fake)
   one = calibration.one_per_group(np.arange(len(images)), groups, config.seed)
   features, directions = found['features'][one], old.variables[DISCRIMINANT]['directions']
-  calibration.refuse_few_groups(groups, config.detection.false_alarm_rate)
   scores = discriminant.left_out_scores(features, directions)
-  threshold = calibration.conformal_threshold(scores, config.detection.false_alarm_rate)
+  threshold = calibration.conformal_threshold(
+    scores, config.detection.false_alarm_rate, calibration.LEFT_OUT
+  )
   new = dataclasses.replace(
     old,
     variables=discriminant.with_discriminant(old.variables, features.mean(0), directions),
     scaling=_scaling(scores, features, directions, old.differences),
     threshold=threshold,
-    reference=features,
   )
   results = {
     'images': len(images),
@@ -141,17 +141,14 @@ def _energy(distances: np.ndarray, first: np.ndarray) -> float:
 def outliers(
   reference: np.ndarray, features: np.ndarray, directions: np.ndarray, seed: int
 ) -> dict:
-  """Whether some reals f[n, d] lie further towards fakes than reals f[m, d] of old ever did.
+  """Whether some reals f[n, d] lie further towards fakes than is usual among reals f[m, d] of old.
 
-  Compares `lopsidedness` with that of as many reals drawn from the old ones.
+  Compares `lopsidedness` with that of as many reals drawn from the old ones with replacement.
   """
   rng, count = np.random.default_rng(seed), len(features)
   seen = lopsidedness(features @ directions.T)
   old = reference @ directions.T
-  null = [
-    lopsidedness(old[rng.choice(len(old), count, replace=count > len(old))])
-    for _ in range(PERMUTATIONS)
-  ]
+  null = [lopsidedness(old[rng.choice(len(old), count)]) for _ in range(PERMUTATIONS)]
   p_value = float((1 + np.sum(np.array(null) >= seen)) / (1 + PERMUTATIONS))
   return {
     'raised': p_value < ALARM,
@@ -172,6 +169,13 @@ def lopsidedness(projections: np.ndarray) -> float:
   below = ordered[: len(ordered) // 2]
   spread = np.sqrt(np.maximum((below**2).mean(0), 1e-12))
   return float(((ordered[-few:].mean(0) + ordered[:few].mean(0)) / spread).max())
+
+
+def _figures(old: Path, results: dict) -> dict:
+  """Those of the making, which hold at home, apart from the new ones."""
+  known = directory.figures(old)
+  home = known.get('home', known)
+  return {'best_step': known['best_step'], 'home': home, 'recalibration': results}
 
 
 def _copy_network(old: Path, new: Path) -> None:

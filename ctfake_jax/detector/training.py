@@ -125,13 +125,13 @@ def shares(masks: jax.Array) -> jax.Array:
 def patch_losses(logits: jax.Array, synthetic: jax.Array) -> jax.Array:
   """Log loss f32[b] of patch logits f32[b, h, w] against the share of each that is synthetic.
 
-  In an edited image the patches of either kind weigh alike: the edited ones are few.
+  In an edited image what is synthetic weighs as much as the rest: the edited patches are few.
   """
-  losses = optax.sigmoid_binary_cross_entropy(logits, synthetic)
   kinds = jnp.stack([synthetic, 1 - synthetic])
-  weights = kinds / jnp.maximum(kinds.sum((2, 3), keepdims=True), 1e-6)
-  present = (kinds.sum((2, 3)) > 0).sum(0)
-  return (losses * weights.sum(0)).sum((1, 2)) / present
+  losses = jnp.stack([jax.nn.softplus(-logits), jax.nn.softplus(logits)])
+  mass = kinds.sum((2, 3))
+  means = (kinds * losses).sum((2, 3)) / jnp.maximum(mass, 1e-6)
+  return means.sum(0) / (mass > 0).sum(0)
 
 
 def fit(
@@ -235,7 +235,7 @@ def judge(
 
 @functools.partial(jax.jit, static_argnums=0)
 def forward(model: nn.Module, variables: dict, images: jax.Array):
-  """Logits f32[b], pooled features f32[b, d], patch logits f32[b, h', w'].
+  """Scores f32[b], pooled features f32[b, d], patch logits f32[b, h', w'].
 
   A network without patches has one, the image.
   """

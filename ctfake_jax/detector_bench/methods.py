@@ -88,13 +88,13 @@ def network(name: str, lesson: Lesson) -> Scorer:
     config, model, lesson.learn, lesson.choose, lesson.folder / 'network', name
   )
   if name == SHIPPED:
-    variables, _ = discriminant.fit(model, variables, lesson.learn, lesson.choose)
+    variables = discriminant.fit(model, variables, lesson.learn, lesson.choose)
 
   def score(images):
     return training.judge(model, variables, images)[0].astype(np.float64)
 
   size = f'{c.updates} updates of {c.batch_size} at {config.data.image_size} px'
-  return Scorer(score, facts['parameters'], size, logits=True)
+  return Scorer(score, facts['parameters'], size, logits=name != SHIPPED)
 
 
 def learner(features: Score, make: Callable[[int], Any], lesson: Lesson) -> Scorer:

@@ -167,7 +167,9 @@ def _judge(config, scorer: Scorer, seen: dict[str, Exhibits], test: Exhibits, fo
   re_encoded = np.stack(
     [scorer.score(degrade.in_batches(degrade.jpeg, test.images, q)) for q in RE_ENCODINGS], 1
   )
-  verdicts = calibration.verdicts(scores, re_encoded, scaling, threshold.value, config.prior_fake)
+  verdicts, _ = calibration.verdicts(
+    scores, re_encoded, scaling, threshold.value, config.prior_fake
+  )
   fake, alarm = test.fake, scores > threshold.value
   probability = scaling.p_fake(scores, config.prior_fake)
   folder.mkdir(parents=True, exist_ok=True)

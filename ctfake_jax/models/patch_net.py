@@ -1,4 +1,4 @@
-"""Real against fake: patches vote, a wider view has its say, the image's logit weighs both.
+"""Real against fake: small patches and a wider view, the image's score weighs features of both.
 
 Enters f[b, h, w, 1] in [-1, 1], sides multiples of 16. Beside the grey values the network sees what
 smoothing takes away, at two widths: traces of synthesis live there, anatomy does not (residuals:
@@ -6,7 +6,8 @@ Fridrich & Kodovsky 2012, doi:10.1109/TIFS.2012.2190402; patches: Chai et al. 20
 arXiv:2008.10588). Squares of four pixels are folded into channels, so that nothing is lost and no
 layer runs at the full resolution: half the time on a CPU, at equal AUROC. Two stages of two 3x3
 convolutions see 28 pixels each way: their logits are the patch map. Two more see the whole slice.
-The logit teaches the features; a discriminant fitted on them afterwards takes its place.
+The logit, with the patches' votes, teaches the features; a discriminant fitted on them afterwards
+takes its place.
 """
 
 import chex
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from ctfake_jax.models import layers, lowering
 
 STRIDE = 4  # of the patch map
-LAST_COMMON_STAGE = 'stage2'  # that both the patches' votes and the wider view pass
+LAST_COMMON_STAGE = 'stage2'  # that both the patches and the wider view pass
 RESIDUAL_GAIN = 4.0  # residuals are small beside grey values
 BINOMIAL = (1 / 4, 1 / 2, 1 / 4)
 DISCRIMINANT = 'discriminant'  # collection of variables: centre f32[d], directions f32[k, d]
@@ -76,7 +77,7 @@ def largest_projection(
   features: chex.Array, centre: chex.Array, directions: chex.Array
 ) -> chex.Array:
   """f32[b]: how far features f32[b, d] lie from the centre along the direction that suits best."""
-  return ((features - centre[None]) @ directions.T).max(1)
+  return jnp.matmul(features - centre[None], directions.T, precision='highest').max(1)
 
 
 def folded(x: jax.Array) -> jax.Array:
