@@ -93,3 +93,11 @@ def test_a_crop_magnifies_about_the_middle():
   np.testing.assert_allclose(found[0], ramp[0], atol=1e-6)
   # Half the side seen twice as large: half the slope, the same middle.
   np.testing.assert_allclose(found[1, :, 1:-1], 0.5 * ramp[1, :, 1:-1], atol=1e-5)
+
+
+def test_random_chains_are_seeded_and_keep_every_image():
+  images = np.asarray(smooth(70))
+  once, again, other = (degrade.at_random(images, seed) for seed in (0, 0, 1))
+  assert once.shape == images.shape
+  np.testing.assert_array_equal(once, again)
+  assert (once != other).any((1, 2, 3)).mean() > 0.5

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ctfake_jax.data import degrade
 from ctfake_jax.detector import calibration, discriminant
 from ctfake_jax.detector.exhibits import REAL, Exhibits
 from ctfake_jax.models.patch_net import DISCRIMINANT, PatchNet, largest_projection
@@ -40,9 +41,10 @@ def draw(count, seed):
   )
 
 
-def test_directions_are_fishers():
+def test_directions_are_fishers(monkeypatch):
   learn, choose = draw(20_000, 0), draw(20_000, 1)
-  found = discriminant.fit(Pixels(), {}, learn, choose)[DISCRIMINANT]
+  monkeypatch.setattr(degrade, 'at_random', lambda images, seed: images)
+  found = discriminant.fit(Pixels(), {}, learn, choose, seed=0)[DISCRIMINANT]
   expected = np.stack([MEANS['a'], MEANS['b']])
   differences = discriminant.differences(learn.images.reshape(-1, 4), learn.families)
   np.testing.assert_allclose(differences, expected, atol=0.05)
@@ -54,6 +56,24 @@ def test_directions_are_fishers():
   np.testing.assert_allclose((reals @ found['directions'].T).std(0), 1, atol=0.03)
   scores = largest_projection(learn.of('a').images.reshape(-1, 4), **found)
   assert np.mean(scores) == pytest.approx(distance[0], abs=0.1)
+
+
+def test_a_harmless_change_spoils_its_own_direction(monkeypatch):
+  """What changes alone along an axis is no sign of fakes along it."""
+  rng = np.random.default_rng(0)
+
+  def shaken(images, seed):
+    noise = np.zeros(images.shape, np.float32)
+    noise[:, 0, 0, 0] = rng.normal(0, 30, len(images))
+    return images + noise
+
+  monkeypatch.setattr(degrade, 'at_random', shaken)
+  learn = draw(5000, 0)
+  found = discriminant.fit(Pixels(), {}, learn, learn, seed=0)[DISCRIMINANT]
+  scores = largest_projection(learn.of('a').images.reshape(-1, 4), **found)
+  moved = largest_projection(shaken(learn.of(REAL).images, 0).reshape(-1, 4), **found)
+  assert np.abs(found['directions'][0, 0]) < 0.1
+  assert np.mean(moved) < np.mean(scores) + 1
 
 
 def test_the_network_answers_by_the_discriminant_it_is_given():

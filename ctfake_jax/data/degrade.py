@@ -183,6 +183,19 @@ def in_batches(change: Callable, images: np.ndarray, strength: float) -> np.ndar
   return np.concatenate(found)
 
 
+def at_random(images: np.ndarray, seed: int) -> np.ndarray:
+  """Each of f32[n, h, w, 1] through a random chain of changes, once."""
+  found, key = [], jax.random.key(seed)
+  for i, start in enumerate(range(0, len(images), BATCH_SIZE)):
+    batch = images[start : start + BATCH_SIZE]
+    padded = np.resize(batch, (BATCH_SIZE, *batch.shape[1:]))
+    found.append(np.asarray(_degraded(padded, jax.random.fold_in(key, i)))[: len(batch)])
+  return np.concatenate(found)
+
+
+_degraded = jax.jit(degrade)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _stored(change: Callable, images: jax.Array, strength: jax.Array) -> jax.Array:
   return as_8_bit(change(images, strength))

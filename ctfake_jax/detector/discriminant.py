@@ -11,26 +11,29 @@ import flax.linen as nn
 import numpy as np
 from sklearn.covariance import ledoit_wolf
 
+from ctfake_jax.data import degrade
 from ctfake_jax.detector import training
 from ctfake_jax.detector.exhibits import REAL, Exhibits
 from ctfake_jax.models.patch_net import DISCRIMINANT, largest_projection
 from ctfake_jax.types import UserError
 
 
-def fit(model: nn.Module, variables: dict, learn: Exhibits, choose: Exhibits) -> dict:
+def fit(model: nn.Module, variables: dict, learn: Exhibits, choose: Exhibits, seed: int) -> dict:
   """The variables with a discriminant, by which the network answers from now on.
 
   Directions come from `learn`, the centre from the reals of `choose`. The covariance is that within
-  the kinds, shrunk (Ledoit & Wolf 2004).
+  the kinds, of the images as they are and of as many harmlessly changed ones, so that such changes
+  count for little; shrunk (Ledoit & Wolf 2004).
   """
-  features = training.judge(model, variables, learn.images)[1]
-  kinds = [REAL, *sorted(set(learn.families) - {REAL})]
-  means = np.stack([features[learn.families == kind].mean(0) for kind in kinds])
-  own_mean = means[[kinds.index(family) for family in learn.families]]
-  covariance = ledoit_wolf(features - own_mean, assume_centered=True)[0]
-  differences = means[1:] - means[0]
-  directions = np.linalg.solve(covariance, differences.T).T
-  spread = np.sqrt((directions * differences).sum(1, keepdims=True))
+  changed = degrade.at_random(learn.images, seed)
+  features, of_changed = (
+    training.judge(model, variables, images)[1] for images in (learn.images, changed)
+  )
+  within = [_less_own_mean(found, learn.families) for found in (features, of_changed)]
+  covariance = ledoit_wolf(np.concatenate(within), assume_centered=True)[0]
+  apart = differences(features, learn.families)
+  directions = np.linalg.solve(covariance, apart.T).T
+  spread = np.sqrt((directions * apart).sum(1, keepdims=True))
   home = training.judge(model, variables, choose.of(REAL).images)[1]
   return with_discriminant(variables, home.mean(0), directions / np.maximum(spread, 1e-9))
 
@@ -40,6 +43,12 @@ def differences(features: np.ndarray, families: np.ndarray) -> np.ndarray:
   real = features[families == REAL].mean(0)
   names = sorted(set(families) - {REAL})
   return np.stack([features[families == name].mean(0) - real for name in names])
+
+
+def _less_own_mean(features: np.ndarray, families: np.ndarray) -> np.ndarray:
+  _, kinds = np.unique(families.astype(str), return_inverse=True)
+  means = np.stack([features[kinds == kind].mean(0) for kind in range(kinds.max() + 1)])
+  return features - means[kinds]
 
 
 def with_discriminant(variables: dict, centre: np.ndarray, directions: np.ndarray) -> dict:

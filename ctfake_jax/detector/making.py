@@ -84,7 +84,8 @@ def calibrate(
   shown: dict[str, Exhibits],
 ) -> Detector:
   """Score from `learn` and `choose`, p_fake from `scale`, threshold from reals of `threshold`."""
-  variables = discriminant.fit(model, variables, shown['learn'], shown['choose'])
+  learn, choose = shown['learn'], shown['choose']
+  variables = discriminant.fit(model, variables, learn, choose, config.seed)
   scale = shown['scale']
   scores, features, _ = training.judge(model, variables, scale.images)
   scaling = calibration.fit_scaling(scores, scale.fake)

@@ -6,7 +6,6 @@ lesson; those of one class see originals alone, or a classifier of the originals
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,7 +87,7 @@ def network(name: str, lesson: Lesson) -> Scorer:
     config, model, lesson.learn, lesson.choose, lesson.folder / 'network', name
   )
   if name == SHIPPED:
-    variables = discriminant.fit(model, variables, lesson.learn, lesson.choose)
+    variables = discriminant.fit(model, variables, lesson.learn, lesson.choose, lesson.seed)
 
   def score(images):
     return training.judge(model, variables, images)[0].astype(np.float64)
@@ -99,7 +98,7 @@ def network(name: str, lesson: Lesson) -> Scorer:
 
 def learner(features: Score, make: Callable[[int], Any], lesson: Lesson) -> Scorer:
   """A classical learner on features of the lesson's images, each degraded at random once."""
-  images, fake = _degraded(lesson), lesson.learn.fake
+  images, fake = degrade.at_random(lesson.learn.images, lesson.seed), lesson.learn.fake
   line = sklearn.pipeline.make_pipeline(
     sklearn.preprocessing.StandardScaler(), make(lesson.seed)
   ).fit(features(images), fake)
@@ -111,12 +110,6 @@ def learner(features: Score, make: Callable[[int], Any], lesson: Lesson) -> Scor
     return line.predict_proba(found)[:, 1]
 
   return Scorer(score, None)
-
-
-def _degraded(lesson: Lesson) -> np.ndarray:
-  step, key = jax.jit(degrade.degrade), jax.random.key(lesson.seed)
-  keys = (jax.random.fold_in(key, i) for i in itertools.count())
-  return _in_batches(lambda batch: step(batch, next(keys)), lesson.learn.images)
 
 
 def reservoir(lesson: Lesson) -> Scorer:
