@@ -99,15 +99,21 @@ def files(folder, images, suffix, size=32):
     Image.fromarray(to_uint8(image[..., 0])).resize((size, size)).save(path)
 
 
-def audited(tmp_path, suffix, size):
-  """Reals as PNG of 32 pixels against fakes stored otherwise; all images are of one kind."""
-  images = np.random.default_rng(0).normal(0, 0.3, (160, 32, 32, 1)).clip(-1, 1)
-  files(tmp_path / 'real', images[:80], 'png')
-  files(tmp_path / 'fake', images[80:], suffix, size)
+def two_folders(tmp_path, originals, fakes, suffix='png', size=32):
+  """The config of a detector that learns from these originals and somebody's fakes."""
+  files(tmp_path / 'real', originals, 'png')
+  files(tmp_path / 'fake', fakes, suffix, size)
   config = config_lib.defaults()
   config.data.source, config.data.path = 'folders', str(tmp_path / 'real')
   config.detection.fakes_folder = str(tmp_path / 'fake')
   config.split.by = 'slice'
+  return config
+
+
+def audited(tmp_path, suffix, size):
+  """Reals as PNG of 32 pixels against fakes stored otherwise; all images are of one kind."""
+  images = np.random.default_rng(0).normal(0, 0.3, (160, 32, 32, 1)).clip(-1, 1)
+  config = two_folders(tmp_path, images[:80], images[80:], suffix, size)
   reals = exhibits.originals(config)
   others = exhibits.strangers(config, reals)
   shown = exhibits.join(
@@ -141,12 +147,8 @@ def test_an_edit_of_an_original_joins_its_part_and_group(tmp_path):
   images = np.random.default_rng(0).normal(0, 0.3, (120, 32, 32, 1)).clip(-1, 1)
   edited = images[:30].copy()
   edited[:, 10:14, 10:14] = 0.9
-  files(tmp_path / 'real', images[:80], 'png')
-  files(tmp_path / 'fake', np.concatenate([edited, images[80:]]), 'png')
-  config = config_lib.defaults()
-  config.data.source, config.data.path = 'folders', str(tmp_path / 'real')
-  config.detection.fakes_folder = str(tmp_path / 'fake')
-  config.split.by, config.split.duplicate_correlation = 'slice', 0.8
+  config = two_folders(tmp_path, images[:80], np.concatenate([edited, images[80:]]))
+  config.split.duplicate_correlation = 0.8
   reals = exhibits.originals(config)
   others = exhibits.strangers(config, reals)
   assert sorted(np.concatenate(list(others.parts.values())).tolist()) == list(range(70))
@@ -164,13 +166,10 @@ def test_an_edit_of_an_original_joins_its_part_and_group(tmp_path):
 
 def test_fakes_that_are_all_edits_of_originals_are_dealt_with_them(tmp_path):
   images = np.random.default_rng(0).normal(0, 0.3, (80, 32, 32, 1)).clip(-1, 1)
-  files(tmp_path / 'real', images, 'png')
-  images[:, 10:14, 10:14] = 0.9
-  files(tmp_path / 'fake', images, 'png')
-  config = config_lib.defaults()
-  config.data.source, config.data.path = 'folders', str(tmp_path / 'real')
-  config.detection.fakes_folder = str(tmp_path / 'fake')
-  config.split.by, config.split.duplicate_correlation = 'slice', 0.8
+  edited = images.copy()
+  edited[:, 10:14, 10:14] = 0.9
+  config = two_folders(tmp_path, images, edited)
+  config.split.duplicate_correlation = 0.8
   reals = exhibits.originals(config)
   others = exhibits.strangers(config, reals)
   for part in exhibits.PARTS:

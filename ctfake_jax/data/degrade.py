@@ -7,6 +7,7 @@ Table K.1 scaled as libjpeg scales it, and back.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -174,22 +175,24 @@ def _table(quality: jax.Array) -> jax.Array:
 
 def in_batches(change: Callable, images: np.ndarray, strength: float) -> np.ndarray:
   """A change of this module with one strength for all of f32[n, h, w, 1], stored in 8 bits."""
-  found = []
-  for start in range(0, len(images), BATCH_SIZE):
-    batch = images[start : start + BATCH_SIZE]
-    padded = np.resize(batch, (BATCH_SIZE, *batch.shape[1:]))
-    changed = _stored(change, padded, np.full(BATCH_SIZE, strength, np.float32))
-    found.append(np.asarray(changed)[: len(batch)])
-  return np.concatenate(found)
+  strengths = np.full(BATCH_SIZE, strength, np.float32)
+  return batched(lambda batch: _stored(change, batch, strengths), images)
 
 
 def at_random(images: np.ndarray, seed: int) -> np.ndarray:
   """Each of f32[n, h, w, 1] through a random chain of changes, once."""
-  found, key = [], jax.random.key(seed)
-  for i, start in enumerate(range(0, len(images), BATCH_SIZE)):
+  key = jax.random.key(seed)
+  keys = (jax.random.fold_in(key, i) for i in itertools.count())
+  return batched(lambda batch: _degraded(batch, next(keys)), images)
+
+
+def batched(function: Callable, images: np.ndarray) -> np.ndarray:
+  """What `function` says of n images, `BATCH_SIZE` at a time, the last ones filled up."""
+  found = []
+  for start in range(0, len(images), BATCH_SIZE):
     batch = images[start : start + BATCH_SIZE]
     padded = np.resize(batch, (BATCH_SIZE, *batch.shape[1:]))
-    found.append(np.asarray(_degraded(padded, jax.random.fold_in(key, i)))[: len(batch)])
+    found.append(np.asarray(function(padded))[: len(batch)])
   return np.concatenate(found)
 
 

@@ -45,6 +45,7 @@ def make_train_step(
   """
 
   def loss_fn(params, state, images, fake, synthetic, key):
+    """Mean of the images' losses, those of their patches added; logits and new statistics."""
     (logits, features), updates = model.apply(
       {'params': params, 'batch_stats': state.batch_stats},
       images,

@@ -31,7 +31,6 @@ from ctfake_jax.models import diffusion, zoo
 from ctfake_jax.models.lowering import conv
 from ctfake_jax.models.patch_net import with_residuals
 
-BATCH_SIZE = 64
 RESERVOIRS, RESERVOIR_WIDTHS, RESERVOIR_SPREAD = 4, (16, 32, 64), 1.5
 RESIDUAL_TIMES = (0.1, 0.2, 0.3)
 
@@ -120,7 +119,7 @@ def reservoir(lesson: Lesson) -> Scorer:
   bank = [_random_filters(lesson.seed + i) for i in range(RESERVOIRS)]
 
   def features(images):
-    return np.concatenate([_in_batches(functools.partial(_echo, f), images) for f in bank], 1)
+    return np.concatenate([degrade.batched(functools.partial(_echo, f), images) for f in bank], 1)
 
   return learner(features, _logistic, lesson)
 
@@ -142,15 +141,6 @@ def _echo(filters: tuple[jax.Array, ...], images: jax.Array) -> jax.Array:
     x = jnp.tanh(conv(x, kernel, stride=2, padding=1))
     found += [x.mean((1, 2)), x.std((1, 2))]
   return jnp.concatenate(found, -1)
-
-
-def _in_batches(function: Callable, images: np.ndarray) -> np.ndarray:
-  found = []
-  for start in range(0, len(images), BATCH_SIZE):
-    batch = images[start : start + BATCH_SIZE]
-    padded = np.resize(batch, (BATCH_SIZE, *batch.shape[1:]))
-    found.append(np.asarray(function(padded))[: len(batch)])
-  return np.concatenate(found)
 
 
 def by_labels(kind: str, lesson: Lesson) -> Scorer:
@@ -186,7 +176,7 @@ def diffusion_residual(lesson: Lesson) -> Scorer:
   unet, variables = trained.sampler.generator.unet, trained.sampler.variables  # type: ignore[attr-defined]
 
   def features(images):
-    return _in_batches(lambda batch: _residuals(unet, variables, batch), images)
+    return degrade.batched(lambda batch: _residuals(unet, variables, batch), images)
 
   reals = features(lesson.learn.of(REAL).images)
   fitted = scores.MahalanobisScore.fit(reals, np.zeros(len(reals), int))
