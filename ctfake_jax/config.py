@@ -15,7 +15,7 @@ from ml_collections import config_dict
 from ctfake_jax.types import UserError
 
 # Ways to make a fake from a real image; those of EDITS need no trained generator.
-EDITS = ('blended', 'inpainted', 'copied', 'self_blended')
+EDITS = ('blended', 'inpainted', 'copied')
 METHODS_ON_REALS = ('reconstructions', *EDITS)
 GENERATORS = ('gan', 'vae', 'diffusion')
 TASKS = (

@@ -1,10 +1,8 @@
 """Local edits of real slices, with the mask of what was changed.
 
-Four ways to fill an irregular patch inside the chest: with another patient's tissue, its edge
+Three ways to fill an irregular patch inside the chest: with another patient's tissue, its edge
 blended in; with a smooth continuation of what surrounds it (biharmonic inpainting); with a copy of
-another place of the same slice; with the same place in other quality (self-blended images: Shiohara
-& Yamasaki 2022, arXiv:2204.08376), which stands for edits of kinds yet unknown. Outside the mask an
-edited image equals its original.
+another place of the same slice. Outside the mask an edited image equals its original.
 """
 
 from collections.abc import Callable
@@ -21,10 +19,6 @@ SMALLEST, LARGEST = 0.07, 0.17
 # Centres lie within this share of the side about the middle; the rest is often air and table.
 CENTRAL = 0.5
 FEATHER = 0.03  # standard deviation of a blended edge, share of the side
-# Of a self-blended patch: scale, blur in pixels, contrast, level and noise in a range of 2.
-SELF_ZOOM, SELF_BLUR, SELF_GAIN, SELF_OFFSET, SELF_NOISE = (
-  (0.85, 1.15), 1.2, (0.7, 1.3), (-0.1, 0.1), 0.06
-)  # fmt: skip
 LEAST_CHANGE = 0.04  # root mean square within the mask, of a range of 2; less is hardly an edit
 ATTEMPTS = 20
 
@@ -71,28 +65,10 @@ def copied(image, mask, other, rng):
   return np.where(mask, np.roll(image, shift, (0, 1)), image)
 
 
-def self_blended(image, mask, other, rng):
-  """The same place rescaled, blurred, with other contrast and noise, the edge hard or feathered."""
-  del other
-  side = len(image)
-  zoom, centre = rng.uniform(*SELF_ZOOM), np.argwhere(mask).mean(0)
-  changed = ndimage.affine_transform(
-    image, np.full(2, zoom), centre * (1 - zoom), order=1, mode='nearest'
-  )
-  changed = ndimage.gaussian_filter(changed, rng.uniform(0, SELF_BLUR))
-  mean = changed[mask].mean()
-  changed = mean + rng.uniform(*SELF_GAIN) * (changed - mean) + rng.uniform(*SELF_OFFSET)
-  changed = changed + rng.uniform(0, SELF_NOISE) * rng.normal(size=image.shape)
-  distance = ndimage.distance_transform_edt(mask)
-  feather = rng.uniform(0.1, 1.5) * FEATHER * side
-  return image + (1 - np.exp(-0.5 * (distance / feather) ** 2)) * (changed - image)
-
-
 EDITS: dict[str, Edit] = {
   'blended': blended,
   'inpainted': inpainted,
   'copied': copied,
-  'self_blended': self_blended,
 }
 
 

@@ -52,7 +52,6 @@ FAMILIES = {
   'blended': 'Local edit, blended',
   'inpainted': 'Local edit, inpainted',
   'copied': 'Local edit, copied patch',
-  'self_blended': 'Local edit, self-blended patch',
   'folder': 'The folder of fakes',
 }
 BENCH_METHODS = {
