@@ -169,6 +169,30 @@ def test_convolution_equals_xla(side, channels, kernel, stride, padding):
   )
 
 
+@pytest.mark.parametrize(
+  ('side', 'kernel', 'stride', 'padding'),
+  [(1, 3, 1, 1), (2, 3, 2, 1), (1, 4, 2, 2), (2, 5, 1, 2), (3, 7, 3, 3)],
+)
+def test_taps_that_see_only_padding_change_nothing(side, kernel, stride, padding):
+  x, w = random(2, side, side + 1, 3), random(kernel, kernel, 3, 5, seed=1)
+  assert_same(
+    lambda x, w: lowering.conv(x, w, stride=stride, padding=padding),
+    lambda x, w: lowering._lax_conv(x, w, stride=stride, padding=padding),
+    x,
+    w,
+  )
+
+
+@pytest.mark.parametrize(
+  ('side', 'stride', 'seen', 'padded'), [(1, 1, 1, 1), (1, 2, 1, 1), (2, 2, 2, 2), (4, 2, 3, 5)]
+)
+def test_of_a_padded_3x3_kernel_only_seen_taps_are_multiplied(side, stride, seen, padded):
+  images, kernel = lowering._pad_for_seen_taps(
+    jnp.ones((1, side, side, 2)), jnp.ones((3, 3, 2, 4)), stride, padding=1
+  )
+  assert (images.shape, kernel.shape) == ((1, padded, padded, 2), (seen, seen, 2, 4))
+
+
 @pytest.mark.parametrize(('stride', 'padding'), [(1, 1), (2, 1), (2, 0)])
 def test_depthwise_convolution_equals_xla(stride, padding):
   x, w = random(2, 9, 8, 6), random(3, 3, 1, 6, seed=1)

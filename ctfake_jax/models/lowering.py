@@ -25,9 +25,9 @@ def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) 
   """Cross-correlation with `padding` zeros on each side: f[b, h, w, i] -> f[b, h', w', o]."""
 
   def on_cpu(x, kernel):
-    if kernel.shape[:2] == (1, 1) and padding == 0:
+    x, kernel = _pad_for_seen_taps(x, kernel, stride, padding)
+    if kernel.shape[:2] == (1, 1):
       return _product(x[:, ::stride, ::stride], kernel[0, 0])
-    x = _pad(x, padding, padding, 0.0)
     if stride > 1 and all(side % stride == 0 for side in x.shape[1:3] + kernel.shape[:2]):
       return _stride1_conv(*_strides_as_channels(x, kernel, stride))
     if stride == 1:
@@ -98,6 +98,23 @@ def _pad(x, rows: int, columns: int, value: float):
     return x
   pads = ((0, 0), (rows, rows), (columns, columns), (0, 0))
   return jnp.pad(x, pads, constant_values=jnp.asarray(value, x.dtype))
+
+
+def _pad_for_seen_taps(x, kernel, stride: int, padding: int):
+  """Padded images, and the kernel without the taps that see nothing but padding.
+
+  A 3x3 kernel over a single pixel is its centre: a ninth of the products.
+  """
+  taps, pads = [], [(0, 0)]
+  for side, width in zip(x.shape[1:3], kernel.shape[:2]):
+    reach = (side + 2 * padding - width) // stride * stride
+    first, end = max(0, padding - reach), min(width, padding + side)
+    taps.append(slice(first, end))
+    before = padding - first
+    pads.append((before, max(0, reach + end - first - side - before)))
+  if not any(map(any, pads)):
+    return x, kernel[tuple(taps)]
+  return jnp.pad(x, (*pads, (0, 0))), kernel[tuple(taps)]
 
 
 def _stride1_conv(x, kernel):
