@@ -260,7 +260,8 @@ def test_a_step_changes_a_fake_and_its_original_alike():
 
   model, tx = Spy(), training.make_optimizer(config.detection)
   state = training.init_state(model, tx, 32, 0)
-  training.make_train_step(model, tx, config)(state, {'image': pairs}, jax.random.key(1))
+  step = jax.jit(training.make_train_step(model, tx, config))
+  step(state, {'image': pairs}, jax.random.key(1))
   jax.effects_barrier()
   found = next(np.asarray(x) for x in seen if len(x) == 16)
   np.testing.assert_array_equal(found[::2], found[1::2])

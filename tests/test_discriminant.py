@@ -78,12 +78,13 @@ def test_a_harmless_change_spoils_its_own_direction(monkeypatch):
 
 def test_the_network_answers_by_the_discriminant_it_is_given():
   network, images = PatchNet(width=4), jnp.zeros((2, 32, 32, 1))
-  variables = network.init(jax.random.key(0), images, train=False)
-  logits, features = network.apply(variables, images, train=False)
+  variables = jax.jit(lambda: network.init(jax.random.key(0), images, train=False))()
+  apply = jax.jit(lambda variables: network.apply(variables, images, train=False))
+  logits, features = apply(variables)
   d = features['pre_logits'].shape[1]
   directions = np.eye(2, d)
   changed = discriminant.with_discriminant(variables, np.full(d, -1.0), directions)
-  scores, _ = network.apply(changed, images, train=False)
+  scores, _ = apply(changed)
   expected = (features['pre_logits'][:, :2] + 1).max(1)
   np.testing.assert_allclose(scores, expected, rtol=1e-6)
   assert not np.allclose(scores, logits)

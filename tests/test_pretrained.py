@@ -35,7 +35,8 @@ def tiny():
 
 def variables(channels=1, seed=0):
   image = jnp.zeros((1, 32, 32, channels))
-  return jax.device_get(tiny().init(jax.random.key(seed), image, train=False))
+  init = jax.jit(functools.partial(tiny().init, train=False))
+  return jax.device_get(init(jax.random.key(seed), image))
 
 
 def torch_tensors(tree):
@@ -73,8 +74,8 @@ def test_a_colour_stem_is_summed_for_grey_images(tmp_path):
   np.savez(path, **torch_tensors(saved))
   loaded = pretrained.load(path, 'resnet50', variables(seed=2))
   grey = np.random.default_rng(0).normal(size=(1, 32, 32, 1)).astype(np.float32)
-  ours = tiny().apply(loaded, grey, train=False)[0]
-  theirs = tiny().apply(saved, np.repeat(grey, 3, axis=-1), train=False)[0]
+  apply = jax.jit(functools.partial(tiny().apply, train=False))
+  ours, theirs = apply(loaded, grey)[0], apply(saved, np.repeat(grey, 3, axis=-1))[0]
   np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
