@@ -387,34 +387,40 @@ def test_drift_is_found_between_other_sites_and_not_within_one():
 
 
 def test_planted_fakes_raise_the_alarm_and_clean_reals_do_not():
-  rng, directions = np.random.default_rng(0), np.eye(3, 8)
+  rng, learnt = np.random.default_rng(0), discriminant.Learnt(np.eye(3, 8), np.eye(8))
   clean = []
-  for seed in range(40):
-    old, site = rng.normal(size=(100, 8)), 2 * rng.normal(size=(100, 8))
-    clean.append(recalibration.outliers(old, site, directions, seed)['raised'])
-  assert np.mean(clean) <= 0.05
+  for seed in range(20):
+    old, site = rng.normal(size=(200, 8)), 2 * rng.normal(size=(100, 8))
+    clean.append(recalibration.outliers(old, site, learnt, seed)['raised'])
+  assert np.mean(clean) <= 0.1
   planted = rng.normal(size=(100, 8))
-  planted[:5] += 6 * directions[1]
-  assert recalibration.outliers(old, planted, directions, 0)['raised']
+  planted[:5] += 6 * learnt.directions[1]
+  assert recalibration.outliers(old, planted, learnt, 0)['raised']
 
 
 def test_a_site_without_fakes_gets_probabilities_from_supposed_ones():
-  rng, directions = np.random.default_rng(0), np.eye(2, 6)
-  site, differences = 5 + rng.normal(size=(200, 6)), 4 * np.eye(2, 6)
-  scores = discriminant.left_out_scores(site, directions)
-  scaling = recalibration._scaling(scores, site, directions, differences)
-  fakes = patch_net.largest_projection(site + differences[:1], site.mean(0), directions)
+  rng, differences = np.random.default_rng(0), 4 * np.eye(2, 6)
+  site, learnt = 5 + rng.normal(size=(200, 6)), discriminant.Learnt(differences, np.eye(6))
+  scores, *supposed = discriminant.left_out_scores(learnt, site, differences).T
+  scaling = recalibration._scaling(scores, np.concatenate(supposed))
+  fakes = patch_net.largest_projection(site + differences[:1], *discriminant.for_site(learnt, site))
   assert (scaling.p_fake(scores, 0.5) < 0.5).mean() > 0.9
   assert (scaling.p_fake(fakes, 0.5) > 0.5).mean() > 0.9
 
 
-def test_lopsidedness_by_hand():
+def test_the_lean_by_hand():
   line = np.arange(-50.0, 51.0)
   spread = np.sqrt((np.arange(1, 51) ** 2).mean())
-  assert recalibration.lopsidedness(line[:, None]) == pytest.approx(0)
-  shifted = np.where(line > 45, line + 10, line)  # the five of the 101 that are compared
-  both = np.stack([line, shifted], 1)
-  assert recalibration.lopsidedness(both) == pytest.approx(10 / spread)
+  assert recalibration.lean(line, 5) == pytest.approx(0)
+  assert recalibration.lean(np.where(line > 45, line + 10, line), 5) == pytest.approx(10 / spread)
+
+
+def test_planted_fakes_lean_further_along_a_direction_made_without_them():
+  rng, learnt = np.random.default_rng(0), discriminant.Learnt(np.eye(1, 8), np.eye(8))
+  site = rng.normal(size=(100, 8))
+  site[:5, :2] += 6  # a fake differs by more than what was learnt
+  _, masked = discriminant.for_site(learnt, site)
+  assert recalibration.lopsidedness(site, learnt)[0] > recalibration.lean(site @ masked[0], 5)
 
 
 @pytest.fixture(scope='module')

@@ -44,7 +44,7 @@ def draw(count, seed):
 def test_directions_are_fishers(monkeypatch):
   learn, choose = draw(20_000, 0), draw(20_000, 1)
   monkeypatch.setattr(degrade, 'at_random', lambda images, seed: images)
-  found = discriminant.fit(Pixels(), {}, learn, choose, seed=0)[DISCRIMINANT]
+  found = discriminant.fit(Pixels(), {}, learn, choose, seed=0)[0][DISCRIMINANT]
   expected = np.stack([MEANS['a'], MEANS['b']])
   differences = discriminant.differences(learn.images.reshape(-1, 4), learn.families)
   np.testing.assert_allclose(differences, expected, atol=0.05)
@@ -69,7 +69,7 @@ def test_a_harmless_change_spoils_its_own_direction(monkeypatch):
 
   monkeypatch.setattr(degrade, 'at_random', shaken)
   learn = draw(5000, 0)
-  found = discriminant.fit(Pixels(), {}, learn, learn, seed=0)[DISCRIMINANT]
+  found = discriminant.fit(Pixels(), {}, learn, learn, seed=0)[0][DISCRIMINANT]
   scores = largest_projection(learn.of('a').images.reshape(-1, 4), **found)
   moved = largest_projection(shaken(learn.of(REAL).images, 0).reshape(-1, 4), **found)
   assert np.abs(found['directions'][0, 0]) < 0.1
@@ -90,26 +90,55 @@ def test_the_network_answers_by_the_discriminant_it_is_given():
   assert not np.allclose(scores, logits)
 
 
+@pytest.mark.parametrize(('learnt_from', 'covariance'), [('fakes', 9.0), ('reals', 9.0)])
+def test_reals_and_fakes_weigh_alike_in_the_covariance(learnt_from, covariance, monkeypatch):
+  """However many there are of each: three times the spread of either gives (9 + 1) / 2."""
+  monkeypatch.setattr(degrade, 'at_random', lambda images, seed: images)
+  learn = draw(4000, 0).of(REAL, 'a')
+  learn = learn.take(np.concatenate([np.nonzero(~learn.fake)[0], np.nonzero(learn.fake)[0][:2000]]))
+  mean = np.where(learn.fake, 2.0, 0.0)[:, None, None]
+  wide = learn.fake if learnt_from == 'fakes' else ~learn.fake
+  first = learn.images[:, 0, :1]
+  first[:] = np.where(wide[:, None, None], mean + 3 * (first - mean), first)
+  _, learnt = discriminant.fit(Pixels(), {}, learn, learn, seed=0)
+  assert learnt.covariance[0, 0] == pytest.approx((covariance + 1) / 2, rel=0.1)
+
+
+def test_a_site_brings_its_centre_and_half_of_the_covariance():
+  rng = np.random.default_rng(0)
+  learnt = discriminant.Learnt(np.array([[1.0, 1.0]]), np.eye(2))
+  site = 5 + rng.normal(size=(50_000, 2)) * [3, 1]
+  centre, directions = discriminant.for_site(learnt, site)
+  np.testing.assert_allclose(centre, 5, atol=0.05)
+  # The covariance is diag(5, 1), so the distance of (1, 1) is the root of 1/5 + 1.
+  np.testing.assert_allclose(directions, np.array([[0.2, 1.0]]) / np.sqrt(1.2), atol=0.02)
+
+
 def test_left_out_scores_are_those_of_every_real_against_the_others():
   rng = np.random.default_rng(0)
-  features, directions = rng.normal(size=(12, 5)), rng.normal(size=(3, 5))
-  one_by_one = [
-    largest_projection(features[i : i + 1], np.delete(features, i, 0).mean(0), directions)[0]
-    for i in range(12)
-  ]
-  found = discriminant.left_out_scores(features, directions)
-  np.testing.assert_allclose(found, one_by_one, rtol=1e-5, atol=1e-5)
+  features, shifts = rng.normal(size=(12, 5)), rng.normal(size=(2, 5))
+  learnt = discriminant.Learnt(rng.normal(size=(3, 5)), np.eye(5))
+  found = discriminant.left_out_scores(learnt, features, shifts)
+  assert found.shape == (12, 3)
+  for i in range(12):
+    others = discriminant.for_site(learnt, np.delete(features, i, 0))
+    for j, shift in enumerate([np.zeros(5), *shifts]):
+      alone = largest_projection((features[i] + shift)[None], *others)
+      np.testing.assert_allclose(found[i, j], alone[0], rtol=1e-4)
   with pytest.raises(UserError, match='there must be two'):
-    discriminant.left_out_scores(features[:1], directions)
+    discriminant.left_out_scores(learnt, features[:1], shifts)
 
 
-def test_reals_that_give_centre_and_threshold_keep_the_promise():
-  rng, directions, alarms = np.random.default_rng(0), np.eye(4, 30), []
-  for _ in range(300):
+def test_reals_that_give_centre_covariance_and_threshold_keep_the_promise():
+  rng, alarms = np.random.default_rng(0), []
+  learnt = discriminant.Learnt(np.eye(4, 30), np.eye(30))
+  for _ in range(40):
     site = 3 + 2 * rng.normal(size=(99, 30))
-    scores = discriminant.left_out_scores(site, directions)
+    scores = discriminant.left_out_scores(learnt, site, np.zeros((1, 30)))[:, 0]
     threshold = calibration.conformal_threshold(scores, 0.01).value
-    fresh = largest_projection(3 + 2 * rng.normal(size=(400, 30)), site.mean(0), directions)
-    alarms.append((fresh > threshold).mean())
-  # The largest of 99: 1 % on average, Monte Carlo error 0.0006.
-  assert np.mean(alarms) == pytest.approx(0.01, abs=0.0025)
+    fresh = 3 + 2 * rng.normal(size=(400, 30))
+    alarms.append(
+      (largest_projection(fresh, *discriminant.for_site(learnt, site)) > threshold).mean()
+    )
+  # The largest of 99: 1 % on average, with 40 draws to 0.0016.
+  assert np.mean(alarms) == pytest.approx(0.01, abs=0.005)

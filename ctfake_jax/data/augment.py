@@ -35,19 +35,21 @@ def discriminator_view(images: jax.Array, key: jax.Array) -> jax.Array:
   side cut out. Their changes of brightness and contrast are left out: in CT a grey value is the
   measurement, and a discriminator that forgives its scale lets the generator drift.
   """
-  b, height, width, _ = images.shape
-  keys = jax.random.split(key, 4)
-  images = _shifted(images, keys[0], axis=1)
-  images = _shifted(images, keys[1], axis=2)
-  rows = _outside_window(keys[2], b, height)[:, :, None, None]
-  columns = _outside_window(keys[3], b, width)[:, None, :, None]
+  # One draw for all: each call of a generator is much code to compile.
+  down, right, top, left = jax.random.uniform(key, (4, len(images), 1))
+  images = _shifted(_shifted(images, down, axis=1), right, axis=2)
+  rows = _outside_window(top, images.shape[1])[:, :, None, None]
+  columns = _outside_window(left, images.shape[2])[:, None, :, None]
   return images * (rows | columns)
 
 
-def _shifted(images: jax.Array, key: jax.Array, axis: int) -> jax.Array:
-  """Each image moved along an axis by up to an eighth of its length, zeros behind."""
-  b, side = images.shape[0], images.shape[axis]
-  shift = jax.random.randint(key, (b, 1), -(side // 8), side // 8 + 1)
+def _shifted(images: jax.Array, draw: jax.Array, axis: int) -> jax.Array:
+  """Each image moved along an axis by up to an eighth of its length, zeros behind.
+
+  `draw` f32[b, 1] in [0, 1) tells how far.
+  """
+  side = images.shape[axis]
+  shift = _whole(draw, -(side // 8), side // 8 + 1)
   source = jnp.arange(side)[None] - shift
   inside = (source >= 0) & (source < side)
   around = tuple(i for i in (1, 2, 3) if i != axis)
@@ -56,11 +58,16 @@ def _shifted(images: jax.Array, key: jax.Array, axis: int) -> jax.Array:
   return jnp.where(jnp.expand_dims(inside, around), moved, 0.0)
 
 
-def _outside_window(key, b: int, side: int) -> jax.Array:
-  """bool[b, side], False within a random window of half the side."""
-  start = jax.random.randint(key, (b, 1), -(side // 4), side - side // 4)
+def _outside_window(draw: jax.Array, side: int) -> jax.Array:
+  """bool[b, side], False within the window of half the side that `draw` f32[b, 1] places."""
+  start = _whole(draw, -(side // 4), side - side // 4)
   position = jnp.arange(side)[None]
   return (position < start) | (position >= start + side // 2)
+
+
+def _whole(draw: jax.Array, low: int, end: int) -> jax.Array:
+  """Integers from `low` to below `end`, evenly, from draws in [0, 1)."""
+  return low + jnp.floor(draw * (end - low)).astype(jnp.int32)
 
 
 def _inverse_maps(draws, images, config) -> jax.Array:

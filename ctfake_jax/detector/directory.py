@@ -21,7 +21,7 @@ from ctfake_jax.data import degrade
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.detector import calibration, training
 from ctfake_jax.detector.calibration import Scaling, Threshold
-from ctfake_jax.detector.discriminant import with_discriminant
+from ctfake_jax.detector.discriminant import Learnt, with_discriminant
 from ctfake_jax.models import zoo
 from ctfake_jax.models.patch_net import DISCRIMINANT, LAST_COMMON_STAGE
 from ctfake_jax.types import UserError
@@ -41,7 +41,8 @@ class Detector:
     variables: with the discriminant, so that the model's answer is the score.
     scaling: from scores to log odds.
     reference: features f32[m, d] of one real of each group that set the first threshold.
-    differences: of the families of fakes from the reals they were made of, f32[k, d].
+    differences: of held-out fakes of each family from held-out reals, f32[k, d].
+    learnt: what a site's directions are made of.
   """
 
   model: nn.Module
@@ -52,6 +53,7 @@ class Detector:
   threshold: Threshold
   reference: np.ndarray
   differences: np.ndarray
+  learnt: Learnt
 
   @property
   def view(self) -> Preprocess:
@@ -106,6 +108,7 @@ def save(detector: Detector, workdir: Path, figures: dict) -> None:
     allow_pickle=False,
     features=detector.reference,
     differences=detector.differences,
+    **vars(detector.learnt),
     **detector.variables[DISCRIMINANT],
   )
   digests = {name: _digest(workdir / name) for name in (FACTS, REFERENCE, CONFIG)}
@@ -129,7 +132,7 @@ def load(workdir: Path) -> Detector:
   facts = workdir_lib.read_json(workdir / FACTS)
   with np.load(workdir / REFERENCE, allow_pickle=False) as file:
     arrays = dict(file)
-  if 'scaling' not in facts or 'directions' not in arrays:
+  if 'scaling' not in facts or 'covariance' not in arrays:
     raise UserError(f'{workdir}: a detector of an earlier version; make it anew')
   network = checkpoints.restore_part(workdir / NETWORK, facts['figures']['best_step'], 'ema')
   return Detector(
@@ -141,6 +144,7 @@ def load(workdir: Path) -> Detector:
     threshold=Threshold(**facts['threshold']),
     reference=arrays['features'],
     differences=arrays['differences'],
+    learnt=Learnt(arrays['apart'], arrays['covariance']),
   )
 
 

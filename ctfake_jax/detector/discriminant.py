@@ -1,11 +1,12 @@
 """From the network's features to the score: how far an image lies from reals towards some fakes.
 
 For each family of fakes one direction (linear discriminant analysis: Fisher 1936,
-doi:10.1111/j.1469-1809.1936.tb02137.x), along which what was learnt from spreads by 1 within a
-kind; the score is the largest of an image's distances from the reals' centre along them. The
-directions are learnt once. The centre is a site's own: on other images features move, and it with
-them.
+doi:10.1111/j.1469-1809.1936.tb02137.x), along which images spread by 1 within a kind; the score is
+the largest of an image's distances from the reals' centre along them. What fakes add to an image is
+learnt once; how images spread and where their centre lies, a site's own reals say too.
 """
+
+import dataclasses
 
 import flax.linen as nn
 import numpy as np
@@ -17,25 +18,60 @@ from ctfake_jax.detector.exhibits import REAL, Exhibits
 from ctfake_jax.models.patch_net import DISCRIMINANT, largest_projection
 from ctfake_jax.types import UserError
 
+SITE_SHARE = 0.5  # of a site's own covariance in the one that its directions are made of
+FOLDS = 100  # so many times at most a site's reals are judged by the rest
 
-def fit(model: nn.Module, variables: dict, learn: Exhibits, choose: Exhibits, seed: int) -> dict:
-  """The variables with a discriminant, by which the network answers from now on.
 
-  Directions come from `learn`, the centre from the reals of `choose`. The covariance is that within
-  the kinds, of the images as they are and of as many harmlessly changed ones, so that such changes
-  count for little; shrunk (Ledoit & Wolf 2004).
+@dataclasses.dataclass(frozen=True)
+class Learnt:
+  """What directions are made of.
+
+  Attributes:
+    apart: differences of the families of fakes from reals, f32[k, d].
+    covariance: within kinds, f32[d, d].
+  """
+
+  apart: np.ndarray
+  covariance: np.ndarray
+
+  @property
+  def directions(self) -> np.ndarray:
+    """Those at home, f[k, d]."""
+    return _directions(self.apart, self.covariance)
+
+
+def fit(
+  model: nn.Module, variables: dict, learn: Exhibits, choose: Exhibits, seed: int
+) -> tuple[dict, Learnt]:
+  """The variables with a discriminant, by which the network answers from now on, and its origin.
+
+  Directions come from `learn`, the centre from the reals of `choose`. The covariance is the mean of
+  four: reals and fakes (within families), as they are and harmlessly changed, so that such changes
+  count for little; each shrunk (Ledoit & Wolf 2004).
   """
   changed = degrade.at_random(learn.images, seed)
   features, of_changed = (
     training.judge(model, variables, images)[1] for images in (learn.images, changed)
   )
   within = [_less_own_mean(found, learn.families) for found in (features, of_changed)]
-  covariance = ledoit_wolf(np.concatenate(within), assume_centered=True)[0]
-  apart = differences(features, learn.families)
+  kinds = [found[learn.fake == fake] for found in within for fake in (False, True)]
+  covariance = np.mean([ledoit_wolf(kind, assume_centered=True)[0] for kind in kinds], 0)
+  learnt = Learnt(differences(features, learn.families), covariance)
+  home = training.judge(model, variables, choose.of(REAL).images)[1]
+  return with_discriminant(variables, home.mean(0), learnt.directions), learnt
+
+
+def for_site(learnt: Learnt, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Centre f[d] and directions f[k, d] at a site of whose reals f[n, d] are given."""
+  own = ledoit_wolf(features)[0]
+  covariance = (1 - SITE_SHARE) * learnt.covariance + SITE_SHARE * own
+  return features.mean(0), _directions(learnt.apart, covariance)
+
+
+def _directions(apart: np.ndarray, covariance: np.ndarray) -> np.ndarray:
   directions = np.linalg.solve(covariance, apart.T).T
   spread = np.sqrt((directions * apart).sum(1, keepdims=True))
-  home = training.judge(model, variables, choose.of(REAL).images)[1]
-  return with_discriminant(variables, home.mean(0), directions / np.maximum(spread, 1e-9))
+  return directions / np.maximum(spread, 1e-9)
 
 
 def differences(features: np.ndarray, families: np.ndarray) -> np.ndarray:
@@ -57,10 +93,11 @@ def with_discriminant(variables: dict, centre: np.ndarray, directions: np.ndarra
   return {**variables, DISCRIMINANT: found}
 
 
-def left_out_scores(features: np.ndarray, directions: np.ndarray) -> np.ndarray:
-  """Scores of reals f32[n, d], each as a new image to the centre of the others.
+def left_out_scores(learnt: Learnt, features: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+  """Scores f[n, 1 + m] of a site's reals f[n, d], and of the same moved by each of f[m, d].
 
-  The centre without image i is (n c - x_i) / (n - 1), so that every distance grows by n / (n - 1).
+  Each is judged by the centre and the directions of the others (of those outside its fold, where
+  there are more than `FOLDS`).
 
   Raises:
     UserError: there is one real.
@@ -68,5 +105,12 @@ def left_out_scores(features: np.ndarray, directions: np.ndarray) -> np.ndarray:
   count = len(features)
   if count < 2:
     raise UserError(f'{count} independent real: there must be two, or many more for low rates')
-  scores = np.asarray(largest_projection(features, features.mean(0), directions))
-  return scores * count / (count - 1)
+  moved = features[:, None] + np.concatenate([np.zeros_like(shifts[:1]), shifts])[None]
+  scores = np.empty(moved.shape[:2], np.float32)
+  for fold in range(min(count, FOLDS)):
+    own = np.arange(count) % FOLDS == fold
+    found = largest_projection(
+      moved[own].reshape(-1, moved.shape[2]), *for_site(learnt, features[~own])
+    )
+    scores[own] = np.reshape(found, scores[own].shape)
+  return scores

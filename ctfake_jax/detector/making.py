@@ -85,7 +85,7 @@ def calibrate(
 ) -> Detector:
   """Score from `learn` and `choose`, p_fake from `scale`, threshold from reals of `threshold`."""
   learn, choose = shown['learn'], shown['choose']
-  variables = discriminant.fit(model, variables, learn, choose, config.seed)
+  variables, learnt = discriminant.fit(model, variables, learn, choose, config.seed)
   scale = shown['scale']
   scores, features, _ = training.judge(model, variables, scale.images)
   scaling = calibration.fit_scaling(scores, scale.fake)
@@ -95,7 +95,7 @@ def calibrate(
   one = calibration.one_per_group(np.arange(len(reals)), reals.groups, config.seed)
   threshold = calibration.conformal_threshold(scores[one], config.detection.false_alarm_rate)
   return Detector(
-    model, variables, config, images.unit, scaling, threshold, features[one], differences
+    model, variables, config, images.unit, scaling, threshold, features[one], differences, learnt
   )
 
 

@@ -1,7 +1,7 @@
 """The task `recalibrate`: a detector fitted to another site's own real images, no labels needed.
 
-The network and the directions in which fakes lie from reals stay. The site's reals give the centre
-and, each as new to the centre of the others, the threshold (a jackknife: what split conformal
+The network and how fakes differ from reals stay. The site's reals give the centre, half of the
+covariance and, each as new to the others, the threshold (a jackknife: what split conformal
 prediction promises, but approximately); fakes of the site are supposed to differ from them as the
 old ones did from theirs, which gives p_fake. The site is compared with the reals of the detector's
 making, and its images with each other: an alarm says that they look unlike those (drift), or that
@@ -23,12 +23,13 @@ from ctfake_jax.data import splits
 from ctfake_jax.data.pipeline import gather
 from ctfake_jax.detector import calibration, directory, discriminant
 from ctfake_jax.detector.directory import Detector
-from ctfake_jax.models.patch_net import DISCRIMINANT, largest_projection
+from ctfake_jax.detector.discriminant import Learnt
 from ctfake_jax.predict import open_input
 from ctfake_jax.types import UserError
 
 ALARM = 0.01  # p-value
 PERMUTATIONS = 500
+DRAWS = 200  # of old reals, that a site's are compared with
 EXTREME = 0.05  # share of the reals whose distance is compared, and who are suspects
 
 
@@ -69,15 +70,18 @@ def recalibrate(
   calibration.refuse_few_groups(groups, config.detection.false_alarm_rate)
   found = old.examine(images, config.prior_fake)
   one = calibration.one_per_group(np.arange(len(images)), groups, config.seed)
-  features, directions = found['features'][one], old.variables[DISCRIMINANT]['directions']
-  scores = discriminant.left_out_scores(features, directions)
+  features = found['features'][one]
+  # The site's reals, and the same moved as each family of fakes was.
+  scores, *of_supposed = discriminant.left_out_scores(old.learnt, features, old.differences).T
   threshold = calibration.conformal_threshold(
     scores, config.detection.false_alarm_rate, calibration.LEFT_OUT
   )
   new = dataclasses.replace(
     old,
-    variables=discriminant.with_discriminant(old.variables, features.mean(0), directions),
-    scaling=_scaling(scores, features, directions, old.differences),
+    variables=discriminant.with_discriminant(
+      old.variables, *discriminant.for_site(old.learnt, features)
+    ),
+    scaling=_scaling(scores, np.concatenate(of_supposed)),
     threshold=threshold,
   )
   results = {
@@ -94,21 +98,16 @@ def recalibrate(
     'scaling': dataclasses.asdict(new.scaling),
     'alarms': {
       'drift': drift(old.reference, features, config.seed),
-      'outliers': outliers(old.reference, features, directions, config.seed),
+      'outliers': outliers(old.reference, features, old.learnt, config.seed),
     },
     'suspects': one[np.argsort(-scores)[: math.ceil(EXTREME * len(one))]].tolist(),
   }
   return new, results
 
 
-def _scaling(
-  scores: np.ndarray, features: np.ndarray, directions: np.ndarray, differences: np.ndarray
-) -> calibration.Scaling:
-  """From the site's reals, and from the same moved as each family of fakes was (f32[k, d])."""
-  moved = (features[:, None] + differences).reshape(-1, features.shape[1])
-  fakes = np.asarray(largest_projection(moved, features.mean(0), directions))
-  fake = np.arange(len(scores) + len(fakes)) >= len(scores)
-  return calibration.fit_scaling(np.concatenate([scores, fakes]), fake)
+def _scaling(reals: np.ndarray, fakes: np.ndarray) -> calibration.Scaling:
+  fake = np.arange(len(reals) + len(fakes)) >= len(reals)
+  return calibration.fit_scaling(np.concatenate([reals, fakes]), fake)
 
 
 def drift(reference: np.ndarray, features: np.ndarray, seed: int) -> dict:
@@ -138,37 +137,54 @@ def _energy(distances: np.ndarray, first: np.ndarray) -> float:
   return float(2 * a @ distances @ b - a @ distances @ a - b @ distances @ b)
 
 
-def outliers(
-  reference: np.ndarray, features: np.ndarray, directions: np.ndarray, seed: int
-) -> dict:
+def outliers(reference: np.ndarray, features: np.ndarray, learnt: Learnt, seed: int) -> dict:
   """Whether some reals f[n, d] lie further towards fakes than is usual among reals f[m, d] of old.
 
-  Compares `lopsidedness` with that of as many reals drawn from the old ones with replacement.
+  Compares `lopsidedness` with that of draws of as many of the old ones, of half of them at most,
+  along the direction where it stands out most. Draws of a share s of the old ones vary by 1 - s of
+  the variance of fresh ones, and their mean by s of it.
   """
-  rng, count = np.random.default_rng(seed), len(features)
-  seen = lopsidedness(features @ directions.T)
-  old = reference @ directions.T
-  null = [lopsidedness(old[rng.choice(len(old), count)]) for _ in range(PERMUTATIONS)]
-  p_value = float((1 + np.sum(np.array(null) >= seen)) / (1 + PERMUTATIONS))
+  rng, count = np.random.default_rng(seed), min(len(features), len(reference) // 2)
+  seen = lopsidedness(features, learnt)
+  null = np.stack(
+    [
+      lopsidedness(reference[rng.choice(len(reference), count, replace=False)], learnt)
+      for _ in range(DRAWS)
+    ]
+  )
+  center, spread = null.mean(0), null.std(0) + 1e-9
+  share = count / len(reference)
+  usual = ((null - center) / spread).max(1) * np.sqrt((1 + share) / (1 - share))
+  p_value = float((1 + np.sum(usual >= ((seen - center) / spread).max())) / (1 + DRAWS))
   return {
     'raised': p_value < ALARM,
     'p_value': p_value,
-    'lopsidedness': seen,
+    'lopsidedness': seen.tolist(),
     'says': 'some of these images lie apart from the rest on the side of fakes; look at `suspects`',
   }
 
 
-def lopsidedness(projections: np.ndarray) -> float:
-  """By how much the highest `EXTREME` of f[n, k] are further out than the lowest are, at most.
+def lopsidedness(features: np.ndarray, learnt: Learnt) -> np.ndarray:
+  """How far apart the reals f[n, d] that lie furthest towards each of k families are, f[k].
 
-  Along each of k directions, in standard deviations of the lower half, which fakes above do not
-  widen; 0 for what is symmetric.
+  The direction is made anew of the others, for planted fakes would widen what they lie along.
   """
-  ordered = np.sort(projections - np.median(projections, axis=0), axis=0)
-  few = max(1, round(EXTREME * len(ordered)))
+  found, few = [], max(1, round(EXTREME * len(features)))
+  for family, direction in enumerate(learnt.directions):
+    rest = features[np.argsort(features @ direction)[:-few]]
+    found.append(lean(features @ discriminant.for_site(learnt, rest)[1][family], few))
+  return np.array(found)
+
+
+def lean(projections: np.ndarray, few: int) -> float:
+  """By how much the `few` highest of f[n] are further out than the lowest are.
+
+  In standard deviations of the lower half, which fakes above do not widen; 0 for what is symmetric.
+  """
+  ordered = np.sort(projections - np.median(projections))
   below = ordered[: len(ordered) // 2]
-  spread = np.sqrt(np.maximum((below**2).mean(0), 1e-12))
-  return float(((ordered[-few:].mean(0) + ordered[:few].mean(0)) / spread).max())
+  spread = np.sqrt(np.maximum((below**2).mean(), 1e-12))
+  return float((ordered[-few:].mean() + ordered[:few].mean()) / spread)
 
 
 def _figures(old: Path, results: dict) -> dict:

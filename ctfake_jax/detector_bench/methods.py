@@ -86,7 +86,7 @@ def network(name: str, lesson: Lesson) -> Scorer:
     config, model, lesson.learn, lesson.choose, lesson.folder / 'network', name
   )
   if name == SHIPPED:
-    variables = discriminant.fit(model, variables, lesson.learn, lesson.choose, lesson.seed)
+    variables, _ = discriminant.fit(model, variables, lesson.learn, lesson.choose, lesson.seed)
 
   def score(images):
     return training.judge(model, variables, images)[0].astype(np.float64)
