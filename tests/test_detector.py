@@ -476,14 +476,12 @@ def test_a_detector_is_recalibrated_from_files(made, site, tmp_path):
   found, old = (directory.load(path) for path in (tmp_path / 'new', workdir))
   assert found.threshold.groups == 12
   scores = found.examine(_pixels(found, site), 0.5)['score']
-  expected = patch_net.largest_projection(
-    old.examine(_pixels(old, site), 0.5)['features'],
-    found.variables[patch_net.DISCRIMINANT]['centre'],
-    old.variables[patch_net.DISCRIMINANT]['directions'],
-  )
+  features = old.examine(_pixels(old, site), 0.5)['features']
+  expected = patch_net.largest_projection(features, *discriminant.for_site(old.learnt, features))
   np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
-  # Each real as new to the others' centre is a little further out.
-  assert found.threshold.value == pytest.approx(scores.max() * 12 / 11, rel=1e-4)
+  left_out = discriminant.left_out_scores(old.learnt, features, old.differences)[:, 0]
+  assert found.threshold.value == pytest.approx(left_out.max(), rel=1e-4)
+  assert left_out.mean() > scores.mean()
   assert found.threshold.value == results['threshold']['value']
   assert 'jackknife' in found.threshold.guarantee
   np.testing.assert_array_equal(found.reference, old.reference)
