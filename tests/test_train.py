@@ -61,6 +61,7 @@ def test_a_classifier_learns_and_is_loaded_again(tiny_config, images, tmp_path):
 
 @pytest.mark.slow
 def test_every_fold_is_tested_once_and_pooled(tiny_config, tmp_path, monkeypatch):
+  tiny_config.phantom.patients = 24
   tiny_config.split.folds, tiny_config.split.fold, tiny_config.train.epochs = 3, -1, 1
   config_lib.validate(tiny_config)
   result = classifier.run(tiny_config, tmp_path)
