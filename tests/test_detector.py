@@ -386,13 +386,14 @@ def test_drift_is_found_between_other_sites_and_not_within_one():
   assert found['energy_distance'] == pytest.approx(2.0)
 
 
+@pytest.mark.slow
 def test_planted_fakes_raise_the_alarm_and_clean_reals_do_not():
   rng, learnt = np.random.default_rng(0), discriminant.Learnt(np.eye(3, 8), np.eye(8))
   clean = []
-  for seed in range(20):
-    old, site = rng.normal(size=(200, 8)), 2 * rng.normal(size=(100, 8))
+  for seed in range(40):
+    old, site = rng.normal(size=(100, 8)), 2 * rng.normal(size=(100, 8))
     clean.append(recalibration.outliers(old, site, learnt, seed)['raised'])
-  assert np.mean(clean) <= 0.1
+  assert np.mean(clean) <= 0.05
   planted = rng.normal(size=(100, 8))
   planted[:5] += 6 * learnt.directions[1]
   assert recalibration.outliers(old, planted, learnt, 0)['raised']

@@ -112,8 +112,6 @@ def _pad_for_seen_taps(x, kernel, stride: int, padding: int):
     taps.append(slice(first, end))
     before = padding - first
     pads.append((before, max(0, reach + end - first - side - before)))
-  if not any(map(any, pads)):
-    return x, kernel[tuple(taps)]
   return jnp.pad(x, (*pads, (0, 0))), kernel[tuple(taps)]
 
 

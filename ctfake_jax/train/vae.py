@@ -88,6 +88,7 @@ def make_train_step(
   c = config.vae
 
   def loss_fn(params, state, images, labels, key):
+    """Negative evidence bound of an image in nats; new statistics, squared error, divergence."""
     decoder_params, encoder_params = params
     (mean, log_var), encoder_updates = networks.encoder.apply(
       {**state.encoder, 'params': encoder_params}, images, train=True, mutable=['batch_stats']
