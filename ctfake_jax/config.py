@@ -113,6 +113,7 @@ def defaults() -> ml_collections.ConfigDict:
   c.augment.shift = 0.06  # of the side, each way
   c.augment.scale = 0.1  # 1 +- this
   c.augment.rotate_degrees = 8.0
+  c.augment.sharp = 0.5  # share of images that move by whole pixels only: resampling blurs
   c.augment.flip = False  # left-right; a chest is not symmetric
   c.augment.intensity = 0.1  # contrast 1 +- this, brightness +- this
   c.augment.mixup = 0.0  # Beta(a, a) of mixup (Zhang et al. 2018); 0: off
@@ -321,6 +322,7 @@ RULES: dict[str, Rule] = {
   'augment.shift': _between(0, 0.5),
   'augment.scale': _between(0, 0.5),
   'augment.rotate_degrees': _between(0, 180),
+  'augment.sharp': _between(0, 1),
   'augment.intensity': _between(0, 0.9),
   'augment.mixup': _between(0, 10),
   'model.name': _one_of(*MODELS),

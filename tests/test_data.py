@@ -210,6 +210,27 @@ def test_augmentation_is_seeded_and_bounded(tiny_config):
   assert np.abs(augmented(tiny_config)).max() <= 1
 
 
+def test_sharp_images_move_by_whole_pixels(tiny_config):
+  tiny_config.augment.sharp = 1.0
+  tiny_config.augment.intensity = 0.0
+  images = np.asarray(jax.random.normal(jax.random.key(0), (64, 16, 16, 1))).clip(-1, 1)
+  moved = augmented(tiny_config, images=images)
+  assert not np.array_equal(moved, images)
+  for before, after in zip(images, moved):
+    assert set(after.ravel()) <= set(before.ravel())
+
+
+def test_the_share_of_sharp_images_is_as_asked(tiny_config):
+  tiny_config.augment.sharp = 0.25
+  images = np.asarray(jax.random.uniform(jax.random.key(0), (2000, 8, 8, 1)))
+  tiny_config.augment.intensity = 0.0
+  sharp = [
+    set(after.ravel()) <= set(before.ravel())
+    for before, after in zip(images, augmented(tiny_config, images=images))
+  ]
+  assert np.mean(sharp) == pytest.approx(0.25, abs=0.05)
+
+
 def test_a_flip_mirrors_left_and_right(tiny_config):
   for name in ('shift', 'scale', 'rotate_degrees', 'intensity'):
     tiny_config.augment[name] = 0.0

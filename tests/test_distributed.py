@@ -89,9 +89,10 @@ def test_two_processes_train_resume_and_finish_as_one_does(task, tmp_path):
 
 
 def two_in_training(workdir: Path) -> list[subprocess.Popen]:
+  """Two processes of one job, past their first epoch."""
   processes = start_two('cnn', workdir, 'train.epochs=500')
   log = workdir / 'metrics.jsonl'
-  while not (log.exists() and log.read_text()):
+  while not (log.exists() and 'val/loss' in log.read_text()):
     assert all(process.poll() is None for process in processes), processes[0].communicate()[1]
     time.sleep(0.1)
   return processes
