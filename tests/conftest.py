@@ -3,7 +3,9 @@
 import os
 from pathlib import Path
 
-os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
+from door import CACHE, SHORTEST_CACHED_COMPILE_S, xla_flags
+
+os.environ.setdefault('XLA_FLAGS', xla_flags(devices=8))
 # Tests compile much and run little; the programs that they start inherit it.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -11,7 +13,6 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 import jax
 import numpy as np
 import pytest
-from door import CACHE, SHORTEST_CACHED_COMPILE_S
 
 from ctfake_jax import config as config_lib
 from ctfake_jax.types import ImageSet, Record
@@ -38,16 +39,6 @@ def real_data() -> Path:
   if not folder:
     pytest.skip('CTFAKE_DATA is not set')
   return Path(folder)
-
-
-@pytest.fixture
-def fully_optimised():
-  """Compiles as users' programs do, for as long as the test runs."""
-  jax.clear_caches()
-  jax.config.update('jax_disable_most_optimizations', False)
-  yield
-  jax.config.update('jax_disable_most_optimizations', True)
-  jax.clear_caches()
 
 
 @pytest.fixture

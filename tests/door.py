@@ -19,8 +19,13 @@ def environment(devices: int = 1) -> dict[str, str]:
     **os.environ,
     'JAX_COMPILATION_CACHE_DIR': str(CACHE),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': str(SHORTEST_CACHED_COMPILE_S),
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+    'XLA_FLAGS': xla_flags(devices),
   }
+
+
+def xla_flags(devices: int) -> str:
+  """So many CPU devices, and the emitters that compile unoptimised code in half the time."""
+  return f'--xla_force_host_platform_device_count={devices} --xla_cpu_use_fusion_emitters=false'
 
 
 def start(config: str, workdir: Path, *keys: str, devices: int = 1) -> subprocess.Popen:

@@ -84,17 +84,24 @@ class BatchNorm(nn.Module):
         running_var.value = self._blend(running_var.value, var)
     else:
       mean, var = running_mean.value, running_var.value
-    factor = scale * lax.rsqrt(var + self.epsilon)
-    offset = bias - mean * factor
-    return (x * factor.reshape(1, 1, 1, -1) + offset.reshape(1, 1, 1, -1)).astype(self.dtype)
+    return _standardised(x, mean, var, scale, bias, self.epsilon).astype(self.dtype)
 
   def _blend(self, old: jax.Array, new: jax.Array) -> jax.Array:
     return self.momentum * old + (1 - self.momentum) * new
 
 
+# Jitted, like the convolutions of `lowering`: layers of one shape are then traced once.
+@jax.jit
 def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Mean and variance per channel, float32, in one pass over the batch."""
   x = x.astype(jnp.float32)
   mean = x.mean((0, 1, 2))
   var = (x * x).mean((0, 1, 2)) - mean * mean
   return mean, jnp.maximum(var, 0.0)
+
+
+@jax.jit
+def _standardised(x, mean, var, scale, bias, epsilon) -> jax.Array:
+  factor = scale * lax.rsqrt(var + epsilon)
+  offset = bias - mean * factor
+  return x * factor.reshape(1, 1, 1, -1) + offset.reshape(1, 1, 1, -1)

@@ -4,6 +4,8 @@ Images are [b, h, w, c] in the compute dtype, kernels [kh, kw, c_in, c_out] in t
 TPU every operation is the plain XLA one. XLA's CPU backend is slow in the gradients of
 convolutions, in depthwise, transposed and small-image convolutions and in pooling; there the same
 sums are written as matrix products and shifted slices.
+
+The convolutions are jitted for the sake of tracing: layers of one shape are then traced once.
 """
 
 import functools
@@ -21,6 +23,7 @@ SMALL_IMAGE_PIXELS = 64
 FEW_CHANNELS = 16
 
 
+@functools.partial(jax.jit, static_argnames=('stride', 'padding'))
 def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
   """Cross-correlation with `padding` zeros on each side: f[b, h, w, i] -> f[b, h', w', o]."""
 
@@ -40,6 +43,7 @@ def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) 
   return lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
 
 
+@functools.partial(jax.jit, static_argnames=('stride', 'padding'))
 def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
   """One filter per channel: f[b, h, w, c] with kernel f[kh, kw, 1, c] -> f[b, h', w', c]."""
 
@@ -52,6 +56,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int
   return lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
 
 
+@functools.partial(jax.jit, static_argnames=('stride', 'padding'))
 def conv_transpose(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
   """Gradient of `conv` with respect to its input: side h -> (h - 1) * stride + k - 2 * padding.
 
