@@ -22,6 +22,7 @@ def get_config():
   config.augment.scale = 0.05
   config.augment.rotate_degrees = 4.0
   config.augment.intensity = 0.05
+  config.augment.sharp = 0.5
   config.gan.width = 64
   config.gan.batch_size = 32
   config.gan.updates = 6000

@@ -113,7 +113,7 @@ def defaults() -> ml_collections.ConfigDict:
   c.augment.shift = 0.06  # of the side, each way
   c.augment.scale = 0.1  # 1 +- this
   c.augment.rotate_degrees = 8.0
-  c.augment.sharp = 0.5  # share of images that move by whole pixels only: resampling blurs
+  c.augment.sharp = 0.0  # share of images that move by whole pixels only: resampling blurs
   c.augment.flip = False  # left-right; a chest is not symmetric
   c.augment.intensity = 0.1  # contrast 1 +- this, brightness +- this
   c.augment.mixup = 0.0  # Beta(a, a) of mixup (Zhang et al. 2018); 0: off

@@ -220,6 +220,13 @@ def test_sharp_images_move_by_whole_pixels(tiny_config):
     assert set(after.ravel()) <= set(before.ravel())
 
 
+def test_no_image_is_kept_sharp_by_default(tiny_config):
+  images = np.asarray(jax.random.uniform(jax.random.key(0), (500, 8, 8, 1)))
+  tiny_config.augment.intensity = 0.0
+  moved = augmented(tiny_config, images=images)
+  assert not any(set(a.ravel()) <= set(b.ravel()) for a, b in zip(moved, images))
+
+
 def test_the_share_of_sharp_images_is_as_asked(tiny_config):
   tiny_config.augment.sharp = 0.25
   images = np.asarray(jax.random.uniform(jax.random.key(0), (2000, 8, 8, 1)))

@@ -14,8 +14,9 @@ import ml_collections
 def augment(images: jax.Array, key: jax.Array, config: ml_collections.ConfigDict) -> jax.Array:
   """A random variant of each image within the bounds of `config.augment`."""
   # One draw for all: each call of a generator is much code to compile.
-  *geometry, contrast, brightness = jax.random.uniform(key, (8, len(images)), minval=-1.0)
-  images = _resample(images, _inverse_maps(geometry, images, config))
+  *geometry, contrast, brightness, blur = jax.random.uniform(key, (8, len(images)), minval=-1.0)
+  sharp = (1 + blur) / 2 < config.sharp
+  images = _resample(images, _inverse_maps(geometry, sharp, images, config))
   gain, offset = 1 + config.intensity * contrast, config.intensity * brightness
   return jnp.clip(images * gain[:, None, None, None] + offset[:, None, None, None], -1, 1)
 
@@ -72,14 +73,13 @@ def _whole(draw: jax.Array, low: int, end: int) -> jax.Array:
   return low + jnp.floor(draw * (end - low)).astype(jnp.int32)
 
 
-def _inverse_maps(draws, images, config) -> jax.Array:
+def _inverse_maps(draws, sharp, images, config) -> jax.Array:
   """f32[b, 2, 3]: where each output pixel comes from, in pixels about the centre.
 
-  `draws` are six of f32[b] in [-1, 1].
+  `draws` are five of f32[b] in [-1, 1]; where `sharp` bool[b], pixels come from pixels.
   """
   _, height, width, _ = images.shape
-  turn, grow, side, down, right, blur = draws
-  sharp = (1 + blur) / 2 < config.sharp
+  turn, grow, side, down, right = draws
   angle = jnp.where(sharp, 0.0, jnp.deg2rad(config.rotate_degrees * turn))
   zoom = jnp.where(sharp, 1.0, 1 / (1 + config.scale * grow))
   mirror = jnp.where(side < 0, -1.0, 1.0) if config.flip else 1.0
