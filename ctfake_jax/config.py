@@ -490,17 +490,18 @@ _DATA_SECTIONS = ('data', 'phantom', 'split', 'mesh')
 _READ_NO_DATA = ('generate', 'predict', 'export', 'benchmark', 'detect', 'recalibrate', 'explain')
 
 
-def changed_keys(old: dict, new: dict) -> list[str]:
-  """Dotted keys whose values differ between two resolved configs and may not.
+def differing_keys(old: dict, new: dict) -> list[str]:
+  """Dotted keys whose values differ between two resolved configs.
 
   A key that was unknown when a config was saved had its default.
   """
   a, b = ({**dict(_leaves(defaults())), **dict(_leaves(config))} for config in (old, new))
-  return sorted(
-    k
-    for k in a.keys() | b.keys()
-    if k not in SAFE_TO_CHANGE and _plain(a.get(k)) != _plain(b.get(k))
-  )
+  return sorted(k for k in a.keys() | b.keys() if _plain(a.get(k)) != _plain(b.get(k)))
+
+
+def changed_keys(old: dict, new: dict) -> list[str]:
+  """Those of the `differing_keys` that may not change while a run is resumed."""
+  return [k for k in differing_keys(old, new) if k not in SAFE_TO_CHANGE]
 
 
 def for_stage(config: ml_collections.ConfigDict, task: str, *sections: str):

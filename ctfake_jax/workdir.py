@@ -91,9 +91,10 @@ def record_config(workdir: Path, config: ml_collections.ConfigDict, facts: dict)
 def once(folder: Path, config: ml_collections.ConfigDict, make: Callable[[], dict]) -> dict:
   """The results of a stage that was finished with this config, or `make()`, which writes them."""
   results, recorded = folder / 'results.json', folder / 'config.json'
-  finished = results.exists() and recorded.exists()
-  if finished and read_json(recorded)['config'] == config_lib.as_dict(config):
-    return read_json(results)
+  if results.exists() and recorded.exists():
+    made_with = read_json(recorded)['config']
+    if not config_lib.differing_keys(made_with, config_lib.as_dict(config)):
+      return read_json(results)
   return make()
 
 

@@ -47,6 +47,22 @@ def test_a_config_may_change_where_it_is_safe_only(tmp_path):
     workdir.record_config(tmp_path, config, {'class_names': ['a', 'b']})
 
 
+def test_a_finished_stage_is_kept_until_its_config_changes(tmp_path):
+  config = config_lib.defaults()
+  workdir.record_config(tmp_path, config, {})
+  workdir.write_json(tmp_path / 'results.json', {'made': 1})
+  assert workdir.once(tmp_path, config, dict) == {'made': 1}
+  # Written before a key was known.
+  recorded = workdir.read_json(tmp_path / 'config.json')
+  del recorded['config']['augment']['sharp']
+  workdir.write_json(tmp_path / 'config.json', recorded)
+  assert workdir.once(tmp_path, config, dict) == {'made': 1}
+  config.augment.sharp = 0.25
+  assert workdir.once(tmp_path, config, dict) == {}
+  config.augment.sharp, config.train.epochs = 0.0, config.train.epochs + 1
+  assert workdir.once(tmp_path, config, dict) == {}
+
+
 def test_going_on_with_other_threads_warns(tmp_path, capsys, monkeypatch):
   workdir.record_config(tmp_path, config_lib.defaults(), {})
   workdir.record_config(tmp_path, config_lib.defaults(), {})
