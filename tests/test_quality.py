@@ -15,6 +15,7 @@ from scipy.sparse import csgraph
 from skimage.metrics import structural_similarity
 
 from ctfake_jax import quality
+from ctfake_jax import yardstick as yardstick_lib
 from ctfake_jax.quality import distances, extractor, structure
 from ctfake_jax.types import UserError
 
@@ -317,6 +318,18 @@ def test_a_draw_is_distinct_and_spread_over_groups(seed, first, second):
   sizes = [np.sum(groups == g) for g in np.unique(groups[labels == 0])]
   # A group may lag behind another only when it has no more to give.
   assert all(d >= max(drawn) - 1 or d == s for d, s in zip(drawn, sizes))
+
+
+@pytest.mark.slow
+def test_the_kept_yardstick_is_that_of_todays_phantom_and_features():
+  kept, fresh = yardstick_lib.phantom_extractor(32), yardstick_lib.fit(32)
+  assert kept.name == fresh.name
+  # Directions of nearly equal variance may turn within their plane; distances do not see it.
+  metrics = []
+  for _, center, projection in (*kept.parts, *fresh.parts):
+    np.testing.assert_allclose(center, kept.parts[0][1], atol=1e-3)
+    metrics.append(projection @ projection.T)
+  assert np.linalg.norm(metrics[0] - metrics[1]) < 1e-2 * np.linalg.norm(metrics[1])
 
 
 @pytest.fixture(scope='module')
