@@ -299,7 +299,7 @@ def test_neighbours_and_linear_models_fall_short_on_unseen_patients():
 
 
 @pytest.mark.slow
-def test_a_thousand_slices_in_twenty_seconds_of_two_cores():
-  start = time.process_time()
+def test_a_thousand_slices_in_twenty_seconds():
+  start = time.perf_counter()
   assert np.isfinite(pixels(source(patients=250, slices=4, size=64))).all()
-  assert time.process_time() - start < 2 * 20
+  assert time.perf_counter() - start < 20

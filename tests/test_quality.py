@@ -321,8 +321,9 @@ def test_a_draw_is_distinct_and_spread_over_groups(seed, first, second):
 
 
 @pytest.mark.slow
-def test_the_kept_yardstick_is_that_of_todays_phantom_and_features():
-  kept, fresh = yardstick_lib.phantom_extractor(32), yardstick_lib.fit(32)
+@pytest.mark.parametrize('size', yardstick_lib.KEPT)
+def test_the_kept_yardstick_is_that_of_todays_phantom_and_features(size):
+  kept, fresh = yardstick_lib.phantom_extractor(size), yardstick_lib.fit(size)
   assert kept.name == fresh.name
   # Directions of nearly equal variance may turn within their plane; distances do not see it.
   metrics = []

@@ -226,7 +226,11 @@ def reconstruct(
 
 # A scan without optimisation takes ten times longer, so it has them even where a process goes
 # without, as tests do.
-OPTIMISED = {'xla_backend_optimization_level': 3, 'xla_llvm_disable_expensive_passes': False}
+OPTIMISED = {
+  'xla_backend_optimization_level': 3,
+  'xla_llvm_disable_expensive_passes': False,
+  'xla_cpu_use_fusion_emitters': True,
+}
 
 
 @functools.partial(jax.jit, static_argnames='size', compiler_options=OPTIMISED)
