@@ -5,9 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jaxlib.version
+
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / '.cache' / 'jax'
 SHORTEST_CACHED_COMPILE_S = 0.1
+# From this jaxlib on, an unknown flag ends the process.
+HAS_NEW_EMITTERS_ALONE = (0, 11, 1)
 
 
 def command(config: str, *flags: str) -> list[str]:
@@ -25,7 +29,10 @@ def environment(devices: int = 1) -> dict[str, str]:
 
 def xla_flags(devices: int) -> str:
   """So many CPU devices, and the emitters that compile unoptimised code in half the time."""
-  return f'--xla_force_host_platform_device_count={devices} --xla_cpu_use_fusion_emitters=false'
+  flags = [f'--xla_force_host_platform_device_count={devices}']
+  if jaxlib.version.__version_info__ < HAS_NEW_EMITTERS_ALONE:
+    flags.append('--xla_cpu_use_fusion_emitters=false')
+  return ' '.join(flags)
 
 
 def start(config: str, workdir: Path, *keys: str, devices: int = 1) -> subprocess.Popen:

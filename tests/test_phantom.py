@@ -1,6 +1,8 @@
 """The simulated scanner against physics, and the phantom against what it promises."""
 
-import time
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -300,6 +302,17 @@ def test_neighbours_and_linear_models_fall_short_on_unseen_patients():
 
 @pytest.mark.slow
 def test_a_thousand_slices_in_twenty_seconds():
-  start = time.perf_counter()
-  assert np.isfinite(pixels(source(patients=250, slices=4, size=64))).all()
-  assert time.perf_counter() - start < 20
+  # In a process of its own: the tests' XLA flags make a scan five times slower.
+  code = """
+import time, numpy
+from ctfake_jax.data.phantom import PhantomSource
+begun = time.perf_counter()
+scans = PhantomSource(patients=250, slices_per_patient=4, size=64, seed=0)
+assert all(numpy.isfinite(scans[i].pixels).all() for i in range(1000))
+print(time.perf_counter() - begun)
+"""
+  env = {
+    k: v for k, v in os.environ.items() if k not in ('XLA_FLAGS', 'JAX_DISABLE_MOST_OPTIMIZATIONS')
+  }
+  out = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, check=True)
+  assert float(out.stdout) < 20
