@@ -223,7 +223,10 @@ def _inference(forward, arguments: tuple, parameters: int, dtype: str) -> _Work:
     while True:
       yield compiled()(*arguments[1:])
 
-  return _Work(calls(), lambda: cost_lib.of(compiled()), parameters, dtype)
+  def cost():
+    return cost_lib.of(forward, arguments, compiled())
+
+  return _Work(calls(), cost, parameters, dtype)
 
 
 _WORK = {

@@ -1,9 +1,10 @@
 """Convolution and pooling, and how each is lowered on each platform.
 
-Images are [b, h, w, c] in the compute dtype, kernels [kh, kw, c_in, c_out] in the same. On GPU and
-TPU every operation is the plain XLA one. XLA's CPU backend is slow in the gradients of
-convolutions, in depthwise, transposed and small-image convolutions and in pooling; there the same
-sums are written as matrix products and shifted slices.
+Images are [b, h, w, c] in the compute dtype, kernels [kh, kw, c_in, c_out] in the same. On TPU
+every operation is the plain XLA one. XLA's CPU backend is slow in the gradients of convolutions, in
+depthwise, transposed and small-image convolutions and in pooling; there the same sums are written
+as matrix products and shifted slices. On NVIDIA GPUs convolutions are cuDNN's, but those of grey
+images (`grey`); depthwise ones and pooling are shifted slices, which XLA fuses into one pass.
 
 The convolutions are jitted for the sake of tracing: layers of one shape are then traced once.
 """
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ctfake_jax.models import winograd
+from ctfake_jax.models import grey, winograd
 
 NHWC = ('NHWC', 'HWIO', 'NHWC')
 # Fewer output pixels or channels than these are not worth minimal filtering's transforms.
@@ -40,20 +41,25 @@ def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) 
   def elsewhere(x, kernel):
     return _lax_conv(x, kernel, stride=stride, padding=padding)
 
-  return lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
+  def on_cuda(x, kernel):
+    if grey.fits(x.shape, kernel.shape[0], stride, padding):
+      return grey.correlate(x, kernel, stride=stride, padding=padding)
+    return elsewhere(x, kernel)
+
+  return lax.platform_dependent(x, kernel, cpu=on_cpu, cuda=on_cuda, default=elsewhere)
 
 
 @functools.partial(jax.jit, static_argnames=('stride', 'padding'))
 def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
   """One filter per channel: f[b, h, w, c] with kernel f[kh, kw, 1, c] -> f[b, h', w', c]."""
 
-  def on_cpu(x, kernel):
+  def shifted(x, kernel):
     return _depthwise(_pad(x, padding, padding, 0.0), kernel, stride)
 
-  def elsewhere(x, kernel):
+  def on_tpu(x, kernel):
     return _lax_conv(x, kernel, stride=stride, padding=padding, groups=x.shape[-1])
 
-  return lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
+  return lax.platform_dependent(x, kernel, tpu=on_tpu, default=shifted)
 
 
 @functools.partial(jax.jit, static_argnames=('stride', 'padding'))
@@ -74,21 +80,27 @@ def conv_transpose(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int
       x, kernel[::-1, ::-1], (1, 1), around, lhs_dilation=(stride, stride), dimension_numbers=NHWC
     )
 
-  return lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
+  def on_cuda(x, kernel):
+    images = grey.stamped_shape(x, kernel, stride=stride, padding=padding)
+    if grey.fits(images, kernel.shape[0], stride, padding):
+      return grey.stamp(x, kernel, stride=stride, padding=padding)
+    return elsewhere(x, kernel)
+
+  return lax.platform_dependent(x, kernel, cpu=on_cpu, cuda=on_cuda, default=elsewhere)
 
 
 def max_pool(x: jax.Array, *, window: int, stride: int, padding: int = 0) -> jax.Array:
   """Maximum over square windows; the padding never wins."""
 
-  def on_cpu(x):
+  def shifted(x):
     slices = _shifted_slices(_pad(x, padding, padding, -jnp.inf), (window, window), stride)
     return functools.reduce(jnp.maximum, slices)
 
-  def elsewhere(x):
+  def on_tpu(x):
     pads = ((padding, padding), (padding, padding))
     return nn.max_pool(x, (window, window), (stride, stride), pads)
 
-  return lax.platform_dependent(x, cpu=on_cpu, default=elsewhere)
+  return lax.platform_dependent(x, tpu=on_tpu, default=shifted)
 
 
 def _lax_conv(x, kernel, *, stride=1, padding=0, groups=1):
@@ -184,10 +196,14 @@ def _shifted_slices(x, window: tuple[int, int], stride: int) -> list[jax.Array]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _depthwise(x, kernel, stride: int):
-  """Valid depthwise convolution as a sum of shifted products, and so is its gradient in x."""
-  taps = _shifted_slices(x, kernel.shape[:2], stride)
-  weights = kernel.reshape(-1, 1, 1, 1, x.shape[-1])
-  return functools.reduce(jnp.add, [tap * weight for tap, weight in zip(taps, weights)])
+  """Valid depthwise convolution as a sum of shifted products, and so is its gradient in x.
+
+  All three sums run in float32.
+  """
+  taps = _shifted_slices(x.astype(jnp.float32), kernel.shape[:2], stride)
+  weights = kernel.astype(jnp.float32).reshape(-1, 1, 1, 1, x.shape[-1])
+  products = [tap * weight for tap, weight in zip(taps, weights)]
+  return functools.reduce(jnp.add, products).astype(x.dtype)
 
 
 def _depthwise_forward(x, kernel, stride: int):
@@ -196,12 +212,29 @@ def _depthwise_forward(x, kernel, stride: int):
 
 def _depthwise_backward(stride: int, residuals, cotangent):
   x, kernel = residuals
-  taps = _shifted_slices(x, kernel.shape[:2], stride)
-  d_kernel = _sums_over_pixels([tap * cotangent for tap in taps])
-  return _depthwise_input_gradient(x, kernel, stride, cotangent), d_kernel.reshape(kernel.shape)
+  wide = [array.astype(jnp.float32) for array in (x, kernel, cotangent)]
+  dx = _depthwise_input_gradient(*wide[:2], stride, wide[2])
+  d_kernel = _depthwise_kernel_gradient(wide[0], kernel.shape, stride, wide[2])
+  return dx.astype(x.dtype), d_kernel.astype(kernel.dtype)
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _depthwise_kernel_gradient(x, shape: tuple[int, ...], stride: int, cotangent):
+  """Sums over pixels of what each tap saw times the cotangent."""
+
+  def products(x, cotangent):
+    return [tap * cotangent for tap in _shifted_slices(x, shape[:2], stride)]
+
+  def on_cpu(x, cotangent):
+    return _sums_over_pixels(products(x, cotangent))
+
+  def elsewhere(x, cotangent):
+    return jnp.stack([product.sum((0, 1, 2)) for product in products(x, cotangent)])
+
+  sums = lax.platform_dependent(x, cotangent, cpu=on_cpu, default=elsewhere)
+  return sums.reshape(shape)
 
 
 def _sums_over_pixels(images: list[jax.Array]) -> jax.Array:

@@ -154,7 +154,7 @@ class Steps:
     if count not in self._compiled:
       function = self._step if count == 1 else _scanned(self._step)
       self._compiled[count] = function.lower(state, self._resident, ticket).compile()
-      self.cost = cost.of(self._compiled[count])
+      self.cost = cost.of(self._step, (state, self._resident, tickets[0]), self._compiled[count])
     return self._compiled[count](state, self._resident, ticket)
 
 
