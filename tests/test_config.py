@@ -1,17 +1,23 @@
 """Every config file loads and validates; every mistake is named."""
 
 import importlib.util
+import re
+import shlex
+import sys
 from pathlib import Path
 
 import jax
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from ctfake_jax import config as config_lib
 from ctfake_jax import estimate, fakes, tasks
 from ctfake_jax.models import zoo
 from ctfake_jax.types import UserError
 
-CONFIGS = sorted(Path(__file__).parent.parent.glob('configs/*.py'))
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(ROOT.glob('configs/*.py'))
 # What a user must give on the command line.
 GIVEN = {
   'generate': {'generate.checkpoint': 'runs/dcgan'},
@@ -87,6 +93,35 @@ def test_a_wrong_type_is_named():
     config.train.epochs = 'many'
   with pytest.raises(UserError, match=r"config\.train\.epochs = 'many': must be int"):
     config_lib.validate(config)
+
+
+def printed_commands() -> list[str]:
+  """Every whole command of the README and of the config files."""
+  text = '\n'.join(path.read_text() for path in [ROOT / 'README.md', *CONFIGS])
+  whole_lines = re.sub(r'\\\n\s*', ' ', text)
+  found = re.findall(r'python launch\.py (--config=configs/[^\n`|&]+)', whole_lines)
+  return sorted({command.strip(" '") for command in found if 'NAME' not in command})
+
+
+@pytest.mark.parametrize('command', printed_commands())
+def test_printed_commands_are_valid(command, monkeypatch):
+  arguments = ['launch.py', *shlex.split(command)]
+  monkeypatch.setattr(sys, 'argv', arguments)  # config_flags looks for overrides there
+  monkeypatch.chdir(ROOT)
+  values = flags.FlagValues()
+  config = config_flags.DEFINE_config_file('config', flag_values=values)
+  flags.DEFINE_string('workdir', None, '', flag_values=values)
+  assert values(arguments) == ['launch.py']
+  config_lib.validate(config.value)
+
+
+def test_only_a_benchmark_of_gans_needs_a_power_of_two():
+  config = config_lib.defaults()
+  config.task, config.data.image_size = 'benchmark', 224
+  with pytest.raises(UserError, match='power of two'):
+    config_lib.validate(config)
+  config.benchmark.models = ('cnn',)
+  config_lib.validate(config)
 
 
 def test_a_gan_needs_a_power_of_two():

@@ -211,21 +211,21 @@ def _depthwise_forward(x, kernel, stride: int):
 
 
 def _depthwise_backward(stride: int, residuals, cotangent):
-  x, kernel = residuals
-  wide = [array.astype(jnp.float32) for array in (x, kernel, cotangent)]
-  dx = _depthwise_input_gradient(*wide[:2], stride, wide[2])
-  d_kernel = _depthwise_kernel_gradient(wide[0], kernel.shape, stride, wide[2])
-  return dx.astype(x.dtype), d_kernel.astype(kernel.dtype)
+  x, kernel, cotangent = (array.astype(jnp.float32) for array in (*residuals, cotangent))
+  dx = _depthwise_input_gradient(x, kernel, stride, cotangent)
+  d_kernel = _depthwise_kernel_gradient(x, kernel.shape[:2], stride, cotangent)
+  gradients = (dx, d_kernel.reshape(kernel.shape))
+  return tuple(g.astype(value.dtype) for g, value in zip(gradients, residuals))
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
-def _depthwise_kernel_gradient(x, shape: tuple[int, ...], stride: int, cotangent):
-  """Sums over pixels of what each tap saw times the cotangent."""
+def _depthwise_kernel_gradient(x, window: tuple[int, int], stride: int, cotangent):
+  """f[kh * kw, c], sums over pixels of what each tap saw times the cotangent."""
 
   def products(x, cotangent):
-    return [tap * cotangent for tap in _shifted_slices(x, shape[:2], stride)]
+    return [tap * cotangent for tap in _shifted_slices(x, window, stride)]
 
   def on_cpu(x, cotangent):
     return _sums_over_pixels(products(x, cotangent))
@@ -233,8 +233,7 @@ def _depthwise_kernel_gradient(x, shape: tuple[int, ...], stride: int, cotangent
   def elsewhere(x, cotangent):
     return jnp.stack([product.sum((0, 1, 2)) for product in products(x, cotangent)])
 
-  sums = lax.platform_dependent(x, cotangent, cpu=on_cpu, default=elsewhere)
-  return sums.reshape(shape)
+  return lax.platform_dependent(x, cotangent, cpu=on_cpu, default=elsewhere)
 
 
 def _sums_over_pixels(images: list[jax.Array]) -> jax.Array:
