@@ -62,10 +62,11 @@ def _run() -> None:
   from ctfake_jax import allocator
 
   allocator.reuse_freed_memory()
+  from ctfake_jax import compilation_cache, mesh, preemption, tasks, workdir
   from ctfake_jax import config as config_lib
-  from ctfake_jax import mesh, preemption, tasks, workdir
 
   config_lib.validate(CONFIG.value)
+  compilation_cache.enable()
   mesh.start(CONFIG.value)
   preemption.install()
   name = Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem

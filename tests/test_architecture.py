@@ -19,6 +19,7 @@ MAY_IMPORT = {
   'mesh': {'types'},
   'checkpoints': {'types', 'workdir'},
   'allocator': set(),
+  'compilation_cache': set(),
   'cost': set(),
   'progress': set(),
   'preemption': {'types'},
