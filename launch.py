@@ -66,8 +66,8 @@ def _run() -> None:
   from ctfake_jax import config as config_lib
 
   config_lib.validate(CONFIG.value)
-  compilation_cache.enable()
   mesh.start(CONFIG.value)
+  compilation_cache.enable()
   preemption.install()
   name = Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
   folder = Path(WORKDIR.value or Path('runs') / name)

@@ -44,8 +44,8 @@ class Row:
     step_ms: the same as time of a step.
     compile_s: from the call to the first result, tracing included.
     peak_bytes: of the step, as `cost.Cost` counts.
-    flops_per_s: achieved by the step.
-    matrix_flops_per_s: achieved here by one large matrix product of this dtype.
+    flops_per_s: achieved by the step, as `cost.Cost` counts.
+    matrix_flops_per_s: achieved on one device by one large matrix product of this dtype.
   """
 
   model: str

@@ -13,8 +13,9 @@ class Cost:
   """Of one call of a compiled function.
 
   Attributes:
-    flops: XLA's count, of all devices together except on CPUs; 0 where it counts nothing.
-    peak_bytes: arguments, results and temporaries together.
+    flops: XLA's count for the plain forms of all operations, on all devices; on CPUs of what
+      was compiled, on one device; 0 where it counts nothing.
+    peak_bytes: arguments, results and temporaries together, on one device.
   """
 
   flops: float
@@ -22,12 +23,14 @@ class Cost:
 
 
 def of(function: Any, arguments: tuple, compiled: Any) -> Cost:
-  """Cost of the jitted `function`, whose `.lower(*arguments).compile()` is `compiled`."""
+  """Cost of the jitted `function`, whose `.lower(*arguments).compile()` is `compiled`.
+
+  Of the arguments only shapes are read; `shapes` of them will do.
+  """
   memory = compiled.memory_analysis()
-  platform = jax.default_backend()
-  here = platform == 'cpu'
+  here = jax.default_backend() == 'cpu'
   return Cost(
-    flops=_of_compiled(compiled) if here else uncompiled_flops(function, arguments, platform),
+    flops=_of_compiled(compiled) if here else uncompiled_flops(function, arguments),
     peak_bytes=memory.argument_size_in_bytes
     + memory.output_size_in_bytes
     + memory.temp_size_in_bytes
@@ -35,30 +38,34 @@ def of(function: Any, arguments: tuple, compiled: Any) -> Cost:
   )
 
 
-def uncompiled_flops(function: Any, arguments: tuple, platform: str) -> float:
-  """FLOPs before compilation hides them in cuDNN's calls: lowered for `platform` ('gpu', 'tpu').
+def shapes(arguments: tuple) -> tuple:
+  """Arrays' shapes and types without their values and places; the rest as it is."""
 
-  The CPU's client counts, for others cannot; 0 where JAX_PLATFORMS leaves it out.
+  def shape(leaf):
+    is_array = isinstance(leaf, jax.Array | np.ndarray)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if is_array else leaf
+
+  return jax.tree.map(shape, arguments)
+
+
+def uncompiled_flops(function: Any, arguments: tuple) -> float:
+  """FLOPs of the plain forms, which a compiler would hide in the calls of a library.
+
+  Lowered for TPU, where every operation is plain. The CPU's client counts, for others cannot; 0
+  where JAX_PLATFORMS leaves it out.
   """
   try:
-    host = jax.devices('cpu')[0]
+    host = jax.local_devices(backend='cpu')[0]
   except RuntimeError:
     return 0.0
-  name = 'cuda' if platform == 'gpu' else platform
   with jax.default_device(host):
-    traced = function.trace(*jax.tree.map(_shape, arguments))
-    analysis = traced.lower(lowering_platforms=(name,)).cost_analysis()
+    traced = function.trace(*shapes(arguments))
+    analysis = traced.lower(lowering_platforms=('tpu',)).cost_analysis()
   return (analysis or {}).get('flops', 0.0)
 
 
 def _of_compiled(compiled: Any) -> float:
   return (compiled.cost_analysis() or {}).get('flops', 0.0)
-
-
-def _shape(leaf: Any) -> Any:
-  """The array's shape without its place; other arguments are static."""
-  is_array = isinstance(leaf, jax.Array | np.ndarray)
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if is_array else leaf
 
 
 def peak_memory() -> int:

@@ -103,6 +103,11 @@ def printed_commands() -> list[str]:
   return sorted({command.strip(" '") for command in found if 'NAME' not in command})
 
 
+def test_every_config_file_prints_its_command():
+  shown = {command.split()[0].split('/')[1] for command in printed_commands()}
+  assert {path.name for path in CONFIGS} <= shown
+
+
 @pytest.mark.parametrize('command', printed_commands())
 def test_printed_commands_are_valid(command, monkeypatch):
   arguments = ['launch.py', *shlex.split(command)]

@@ -1,4 +1,6 @@
-"""Convolution from and to grey images on matrix units: eight pixels of a row become channels.
+"""Layers on matrix units whose images are grey: eight pixels of a row become channels.
+
+These are convolutions of grey images and transposed convolutions to them.
 
 Matrix units multiply channels, and a grey image has one; on a GPU such a layer runs far below the
 speed of the memory. Eight neighbours of a row can be taken for channels without moving anything.
@@ -17,12 +19,16 @@ from jax import lax
 BLOCK = 8
 
 
-def fits(image_shape: tuple[int, ...], kernel_side: int, stride: int, padding: int) -> bool:
-  """Whether images [b, h, w, c] are grey and their rows and results are whole blocks."""
+def fits(image_shape, kernel_shape, stride: int, padding: int) -> bool:
+  """Whether images [b, h, w, c] are grey and their rows and results are whole blocks.
+
+  Kernels [k, k, ...] must be square and larger than a pixel.
+  """
   *_, width, channels = image_shape
-  outputs = (width + 2 * padding - kernel_side) // stride + 1
+  side = kernel_shape[0]
+  outputs = (width + 2 * padding - side) // stride + 1
   whole = width % BLOCK == 0 and BLOCK % stride == 0 and outputs * stride == width
-  return channels == 1 and kernel_side > 1 and whole
+  return channels == 1 and side == kernel_shape[1] > 1 and whole
 
 
 def correlate(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:

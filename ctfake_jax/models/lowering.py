@@ -4,7 +4,8 @@ Images are [b, h, w, c] in the compute dtype, kernels [kh, kw, c_in, c_out] in t
 every operation is the plain XLA one. XLA's CPU backend is slow in the gradients of convolutions, in
 depthwise, transposed and small-image convolutions and in pooling; there the same sums are written
 as matrix products and shifted slices. On NVIDIA GPUs convolutions are cuDNN's, but those of grey
-images (`grey`); depthwise ones and pooling are shifted slices, which XLA fuses into one pass.
+images and transposed ones to them (`grey`); depthwise ones and pooling are shifted slices, which
+XLA fuses into one pass.
 
 The convolutions are jitted for the sake of tracing: layers of one shape are then traced once.
 """
@@ -42,7 +43,7 @@ def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) 
     return _lax_conv(x, kernel, stride=stride, padding=padding)
 
   def on_cuda(x, kernel):
-    if grey.fits(x.shape, kernel.shape[0], stride, padding):
+    if grey.fits(x.shape, kernel.shape, stride, padding):
       return grey.correlate(x, kernel, stride=stride, padding=padding)
     return elsewhere(x, kernel)
 
@@ -82,7 +83,7 @@ def conv_transpose(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int
 
   def on_cuda(x, kernel):
     images = grey.stamped_shape(x, kernel, stride=stride, padding=padding)
-    if grey.fits(images, kernel.shape[0], stride, padding):
+    if grey.fits(images, kernel.shape, stride, padding):
       return grey.stamp(x, kernel, stride=stride, padding=padding)
     return elsewhere(x, kernel)
 

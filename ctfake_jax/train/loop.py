@@ -136,16 +136,13 @@ def costs(progress: Progress, batch_size: int) -> dict[str, float]:
 
 
 class Steps:
-  """Compiled training steps: one program for one step, one for several, each compiled once.
-
-  Attributes:
-    cost: of one step (of a dispatch where it counts memory), nothing before the first.
-  """
+  """Compiled training steps: one program for one step, one for several, each compiled once."""
 
   def __init__(self, train_step: TrainStep, feed: Feed, seed: int):
     self._step, self._resident = jitted(train_step, feed, seed), feed.resident
     self._compiled: dict[int, Any] = {}
-    self.cost = cost.Cost(0.0, 0)
+    self._shapes: tuple = ()
+    self._cost: cost.Cost | None = None
 
   def __call__(self, state: Any, tickets: list) -> tuple[Any, dict]:
     """The state after as many steps as there are tickets; metrics are arrays where several."""
@@ -154,8 +151,16 @@ class Steps:
     if count not in self._compiled:
       function = self._step if count == 1 else _scanned(self._step)
       self._compiled[count] = function.lower(state, self._resident, ticket).compile()
-      self.cost = cost.of(self._step, (state, self._resident, tickets[0]), self._compiled[count])
+      self._shapes = cost.shapes((state, self._resident, tickets[0]))
     return self._compiled[count](state, self._resident, ticket)
+
+  @property
+  def cost(self) -> cost.Cost:
+    """Of one step (of the first dispatch where it counts memory); nothing before that."""
+    if self._cost is None and self._compiled:
+      first = next(iter(self._compiled.values()))
+      self._cost = cost.of(self._step, self._shapes, first)
+    return self._cost or cost.Cost(0.0, 0)
 
 
 def _scanned(step: Callable) -> Any:
