@@ -1,9 +1,5 @@
 """The simulated scanner against physics, and the phantom against what it promises."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import pytest
@@ -298,24 +294,3 @@ def test_neighbours_and_linear_models_fall_short_on_unseen_patients():
   for model, mark in ((neighbour, 0.85), (linear, 0.90)):
     accuracy = model.fit(flat[train], labels[train]).score(flat[test], labels[test])
     assert accuracy <= mark
-
-
-@pytest.mark.slow
-def test_a_thousand_slices_in_twenty_seconds():
-  """In a process of its own, for the tests' flags make a scan slower; the better of two."""
-  code = """
-import time, numpy
-from ctfake_jax.data.phantom import PhantomSource
-
-def seconds():
-  begun = time.perf_counter()
-  scans = PhantomSource(patients=250, slices_per_patient=4, size=64, seed=0)
-  assert all(numpy.isfinite(scans[i].pixels).all() for i in range(1000))
-  return time.perf_counter() - begun
-
-print(min(seconds(), seconds()))
-"""
-  flags = ('XLA_FLAGS', 'JAX_DISABLE_MOST_OPTIMIZATIONS')
-  env = {k: v for k, v in os.environ.items() if k not in flags}
-  out = subprocess.run([sys.executable, '-c', code], env=env, stdout=subprocess.PIPE, check=True)
-  assert float(out.stdout) < 20
