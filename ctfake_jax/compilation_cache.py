@@ -28,9 +28,8 @@ def enable() -> Path | None:
   and with several processes, of which one alone would keep its programs: XLA's tuning on GPUs waits
   for all of them to compile.
   """
-  if os.environ.get('JAX_COMPILATION_CACHE_DIR') or jax.distributed.is_initialized():
-    return None
-  if sys.platform != 'linux':
+  named = os.environ.get('JAX_COMPILATION_CACHE_DIR')
+  if named or jax.distributed.is_initialized() or sys.platform != 'linux':
     return None
   try:
     folder = _private_folder()
@@ -53,8 +52,7 @@ def _private_folder() -> Path:
   folder = caches / 'ctfake_jax' / f'jaxlib-{jaxlib.__version__}-{processor()}'
   folder.mkdir(mode=0o700, parents=True, exist_ok=True)
   status = folder.stat()
-  if status.st_uid != os.geteuid() or status.st_mode & WRITABLE_BY_OTHERS:
-    raise PermissionError(folder)
-  if not os.access(folder, os.W_OK):
+  ours = status.st_uid == os.geteuid() and not status.st_mode & WRITABLE_BY_OTHERS
+  if not (ours and os.access(folder, os.W_OK)):
     raise PermissionError(folder)
   return folder

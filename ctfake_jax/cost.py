@@ -30,7 +30,7 @@ def of(function: Any, arguments: tuple, compiled: Any) -> Cost:
   memory = compiled.memory_analysis()
   here = jax.default_backend() == 'cpu'
   return Cost(
-    flops=_of_compiled(compiled) if here else uncompiled_flops(function, arguments),
+    flops=_flops(compiled) if here else uncompiled_flops(function, arguments),
     peak_bytes=memory.argument_size_in_bytes
     + memory.output_size_in_bytes
     + memory.temp_size_in_bytes
@@ -59,13 +59,11 @@ def uncompiled_flops(function: Any, arguments: tuple) -> float:
   except RuntimeError:
     return 0.0
   with jax.default_device(host):
-    traced = function.trace(*shapes(arguments))
-    analysis = traced.lower(lowering_platforms=('tpu',)).cost_analysis()
-  return (analysis or {}).get('flops', 0.0)
+    return _flops(function.trace(*shapes(arguments)).lower(lowering_platforms=('tpu',)))
 
 
-def _of_compiled(compiled: Any) -> float:
-  return (compiled.cost_analysis() or {}).get('flops', 0.0)
+def _flops(program: Any) -> float:
+  return (program.cost_analysis() or {}).get('flops', 0.0)
 
 
 def peak_memory() -> int:

@@ -11,6 +11,7 @@ os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -79,3 +80,13 @@ def make_images(count: int = 48, size: int = 16, classes: int = 2, seed: int = 0
 @pytest.fixture
 def images() -> ImageSet:
   return make_images()
+
+
+def assert_equal_with_gradients(ours, reference, x, kernel):
+  """Equal to float32 rounding, relative to the largest value."""
+  want, pull_want = jax.vjp(reference, x, kernel)
+  got, pull_got = jax.vjp(ours, x, kernel)
+  cotangent = jax.random.normal(jax.random.key(2), want.shape)
+  for g, w in zip((got, *pull_got(cotangent)), (want, *pull_want(cotangent)), strict=True):
+    assert g.dtype == w.dtype
+    np.testing.assert_allclose(g / jnp.abs(w).max(), w / jnp.abs(w).max(), atol=1e-5)

@@ -6,21 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import assert_equal_with_gradients
 
 from ctfake_jax import cost
 from ctfake_jax import mesh as mesh_lib
 from ctfake_jax.models import grey, lowering
 
 LAYERS = [(3, 1, 1), (3, 2, 1), (4, 2, 1), (7, 2, 3)]
-
-
-def assert_equal_with_gradients(ours, reference, x, kernel):
-  """Equal to float32 rounding, relative to the largest value."""
-  want, pull_want = jax.vjp(reference, x, kernel)
-  got, pull_got = jax.vjp(ours, x, kernel)
-  cotangent = jax.random.normal(jax.random.key(2), want.shape)
-  for g, w in zip((got, *pull_got(cotangent)), (want, *pull_want(cotangent)), strict=True):
-    np.testing.assert_allclose(g / jnp.abs(w).max(), w / jnp.abs(w).max(), atol=1e-5)
 
 
 def arrays(*shapes):

@@ -1,5 +1,9 @@
 """The simulated scanner against physics, and the phantom against what it promises."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -294,3 +298,19 @@ def test_neighbours_and_linear_models_fall_short_on_unseen_patients():
   for model, mark in ((neighbour, 0.85), (linear, 0.90)):
     accuracy = model.fit(flat[train], labels[train]).score(flat[test], labels[test])
     assert accuracy <= mark
+
+
+@pytest.mark.slow
+def test_a_thousand_slices_in_twenty_seconds_of_two_cores():
+  """In a process of its own, for the tests' flags make a scan slower; all that it does counts."""
+  code = """
+import time, numpy
+from ctfake_jax.data.phantom import PhantomSource
+scans = PhantomSource(patients=250, slices_per_patient=4, size=64, seed=0)
+assert all(numpy.isfinite(scans[i].pixels).all() for i in range(1000))
+print(time.process_time())
+"""
+  flags = ('XLA_FLAGS', 'JAX_DISABLE_MOST_OPTIMIZATIONS')
+  environment = {k: v for k, v in os.environ.items() if k not in flags}
+  done = subprocess.run([sys.executable, '-c', code], env=environment, stdout=-1, check=True)
+  assert float(done.stdout) < 2 * 20

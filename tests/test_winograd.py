@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import assert_equal_with_gradients
 from jax import lax
 
 from ctfake_jax.models import lowering, winograd
@@ -38,16 +39,6 @@ def direct(x, kernel, stride=1, padding=0):
   return lax.conv_general_dilated(
     x, kernel, (stride, stride), pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
   )
-
-
-def assert_equal_with_gradients(ours, reference, x, kernel):
-  """Equal to float32 rounding, relative to the largest value."""
-  want, pull_want = jax.vjp(reference, x, kernel)
-  got, pull_got = jax.vjp(ours, x, kernel)
-  cotangent = jax.random.normal(jax.random.key(2), want.shape)
-  for g, w in zip((got, *pull_got(cotangent)), (want, *pull_want(cotangent)), strict=True):
-    assert g.dtype == w.dtype
-    np.testing.assert_allclose(g / jnp.abs(w).max(), w / jnp.abs(w).max(), atol=1e-5)
 
 
 def arrays(b, height, width, side, c_in, c_out):

@@ -226,10 +226,7 @@ def reconstruct(
 
 # A scan without optimisation takes ten times longer, so it has them even where a process goes
 # without, as tests do.
-OPTIMISED = {
-  'xla_backend_optimization_level': 3,
-  'xla_llvm_disable_expensive_passes': False,
-}
+OPTIMISED = {'xla_backend_optimization_level': 3, 'xla_llvm_disable_expensive_passes': False}
 
 
 @functools.partial(jax.jit, static_argnames='size', compiler_options=OPTIMISED)
