@@ -16,7 +16,7 @@ def get_config():
   config.phantom.patients = 300
   config.gan.width = 32
   config.gan.updates = 2000
-  config.gan.batch_size = 32
+  config.gan.batch_size = 16
   config.gan.augment = False
   config.gan.eval_every = 500
   config.train.epochs = 20

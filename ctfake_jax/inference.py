@@ -60,6 +60,8 @@ def load(workdir: Path) -> Trained:
 def run(model: nn.Module, variables: dict, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Logits f32[n, c] and pooled features f32[n, d], in batches of one shape over the mesh."""
   mesh = mesh_lib.data_mesh()
+  # Wherever they come from, so that a network is compiled once for validation and test.
+  variables = jax.device_put(variables, mesh_lib.replicated(mesh))
   batch_size = -(-BATCH_SIZE // jax.device_count()) * jax.device_count()
   outputs = []
   for start in range(0, len(images), batch_size):

@@ -48,6 +48,7 @@ def test_a_classifier_learns_and_is_loaded_again(tiny_config, images, tmp_path):
   tiny_config.model.cnn.widths = (8,)
   tiny_config.train.ema_decay = 0.5
   tiny_config.train.learning_rate = 1e-2
+  before = inference.forward._cache_size()
   result = fit(tiny_config, images, tmp_path)
   assert result['accuracy'] == 1.0
   assert result['n'] == result['groups'] * 2
@@ -57,6 +58,8 @@ def test_a_classifier_learns_and_is_loaded_again(tiny_config, images, tmp_path):
   with np.load(tmp_path / 'predictions.npz', allow_pickle=False) as saved:
     np.testing.assert_allclose(probabilities, inference.softmax(saved['logits']), atol=1e-6)
   assert trained.class_names == images.class_names
+  compiled = inference.forward._cache_size() - before
+  assert compiled == 1, 'one program for validation, test and later use'
 
 
 @pytest.mark.slow

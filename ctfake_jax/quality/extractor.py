@@ -118,12 +118,21 @@ def texture_features(images: np.ndarray) -> np.ndarray:
   side = images.shape[1]
   if side != images.shape[2] or side < 16 or side & (side - 1):
     raise ValueError(f'texture needs square images of 16, 32, 64, ... px, not {images.shape[1:3]}')
-  return np.asarray(_textures(jnp.asarray(images[..., 0])))
+  return np.concatenate(
+    [_textures(images[start : start + _BATCH, ..., 0]) for start in range(0, len(images), _BATCH)]
+  )
+
+
+def _textures(batch: np.ndarray) -> np.ndarray:
+  """f32[n, D] of up to `_BATCH` images f32[n, h, h]: one program, whatever their number."""
+  full = np.zeros((_BATCH, *batch.shape[1:]), np.float32)
+  full[: len(batch)] = batch
+  return np.asarray(_textures_of_many(full))[: len(batch)]
 
 
 @jax.jit
-def _textures(images: jax.Array) -> jax.Array:
-  return jax.lax.map(_texture, images, batch_size=_BATCH)
+def _textures_of_many(images: jax.Array) -> jax.Array:
+  return jax.vmap(_texture)(images)
 
 
 def _texture(image: jax.Array) -> jax.Array:

@@ -206,9 +206,8 @@ def fit(
   train, val = images.take(parts.train), images.take(parts.val)
   model = build(config, len(images.class_names))
   state, progress = _train(config, model, train, val, workdir)
-  variables = mesh_lib.to_host(state.ema)
-  tested, predictions = test(model, variables, images, parts.test, parts.groups, config.seed)
-  logits, _ = inference.run(model, variables, val.images)
+  tested, predictions = test(model, state.ema, images, parts.test, parts.groups, config.seed)
+  logits, _ = inference.run(model, state.ema, val.images)
   result = {
     **tested,
     'validation_accuracy': float((logits.argmax(-1) == val.labels).mean()),
