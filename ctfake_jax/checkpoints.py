@@ -55,6 +55,17 @@ class Progress:
   pending: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
 
+def _whole_arrays() -> ocp.PyTreeCheckpointHandler:
+  """Writes a replicated array from one process.
+
+  Shared out among the replicas, Orbax's default, a slice of every shape is compiled before the
+  first save.
+  """
+  handler = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+  registry = ocp.type_handlers.create_type_handler_registry((jax.Array, handler))
+  return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+
+
 class _KeepBest:
   """Preserves the best step, and the one before it until the save that replaces it is whole."""
 
@@ -83,6 +94,7 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(
       (workdir / 'checkpoints').absolute(),
       options=ocp.CheckpointManagerOptions(preservation_policy=policy),
+      item_handlers={'state': _whole_arrays(), 'progress': ocp.JsonCheckpointHandler()},
     )
     self._sealer = concurrent.futures.ThreadPoolExecutor(1)
     self._seal: concurrent.futures.Future | None = None
@@ -97,7 +109,7 @@ class Checkpoints:
     self._check_room(state)
     self._best.note(progress.best_step)
     args = ocp.args.Composite(
-      state=ocp.args.StandardSave(state),
+      state=ocp.args.PyTreeSave(state),
       progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
     )
     _saving.acquire()
@@ -145,8 +157,10 @@ class Checkpoints:
 
   def restore(self, step: int, abstract_state: Any) -> tuple[Any, Progress]:
     """State with the shapes and shardings of `abstract_state`, and the progress beside it."""
+    restore_args = ocp.checkpoint_utils.construct_restore_args(abstract_state)
     args = ocp.args.Composite(
-      state=ocp.args.StandardRestore(abstract_state), progress=ocp.args.JsonRestore()
+      state=ocp.args.PyTreeRestore(abstract_state, restore_args=restore_args),
+      progress=ocp.args.JsonRestore(),
     )
     with _named_damage(self._path(step)):
       restored = self._manager.restore(step, args=args)

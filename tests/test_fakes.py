@@ -13,7 +13,7 @@ from PIL import Image
 from ctfake_jax import config as config_lib
 from ctfake_jax import fakes, generate, sampling
 from ctfake_jax.data import edits, splits
-from ctfake_jax.train import generator
+from ctfake_jax.train import diffusion, generator
 from ctfake_jax.types import UserError
 
 REALS = make_images(8, size=32)
@@ -61,24 +61,30 @@ def test_inpainting_continues_a_plane_exactly():
   np.testing.assert_allclose(edits.inpainted(holed, mask, None, None), plane, atol=1e-3)
 
 
-def trained(tiny_config, task, tmp_path, updates):
-  config = tiny_config
-  config.task, config.data.image_size = task, 32
-  c = config[task]
-  c.batch_size, c.updates, c.eval_every, c.quality_images, c.width = 8, updates, updates, 8, 8
-  if task == 'vae':
-    c.latent, c.learning_rate = 8, 3e-3
+def trained_vae(config, tmp_path):
+  config.task, config.data.image_size, c = 'vae', 32, config.vae
+  c.batch_size, c.updates, c.eval_every, c.quality_images, c.width = 8, 60, 60, 8, 8
+  c.latent, c.learning_rate = 8, 3e-3
   images = make_images(64, size=32)
   generator.fit(config, images, splits.split(images, config.split, 0), tmp_path)
   return sampling.load(tmp_path)
 
 
+def fresh_diffusion(config):
+  """Predicts no noise as yet: what it undoes is the scale."""
+  config.task, config.data.image_size, config.diffusion.width = 'diffusion', 32, 8
+  networks = diffusion.build(config, 2)
+  state = jax.jit(lambda: diffusion.init_state(networks, 32, seed=0))()
+  sampler = sampling.make_sampler(networks.generator, state.ema, networks.latent, 2)
+  return sampling.TrainedGenerator(sampler, config, ('0', '1'), 'grey', 0, '', None)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(('task', 'updates'), [('vae', 60), ('diffusion', 2)])
+@pytest.mark.parametrize('task', ['vae', 'diffusion'])
 def test_a_reconstruction_is_nearer_to_its_source_than_another_image_is(
-  task, updates, tiny_config, tmp_path
+  task, tiny_config, tmp_path
 ):
-  network = trained(tiny_config, task, tmp_path, updates)
+  network = trained_vae(tiny_config, tmp_path) if task == 'vae' else fresh_diffusion(tiny_config)
   made = fakes.from_reals('reconstructions', network, REALS, 6, seed=0)
   own = np.abs(made.images - REALS.images[made.sources]).mean()
   other_class = np.nonzero(REALS.labels[made.sources][:, None] != REALS.labels)
