@@ -15,7 +15,7 @@ def get_config():
   config.task = 'study'
   config.phantom.patients = 300
   config.gan.width = 32
-  config.gan.updates = 2000
+  config.gan.updates = 2500
   config.gan.batch_size = 16
   config.gan.augment = False
   config.gan.eval_every = 500
