@@ -25,7 +25,7 @@ def get_config():
   config.augment.sharp = 0.5
   config.gan.width = 64
   config.gan.batch_size = 16
-  config.gan.updates = 8000
+  config.gan.updates = 6000
   config.gan.ema_decay = 0.999
   config.gan.eval_every = 500
   config.study.per_model.mobilenetv2.learning_rate = 5e-3
