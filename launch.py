@@ -12,6 +12,7 @@ from ctfake_jax.types import PreemptedError, UserError
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file; see configs/.')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Where results go; default runs/CONFIG_NAME.')
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: schedulers requeue the job
+EXIT_INTERRUPTED = 130  # by Ctrl-C, as shells have it
 DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of a user error.')
 
 
@@ -32,21 +33,24 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-  """Validates, joins the cluster, runs the task; 1 after a user error, 75 after SIGTERM."""
+  """Runs the task; 1 after a user error, 75 after SIGTERM, 130 after Ctrl-C."""
   logging.set_verbosity(logging.ERROR)
   if len(argv) > 1:
     return _fail(f'unexpected argument {argv[1]!r}: flags look like --config.key=value')
-  try:
-    config = CONFIG.value
-  except OSError as error:
-    return _fail(f'--config: {error}')
-  if config is None:
+  if CONFIG.value is None:
     return _usage()
+  if not Path(named := config_flags.get_config_filename(flags.FLAGS['config'])).is_file():
+    return _fail(f'--config={named}: no such file; launch.py without arguments lists the configs')
   try:
     _run()
   except PreemptedError as error:
     print(f'{error}; run the same command to go on', file=sys.stderr)
     return EXIT_PREEMPTED
+  except KeyboardInterrupt:
+    if DEBUG.value:
+      raise
+    print('interrupted; run the same command to go on', file=sys.stderr)
+    return EXIT_INTERRUPTED
   except OSError as error:
     if DEBUG.value or error.errno not in (errno.ENOSPC, errno.EDQUOT):
       raise

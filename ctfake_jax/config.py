@@ -426,6 +426,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
     raise UserError(
       f'config.data.path is empty: source {config.data.source!r} needs --config.data.path=FOLDER'
     )
+  if config.data.source == 'phantom' and config.data.path and config.task not in _READ_NO_DATA:
+    raise UserError(
+      f'config.data.path = {config.data.path!r}: the phantom reads no files; say what these are '
+      'with --config.data.source=folders, dicom or tfds'
+    )
   if config.split.folds and config.split.fold >= config.split.folds:
     raise UserError(
       f'config.split.fold = {config.split.fold}: must be below split.folds = {config.split.folds}'

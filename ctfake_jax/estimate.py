@@ -53,7 +53,7 @@ def describe(config: ml_collections.ConfigDict) -> str:
     return f'{config.task}: no training; nothing to estimate'
   source = pipeline.open_source(config)
   counts = collections.Counter(record.label for record in source.records)
-  lines = [f'data: {len(source)} images, {len(source.unreadable)} unreadable']
+  lines = [f'data: {len(source)} images, not opened yet; {len(source.unreadable)} left out']
   lines += [f'  {name}: {counts[label]}' for label, name in enumerate(source.class_names)]
   total = 0.0
   for job in jobs(config, len(source.class_names), len(source)):

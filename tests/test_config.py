@@ -108,6 +108,13 @@ def test_every_config_file_prints_its_command():
   assert {path.name for path in CONFIGS} <= shown
 
 
+def test_a_folder_that_nothing_would_read_is_refused():
+  config = config_lib.defaults()
+  config.data.path = 'mine'
+  with pytest.raises(UserError, match=r'data\.source=folders'):
+    config_lib.validate(config)
+
+
 @pytest.mark.parametrize('command', printed_commands())
 def test_printed_commands_are_valid(command, monkeypatch):
   arguments = ['launch.py', *shlex.split(command)]

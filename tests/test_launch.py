@@ -62,6 +62,7 @@ def test_without_arguments_it_says_what_can_be_run():
     ('cnn', ['--config.train.epoch=3'], 'epoch'),
     ('cnn', ['--config.data.source=folders', '--config.data.path=nowhere'], 'nowhere'),
     ('cnn', ['stray'], 'stray'),
+    ('no_such_config', [], 'no_such_config.py: no such file'),
     ('predict', ['--config.checkpoint=nowhere', '--config.input=x.png'], 'nowhere'),
     ('generate', ['--config.generate.checkpoint=nowhere'], 'nowhere'),
   ],
@@ -104,6 +105,7 @@ def test_folders_train_evaluate_and_predict_beside_a_broken_file(tmp_path):
     '--config.split.by=slice',
   )
   assert done.returncode == 0, done.stderr[-2000:]
+  assert '1 images cannot be read' in done.stdout
   results = json.loads((tmp_path / 'cnn' / 'results.json').read_text())
   assert results['data']['classes'] == {'covid': 31, 'healthy': 30}
   assert [row['path'] for row in results['data']['unreadable']] == ['covid/broken.png']
