@@ -120,6 +120,7 @@ def _checkpoint(config: ml_collections.ConfigDict, trained: TrainedGenerator) ->
   return {
     'checkpoint': Path(config.generate.checkpoint).name,
     'checkpoint_step': trained.step,
+    'generator_sha256': trained.digest,
     'generator_config': config_lib.as_dict(trained.config),
   }
 

@@ -166,6 +166,7 @@ def test_a_killed_study_is_resumed_and_reported(tmp_path):
     assert {'accuracy_on_deepfakes', 'accuracy_on_originals'} <= set(row)
   manifest = json.loads((tmp_path / 'deepfakes' / 'manifest.json').read_text())
   assert len(manifest['files']) == 48
+  assert len(manifest['generator_sha256']) == 64
   page = (tmp_path / 'report.html').read_text()
   assert 'src="http' not in page
   assert 'data:image/png;base64' in page

@@ -141,7 +141,7 @@ def _part(labels, groups, rows, parts, which, seed) -> tuple[np.ndarray, np.ndar
   if len(np.unique(groups[rows])) < parts:
     raise UserError(
       f'config.split: {len(np.unique(groups[rows]))} groups cannot be split into {parts} parts; '
-      'add data, use fewer folds or larger fractions'
+      'add data, lower split.folds or raise split.test_fraction and split.val_fraction'
     )
   folds = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
   rest, part = list(folds.split(rows, labels[rows], groups[rows]))[which]
