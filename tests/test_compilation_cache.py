@@ -32,6 +32,7 @@ def output(arguments: list[str], **environment: str) -> str:
   return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_a_second_process_compiles_nothing(tmp_path):
   for found in ('False', 'True'):
     assert output([sys.executable, '-c', PROGRAM], XDG_CACHE_HOME=str(tmp_path)) == found
@@ -44,6 +45,7 @@ def test_without_a_home_to_write_programs_run_and_are_not_kept():
   assert output([sys.executable, '-c', PROGRAM], HOME='/proc/nowhere') == 'False'
 
 
+@pytest.mark.slow
 def test_the_door_keeps_programs(tmp_path):
   output(door.command('export', '--config.dry_run', '--config.checkpoint=x'), HOME=str(tmp_path))
   assert len(list((tmp_path / '.cache' / 'ctfake_jax').iterdir())) == 1

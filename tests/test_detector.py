@@ -122,6 +122,7 @@ def audited(tmp_path, suffix, size):
   return audit.audit(shown, seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('suffix', 'size', 'fact'), [('jpg', 32, ('codec', 'quantisation', 'bytes_per_pixel')),
                                ('png', 40, ('width', 'height', 'bytes_per_pixel'))],
@@ -135,6 +136,7 @@ def test_the_audit_names_a_planted_leak_and_refuses(suffix, size, fact, tmp_path
   audit.refuse_leaks(found, ignore=True)
 
 
+@pytest.mark.slow
 def test_the_audit_passes_a_clean_set(tmp_path):
   found = audited(tmp_path, 'png', 32)
   audit.refuse_leaks(found, ignore=False)
@@ -180,6 +182,7 @@ def test_fakes_that_are_all_edits_of_originals_are_dealt_with_them(tmp_path):
     exhibits.strangers(config, reals)
 
 
+@pytest.mark.slow
 def test_the_audit_counts_memorised_images():
   reals = stock(make_images(96, size=32)).show('learn', 'real')
   copies = dataclasses.replace(
@@ -247,6 +250,7 @@ def test_every_fake_is_beside_an_original_of_its_group(tmp_path):
   assert len({original.tobytes() for original in pairs.images[~known, ..., 2]}) == len(owner)
 
 
+@pytest.mark.slow
 def test_a_step_changes_a_fake_and_its_original_alike():
   image = jax.random.uniform(jax.random.key(0), (8, 32, 32, 1), minval=-1.0)
   pairs = jnp.concatenate([image, jnp.ones_like(image), image], -1)

@@ -34,6 +34,7 @@ def three_cells(shift, seed=0):
   }
 
 
+@pytest.mark.slow
 def test_a_better_method_is_ahead_and_one_is_not_ahead_of_itself():
   good, bad = three_cells(2.0), three_cells(0.5, seed=1)
   found = comparison.mean_auroc_difference(good, bad, 0)

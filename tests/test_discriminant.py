@@ -127,6 +127,7 @@ def test_left_out_scores_are_those_of_every_real_against_the_others():
     discriminant.left_out_scores(learnt, features[:1], shifts)
 
 
+@pytest.mark.slow
 def test_reals_that_give_centre_covariance_and_threshold_keep_the_promise():
   rng, alarms = np.random.default_rng(0), []
   learnt = discriminant.Learnt(np.eye(4, 30), np.eye(30))

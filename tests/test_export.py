@@ -40,6 +40,7 @@ def exported(config, checkpoint: Path, folder: Path) -> dict:
   return json.loads((folder / 'export.json').read_text())
 
 
+@pytest.mark.slow
 def test_a_classifier_gives_the_same_probabilities(tiny_config, tmp_path):
   images = make_images(48)
   tiny_config.model.cnn.widths = (16, 16)

@@ -105,6 +105,7 @@ class Decoding:
 VIEW = Preprocess(32, -600.0, 1500.0, 'crop')
 
 
+@pytest.mark.slow
 def test_images_on_disk_are_those_in_memory_and_read_when_asked(tiny_config):
   source = Decoding(pipeline.open_source(tiny_config))
   loaded = pipeline.gather(source, VIEW)
@@ -130,6 +131,7 @@ def records(tmp_path_factory):
   return folder
 
 
+@pytest.mark.slow
 def test_a_streamed_run_ends_as_one_from_memory(tiny_config, records, tmp_path):
   tiny_config.data.source, tiny_config.data.path = 'tfds', str(records)
   results = []
@@ -144,6 +146,7 @@ def resident_bytes():
   return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
 
 
+@pytest.mark.slow
 def test_streaming_takes_no_more_memory_as_it_goes(records):
   slices = int(os.environ.get('CTFAKE_SLICES', '8000'))
   images = pipeline.gather(tfds_builder.TfdsSource(records), VIEW, stream=True)

@@ -107,6 +107,7 @@ def test_diversity_of_copies_is_zero():
   assert generator.diversity(make_images(8).images, np.zeros(8, int), 1, seed=0) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('size', [32, 64])
 def test_the_encoder_and_both_enlarging_generators_fit_the_image(size):
   images, labels = jnp.zeros((2, size, size, 1)), jnp.zeros(2, jnp.int32)

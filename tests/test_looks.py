@@ -62,6 +62,7 @@ def test_zooming_out_shrinks_about_the_middle(monkeypatch):
   np.testing.assert_array_equal(found[0, :6], -1)
 
 
+@pytest.mark.slow
 def test_the_mask_of_a_pair_loses_its_place_but_not_its_meaning(monkeypatch):
   monkeypatch.setattr(looks, 'TONE_CHANCE', 1.0)
   monkeypatch.setattr(looks, 'FIELD_CHANCE', 1.0)

@@ -115,6 +115,7 @@ def test_bfloat16_keeps_float32_parameters_and_logits(name):
   assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('count', [5, 9])
 def test_views_are_shifted_averaged_and_share_the_parameters(count):
   plain = tiny('cnn')

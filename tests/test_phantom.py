@@ -209,6 +209,7 @@ def test_hu_are_those_of_a_chest():
   assert np.percentile(images.reshape(len(images), -1), 99.5, axis=1).min() > 150  # bone
 
 
+@pytest.mark.slow
 def test_same_seed_same_pixels_other_seed_other_pixels():
   first = pixels(source())
   np.testing.assert_array_equal(first, pixels(source()))

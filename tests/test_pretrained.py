@@ -69,6 +69,7 @@ def test_saved_weights_come_back(suffix, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, loaded, saved)
 
 
+@pytest.mark.slow
 def test_a_colour_stem_is_summed_for_grey_images(tmp_path):
   path, saved = tmp_path / 'w.npz', variables(channels=3, seed=1)
   np.savez(path, **torch_tensors(saved))

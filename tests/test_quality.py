@@ -355,6 +355,7 @@ def test_fresh_reals_reach_every_mark_and_the_result_is_json(yardstick):
   assert all(result['marks'].values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('fault', ['blurred', 'noisy', 'repeated'])
 def test_degraded_reals_miss_the_mark(yardstick, fault):
   fitted, reals, train = yardstick

@@ -61,6 +61,7 @@ def test_sigterm_reaches_trainings_in_threads(monkeypatch):
   assert stopped.is_set()
 
 
+@pytest.mark.slow
 def test_two_trainings_side_by_side_end_as_they_do_alone(tiny_config, images, tmp_path):
   parts = split(images, tiny_config.split, 0)
 

@@ -110,6 +110,7 @@ def test_a_resumed_run_equals_a_straight_one(tiny_config, images, tmp_path, monk
   assert rows(tmp_path / 'straight') == rows(tmp_path / 'resumed')
 
 
+@pytest.mark.slow
 def test_several_steps_in_a_dispatch_are_the_same_steps(tiny_config, images, tmp_path):
   tiny_config.train.epochs, tiny_config.train.log_every = 4, 5
   one = fit(tiny_config, images, tmp_path / 'one')
@@ -147,6 +148,7 @@ def test_more_epochs_continue_a_finished_run(tiny_config, images, tmp_path):
   assert rows(tmp_path)[-1]['step'] > finished[-1]['step']
 
 
+@pytest.mark.slow
 def test_a_run_stopped_between_evaluations_goes_on_as_if_it_had_not(
   tiny_config, images, tmp_path, monkeypatch
 ):
@@ -306,6 +308,7 @@ def gan_step(config):
   )
 
 
+@pytest.mark.slow
 def test_a_gan_step_moves_both_networks_and_is_deterministic(gan_config):
   step, state, data = gan_step(gan_config)
   first, metrics = step(state, data, jax.random.key(0))
