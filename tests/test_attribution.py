@@ -80,6 +80,7 @@ def test_of_a_linear_answer_deletion_and_insertion_are_mirror_images(seed):
   np.testing.assert_allclose(found.deletion[-1], none, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['cnn', 'patch_net'])
 def test_stages_are_found_and_nothing_changes_unperturbed(name):
   model = patch_net.PatchNet(4) if name == 'patch_net' else zoo.MODELS['cnn'](3, widths=(4, 8))

@@ -210,6 +210,7 @@ def test_folding_moves_squares_of_pixels_into_channels():
   np.testing.assert_array_equal(found[1, 1, 2].reshape(2, 2, 3), image[1, 2:4, 4:6])
 
 
+@pytest.mark.slow
 def test_the_network_maps_patches_and_a_mask_becomes_shares():
   network = patch_net.PatchNet(width=4)
   images = jnp.zeros((2, 32, 32, 1))

@@ -232,6 +232,7 @@ def blind(a, size_a, b, size_b):
 TOLERATED = scipy.stats.binom.ppf(0.999, SIMULATIONS, 0.01) / SIMULATIONS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('originals', 'suspects', 'accuracy', 'correlation'),
   [

@@ -63,6 +63,7 @@ def test_bfloat16_rounds_the_result_alone(side, stride, padding):
   np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=2**-8, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('side', 'stride', 'padding'), LAYERS)
 def test_first_layers_and_their_transposes(side, stride, padding):
   options = {'stride': stride, 'padding': padding}

@@ -74,6 +74,7 @@ def test_a_mistake_is_one_message_without_traceback(config, flags, words, tmp_pa
   assert 'Traceback' not in done.stderr
 
 
+@pytest.mark.slow
 def test_one_class_only_is_refused_before_any_work(tmp_path):
   write_folders(tmp_path / 'data', classes=('covid',))
   done = launch(

@@ -20,6 +20,7 @@ def pictures(count=8, side=32, channels=1):
   return jax.random.uniform(jax.random.key(0), shape, minval=-1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('chance', CHANGES)
 def test_a_change_keeps_the_range_and_does_the_same_to_all_channels(chance, monkeypatch):
   monkeypatch.setattr(looks, chance, 1.0)

@@ -171,6 +171,7 @@ def test_convolution_equals_xla(side, channels, kernel, stride, padding):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('side', 'kernel', 'stride', 'padding'),
   [(1, 3, 1, 1), (2, 3, 2, 1), (1, 4, 2, 2), (2, 5, 1, 2), (3, 7, 3, 3)],
@@ -216,6 +217,7 @@ def test_depthwise_sums_run_in_float32():
   assert pull_back(jnp.ones_like(y))[0][1, 1, 0, 0] == 772  # 771 rounds to the even neighbour
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('side', 'kernel', 'stride', 'padding'),
   [(1, 4, 1, 0), (4, 4, 2, 1), (9, 4, 2, 1), (8, 3, 2, 1), (5, 3, 2, 1), (3, 5, 3, 0)],

@@ -80,6 +80,7 @@ def test_a_colour_stem_is_summed_for_grey_images(tmp_path):
   np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_head_of_other_classes_is_left_as_it_was(tmp_path):
   path, fresh = tmp_path / 'w.npz', variables(seed=2)
   tensors = torch_tensors(variables(seed=1))
@@ -89,6 +90,7 @@ def test_a_head_of_other_classes_is_left_as_it_was(tmp_path):
   np.testing.assert_array_equal(loaded['params']['fc']['kernel'], fresh['params']['fc']['kernel'])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('change', 'words'),
   [

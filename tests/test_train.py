@@ -138,6 +138,7 @@ def test_dispatches_end_where_something_happens(at_once, eval_every, log_every):
   assert set(range(log_every, 41, log_every)) <= set(ends)
 
 
+@pytest.mark.slow
 def test_more_epochs_continue_a_finished_run(tiny_config, images, tmp_path):
   tiny_config.train.schedule = 'constant'
   fit(tiny_config, images, tmp_path)
@@ -218,6 +219,7 @@ def test_steps_do_not_change_their_input_and_gradients_reach_every_parameter(tin
     assert np.abs(old - new).max() > 0
 
 
+@pytest.mark.slow
 def test_training_starts_from_given_weights(tiny_config, images, tmp_path, monkeypatch):
   given = classifier.init_state(
     classifier.build(tiny_config, 2), classifier.make_optimizer(tiny_config, 3), 16, seed=7
@@ -260,6 +262,7 @@ def test_early_stop_ends_a_run(tiny_config, images, tmp_path):
   assert len(steps) < 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('choose', ['loss', 'last'])
 def test_the_least_loss_or_the_last_checkpoint_is_kept(choose, tiny_config, images, tmp_path):
   # So high a rate that the first epoch is the best by far.
