@@ -1,5 +1,6 @@
 """Every family of generators: its networks, its training, and samples that obey their labels."""
 
+import dataclasses
 import functools
 
 import chex
@@ -11,12 +12,11 @@ from conftest import make_images
 
 from ctfake_jax import config as config_lib
 from ctfake_jax import sampling
-from ctfake_jax.data import splits
 from ctfake_jax.models import diffusion as diffusion_model
 from ctfake_jax.models import resize_gan
 from ctfake_jax.models import vae as vae_model
 from ctfake_jax.train import generator, vae
-from ctfake_jax.types import UserError
+from ctfake_jax.types import UnreadableImageError, UserError
 
 FAMILIES = ('dcgan', 'resize_gan', 'vae', 'diffusion')
 SIZE = 32  # the least whose yardstick is kept
@@ -71,11 +71,14 @@ def test_steps_move_every_parameter_the_same_way_each_time(name, configured):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', FAMILIES)
-def test_a_generator_trains_is_kept_and_samples_what_is_asked(name, configured, tmp_path):
-  config = configured(name)
-  images = make_images(64, size=config.data.image_size)
-  parts = splits.split(images, config.split, 0)
-  result = generator.fit(config, images, parts, tmp_path)
+def test_a_generator_trains_is_kept_and_samples_what_is_asked(
+  name, configured, tmp_path, monkeypatch
+):
+  config, broken = configured(name), (UnreadableImageError('a.png', 'cut off'),)
+  images = dataclasses.replace(make_images(64, size=SIZE), unreadable=broken)
+  monkeypatch.setattr(generator.pipeline, 'load', lambda _: images)
+  result = generator.run(config, tmp_path)
+  assert result['data']['unreadable'] == [{'path': 'a.png', 'reason': 'cut off'}]
   assert result['best_step'] in (2, 4)
   assert (tmp_path / 'samples' / 'step_000004.png').exists()
   trained = sampling.load(tmp_path)

@@ -106,7 +106,7 @@ def test_folders_train_evaluate_and_predict_beside_a_broken_file(tmp_path):
     '--config.split.by=slice',
   )
   assert done.returncode == 0, done.stderr[-2000:]
-  assert '1 images cannot be read' in done.stdout
+  assert 'unreadable images, left out: 1' in done.stdout
   results = json.loads((tmp_path / 'cnn' / 'results.json').read_text())
   assert results['data']['classes'] == {'covid': 31, 'healthy': 30}
   assert [row['path'] for row in results['data']['unreadable']] == ['covid/broken.png']

@@ -73,7 +73,7 @@ def gather(
     reasons = '; '.join(str(error) for error in unreadable[:3])
     raise UserError(f'no readable image among {len(unreadable)}: {reasons}')
   if unreadable and mesh_lib.is_main_process():
-    print(f'{len(unreadable)} images cannot be read and are left out: the results list them')
+    print(f'unreadable images, left out: {len(unreadable)}')
   if len(np.unique(facts['is_hu'][found])) > 1:
     raise UserError('some images are in HU and some are not: keep them in separate data sets')
   indices = np.nonzero(found)[0]

@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.linalg import toeplitz
 
+from ctfake_jax.data.degrade import batched
+
 MAX_DIMENSIONS = 64
 # Squared grey difference below which texture does not count: sd of 1.6 % of the grey range.
 _TEXTURE_FLOOR = 1e-3
-_BATCH = 64
 
 Features = Callable[[np.ndarray], np.ndarray]
 
@@ -118,24 +119,12 @@ def texture_features(images: np.ndarray) -> np.ndarray:
   side = images.shape[1]
   if side != images.shape[2] or side < 16 or side & (side - 1):
     raise ValueError(f'texture needs square images of 16, 32, 64, ... px, not {images.shape[1:3]}')
-  return np.concatenate(
-    [_textures(images[start : start + _BATCH, ..., 0]) for start in range(0, len(images), _BATCH)]
-  )
-
-
-def _textures(batch: np.ndarray) -> np.ndarray:
-  """f32[n, D] of up to `_BATCH` images f32[n, h, h]: one program, whatever their number."""
-  full = np.zeros((_BATCH, *batch.shape[1:]), np.float32)
-  full[: len(batch)] = batch
-  return np.asarray(_textures_of_many(full))[: len(batch)]
+  return batched(_textures, images[..., 0])
 
 
 @jax.jit
-def _textures_of_many(images: jax.Array) -> jax.Array:
-  return jax.vmap(_texture)(images)
-
-
-def _texture(image: jax.Array) -> jax.Array:
+@jax.vmap
+def _textures(image: jax.Array) -> jax.Array:
   found = []
   while (side := image.shape[0]) >= 8:
     smooth = _smoothing(side)

@@ -22,7 +22,7 @@ import numpy as np
 
 from ctfake_jax import mesh as mesh_lib
 from ctfake_jax import workdir as workdir_lib
-from ctfake_jax.data import pipeline, splits
+from ctfake_jax.data import baselines, pipeline, splits
 from ctfake_jax.data.feed import open_feed
 from ctfake_jax.data.splits import Split
 from ctfake_jax.data.survey import identity
@@ -45,7 +45,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   parts = splits.split(images, config.split, config.split.fold)
   workdir_lib.record_config(workdir, config, identity(images))
   workdir_lib.write_json(workdir / 'split.json', parts.as_json(images))
-  return fit(config, images, parts, workdir)
+  results = {**fit(config, images, parts, workdir), 'data': baselines.describe(images)}
+  workdir_lib.write_json(workdir / 'results.json', results)
+  return results
 
 
 def fit(config: ml_collections.ConfigDict, images: ImageSet, parts: Split, workdir: Path) -> dict:
