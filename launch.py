@@ -20,6 +20,12 @@ def parse(argv: list[str]) -> list[str]:
   """Flags, with what ml_collections raises over a config key turned into one message."""
   try:
     return app.parse_flags_with_usage(argv)
+  except SyntaxError as error:
+    if '--debug' in argv:
+      raise
+    raise SystemExit(
+      _fail(f'--config={error.filename}: line {error.lineno} is not Python ({error.msg})')
+    ) from None
   except (KeyError, AttributeError, TypeError, ValueError, OSError) as error:
     if '--debug' in argv:
       raise

@@ -152,6 +152,7 @@ def defaults() -> ml_collections.ConfigDict:
   c.gan.width = 64
   c.gan.latent = 100
   c.gan.conditional = True
+  c.gan.label_loss = 0.3  # weight of the cross-entropy of reals' classes, if conditional; 0: off
   c.gan.batch_size = 64
   c.gan.updates = 6000
   c.gan.learning_rate_generator = 2e-4
@@ -353,6 +354,7 @@ RULES: dict[str, Rule] = {
   'gan.name': _one_of('dcgan', 'resize_gan'),
   'gan.width': _between(1, 512),
   'gan.latent': _between(1, 4096),
+  'gan.label_loss': _between(0, 100),
   'gan.learning_rate_generator': _between(1e-8, 1),
   'gan.learning_rate_discriminator': _between(1e-8, 1),
   'gan.schedule': _one_of('cosine', 'constant'),

@@ -292,7 +292,7 @@ def test_anisotropic_spacing_becomes_square(tmp_path):
     ({'RescaleSlope': 0}, 'Rescale Slope'),
     ({'RescaleIntercept': None}, 'Rescale Slope'),
     ({'RescaleType': 'Z_EFF'}, 'Rescale Type Z_EFF'),
-    ({'Rows': 4096, 'Columns': 4096}, 'above the limit'),
+    ({'Rows': 4096, 'Columns': 4096}, 'above data.max_pixels'),
     ({'NumberOfFrames': 10**6}, 'truncated'),
   ],
 )

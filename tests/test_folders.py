@@ -231,7 +231,7 @@ def test_pixel_limit(tmp_path, limit, fits):
   if fits:
     decode(path, limit)
   else:
-    assert refused(path, limit) == '4 x 3 is above the limit of 11 pixels'
+    assert refused(path, limit) == '4 x 3 is above data.max_pixels = 11'
 
 
 @pytest.mark.parametrize('side', [200, 10_000, 14_000, 100_000])
@@ -245,7 +245,7 @@ def test_bomb_is_refused_by_its_header(tmp_path, side):
   header = chunk(b'IHDR', struct.pack('>IIBBBBB', side, side, 8, 0, 0, 0, 0))
   path.write_bytes(b'\x89PNG\r\n\x1a\n' + header + chunk(b'IDAT', b'') + chunk(b'IEND', b''))
   before = Image.MAX_IMAGE_PIXELS
-  assert 'limit' in refused(path)
+  assert ('above data.max_pixels' if side == 200 else 'exceeds limit') in refused(path)
   assert before == Image.MAX_IMAGE_PIXELS
 
 
@@ -414,3 +414,12 @@ def test_real_sets(name, counts):
     pixels = source[index].pixels
     assert 0 <= pixels.min() < pixels.max() <= 1
     assert min(pixels.shape) <= 160
+
+
+def test_dicom_among_pictures_is_named_whatever_it_is_called(two_classes):
+  (two_classes / 'a' / 'slice.dcm').touch()
+  (two_classes / 'a' / 'IM0001').write_bytes(bytes(128) + b'DICM')
+  (two_classes / 'a' / 'LICENSE').write_text('DICM')
+  source = folders.FolderSource(two_classes, max_pixels=LIMIT)
+  assert [error.path for error in source.unreadable] == ['a/IM0001', 'a/slice.dcm']
+  assert all('is DICOM among pictures' in error.reason for error in source.unreadable)

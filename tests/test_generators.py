@@ -93,6 +93,22 @@ def test_a_generator_trains_is_kept_and_samples_what_is_asked(
 
 
 @pytest.mark.slow
+def test_a_gan_learns_what_its_labels_mean(configured):
+  config = configured('dcgan')
+  config.gan.width, config.gan.augment, config.gan.ema_decay = 4, False, 0.9
+  config.gan.learning_rate_generator = config.gan.learning_rate_discriminator = 5e-3
+  networks, step, state, batch = step_of(config)
+  brightness = jnp.where(batch['label'] == 1, 0.5, -0.5)[:, None, None, None]
+  batch['image'] = 0.1 * batch['image'] + brightness
+  for i in range(100):
+    state, metrics = step(state, batch, jax.random.key(i))
+  assert metrics['accuracy_label'] == 1
+  sampler = sampling.make_sampler(networks.generator, state.ema, networks.latent, 2)
+  means = sampler.sample(np.arange(64, dtype=np.int32) % 2, seed=0).mean((1, 2, 3))
+  assert means[1::2].min() > means[::2].max(), means
+
+
+@pytest.mark.slow
 def test_sampling_statistics_fit_the_parameters(configured):
   networks, _, state, _ = step_of(configured('dcgan'))
   sampler = sampling.make_sampler(networks.generator, state.ema, networks.latent, 2)

@@ -74,6 +74,15 @@ def test_a_mistake_is_one_message_without_traceback(config, flags, words, tmp_pa
   assert 'Traceback' not in done.stderr
 
 
+def test_a_config_that_is_not_python_is_named_with_its_line(tmp_path):
+  (tmp_path / 'mine.py').write_text('def get_config():\n  return (\n')
+  own = [f'--config={tmp_path / "mine.py"}', f'--workdir={tmp_path}']
+  done = launch('cnn', *own)
+  assert done.returncode == 1
+  assert 'mine.py: line 2' in done.stderr
+  assert 'Traceback' not in done.stderr
+
+
 @pytest.mark.slow
 def test_one_class_only_is_refused_before_any_work(tmp_path):
   write_folders(tmp_path / 'data', classes=('covid',))

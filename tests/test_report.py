@@ -365,7 +365,7 @@ def test_optional_parts_may_be_missing(tmp_path):
   text = Page(study_page.write(workdir)).text
   assert 'Reading 2 was not part of this study' in text
   assert 'Every image could be read' in text
-  assert 'which patient an image belongs to is not known' in text
+  assert 'whose patients are not known' in text
   assert 'None' not in text
   assert 'nan' not in text.split()
 

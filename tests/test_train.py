@@ -326,6 +326,16 @@ def test_a_gan_step_moves_both_networks_and_is_deterministic(gan_config):
     assert all(moved), part
 
 
+@pytest.mark.slow
+def test_the_label_loss_is_the_cross_entropy_of_the_reals_classes(gan_config):
+  losses = []
+  for gan_config.gan.label_loss in (0.0, 3.0):
+    step, state, data = gan_step(gan_config)
+    losses.append(float(step(state, data, jax.random.key(0))[1]['loss_discriminator']))
+  # Embeddings start near zero, so that both classes are as likely.
+  assert losses[1] - losses[0] == pytest.approx(3 * np.log(2), rel=0.05)
+
+
 def classifier_step(config):
   step, state = make_step(config)
   return jax.jit(step), state, batch()

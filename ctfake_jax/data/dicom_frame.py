@@ -103,7 +103,7 @@ def check_file(header: pydicom.Dataset, file_bytes: int, max_pixels: int) -> int
   if min(rows, columns, frames) < 1:
     raise RefusalError(f'{frames} frames of {rows} x {columns} pixels')
   if rows * columns > max_pixels:
-    raise RefusalError(f'{rows} x {columns} is above the limit of {max_pixels} pixels')
+    raise RefusalError(f'{rows} x {columns} is above data.max_pixels = {max_pixels}')
   groups = header.get('PerFrameFunctionalGroupsSequence')
   if groups and len(groups) != frames:
     raise RefusalError(f'{frames} frames, but functional groups for {len(groups)}')
@@ -135,7 +135,7 @@ def check_frame(header: pydicom.Dataset, frame: int, max_pixels: int) -> None:
   rows, columns = _square_shape(header, _spacing_mm(header, frame))
   if rows * columns > max_pixels:
     raise RefusalError(
-      f'with square pixels {rows} x {columns} is above the limit of {max_pixels} pixels'
+      f'with square pixels {rows} x {columns} is above data.max_pixels = {max_pixels}'
     )
 
 

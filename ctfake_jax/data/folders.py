@@ -14,6 +14,7 @@ Refused, with the reason: several pages or frames in one file (which of them bea
 unknown), signed and 32-bit integers (they have no fixed white), everything else.
 """
 
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -208,7 +209,7 @@ def _images(
         unreadable.append(UnreadableImageError(_shown(path), reason))
       else:
         yield path
-    elif entry.name.lower().endswith(_DICOM_SUFFIXES):
+    elif _is_dicom(entry):
       reason = 'is DICOM among pictures; keep DICOM in a folder of its own and read it as DICOM'
       unreadable.append(UnreadableImageError(_shown(path), reason))
 
@@ -239,6 +240,15 @@ def _is_named_image(entry: os.DirEntry[str]) -> bool:
   return entry.name.lower().endswith(_SUFFIXES) and not entry.is_dir()
 
 
+def _is_dicom(entry: os.DirEntry[str]) -> bool:
+  """By its suffix, or, of a file without one, by the prefix that DICOM PS3.10 gives it."""
+  if pathlib.PurePath(entry.name).suffix or not entry.is_file():
+    return entry.name.lower().endswith(_DICOM_SUFFIXES)
+  with contextlib.suppress(OSError), open(entry.path, 'rb') as file:
+    return file.read(132)[128:] == b'DICM'
+  return False
+
+
 def _refusal(entry: os.DirEntry[str], root: pathlib.Path) -> str:
   if not entry.is_file():
     return 'is not a regular file, or a link that leads nowhere'
@@ -252,7 +262,7 @@ def _decode(path: pathlib.Path, shown: str, max_pixels: int) -> np.ndarray:
   with path.open('rb') as file, Image.open(file, formats=_FORMATS) as image:
     if image.width * image.height > max_pixels:
       raise UnreadableImageError(
-        shown, f'{image.width} x {image.height} is above the limit of {max_pixels} pixels'
+        shown, f'{image.width} x {image.height} is above data.max_pixels = {max_pixels}'
       )
     if (frames := getattr(image, 'n_frames', 1)) > 1:
       raise UnreadableImageError(shown, f'has {frames} pages; save each as a file of its own')

@@ -3,7 +3,8 @@
 The generator maps a latent f[b, latent] to images f[b, size, size, channels] in [-1, 1], the
 discriminator maps such images to one logit each. Kernels and normalisation scales start from
 N(0, 0.02) around 0 and 1. With `num_classes` > 0 both take labels: the generator beside its
-latent, the discriminator by projection (Miyato & Koyama 2018, arXiv:1802.05637).
+latent, the discriminator by projection (Miyato & Koyama 2018, arXiv:1802.05637), whose products
+with every class are its feature `class_logits`.
 """
 
 import functools
@@ -98,5 +99,6 @@ class Discriminator(nn.Module):
     pooled = features['pre_logits'] = x.mean((1, 2)).astype(jnp.float32)
     if self.num_classes:
       embed = nn.Embed(self.num_classes, pooled.shape[-1], embedding_init=normal_002, name='embed')
-      logits = logits + (embed(labels) * pooled).sum(-1)
+      class_logits = features['class_logits'] = embed.attend(pooled)
+      logits = logits + (class_logits * jax.nn.one_hot(labels, self.num_classes)).sum(-1)
     return logits, features

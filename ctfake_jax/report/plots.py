@@ -140,14 +140,20 @@ def gan_losses(rows: Rows) -> Figure | None:
 
 
 def gan_quality(rows: Rows) -> Figure | None:
-  """Frechet distance and diversity at every evaluation; None without rows."""
-  return _stacked(
+  """Frechet distance and diversity at every evaluation, the kept one marked; None without rows."""
+  figure = _stacked(
     rows,
     {
       'Fréchet distance': {'val/frechet': 'to validation reals'},
       'diversity': {'val/diversity': 'pairwise, reals = 1'},
     },
   )
+  steps, distances = _series(rows, 'val/frechet')
+  if figure and np.isfinite(distances).any():
+    for axes in figure.axes:
+      axes.axvline(steps[np.nanargmin(distances)], color='0.4', ls=':', label='kept')
+      axes.legend(frameon=False, fontsize=9)
+  return figure
 
 
 def training(runs: dict[str, list[Rows]]) -> Figure | None:

@@ -95,26 +95,7 @@ def make_train_step(
 ) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
   """The pure step (state, {image, label}, key) -> (state, losses and discriminator accuracies)."""
   c = config.gan
-
-  def discriminate(params, stats, images, labels, key):
-    images = discriminator_view(images, key) if c.augment else images
-    (logits, _), updates = networks.discriminator.apply(
-      {'params': params, 'batch_stats': stats}, images, labels, train=True, mutable=['batch_stats']
-    )
-    return logits, updates['batch_stats']
-
-  def generate(params, stats, latent, labels):
-    (images, _), updates = networks.generator.apply(
-      {'params': params, 'batch_stats': stats}, latent, labels, train=True, mutable=['batch_stats']
-    )
-    return images, updates['batch_stats']
-
-  def discriminator_loss(params, stats, real, real_labels, fake, fake_labels, key):
-    key_real, key_fake = jax.random.split(key)
-    on_real, stats = discriminate(params, stats, real, real_labels, key_real)
-    on_fake, stats = discriminate(params, stats, fake, fake_labels, key_fake)
-    loss = _bce(on_real, 1.0) + _bce(on_fake, 0.0)
-    return loss, (stats, (on_real > 0).mean(), (on_fake < 0).mean())
+  discriminator_loss = _discriminator_loss(networks, c)
 
   def train_step(state, batch, key):
     """One update of the discriminator, then one of the generator on the same fakes."""
@@ -125,32 +106,30 @@ def make_train_step(
     # The mixture of the reals: other proportions would give the fakes away.
     labels = jax.random.permutation(keys[1], real_labels)
     fake, pull_back, g_stats = jax.vjp(
-      lambda p: generate(p, state.generator['batch_stats'], latent, labels),
+      lambda params: _generate(networks, params, state.generator['batch_stats'], latent, labels),
       state.generator['params'],
       has_aux=True,
     )
-    (d_loss, (d_stats, right_real, right_fake)), d_grads = jax.value_and_grad(
-      discriminator_loss, has_aux=True
-    )(
+    d_grads, (d_stats, metrics) = jax.grad(discriminator_loss, has_aux=True)(
       state.discriminator['params'],
       state.discriminator['batch_stats'],
-      real,
-      real_labels,
-      fake,
-      labels,
+      (real, real_labels),
+      (fake, labels),
       keys[2],
     )
     updates, opt_d = networks.tx_discriminator.update(d_grads, state.opt_discriminator)
     d_params = optax.apply_updates(state.discriminator['params'], updates)
 
     def generator_loss(images):
-      return _bce(discriminate(d_params, d_stats, images, labels, keys[3])[0], 1.0)
+      seen = _view(c, images, keys[3])
+      return _bce(_discriminate(networks, d_params, d_stats, seen, labels)[0][0], 1.0)
 
     g_loss, cotangent = jax.value_and_grad(generator_loss)(fake)
     updates, opt_g = networks.tx_generator.update(pull_back(cotangent)[0], state.opt_generator)
     g_params = optax.apply_updates(state.generator['params'], updates)
     generator = {'params': g_params, 'batch_stats': g_stats}
-    bad = (state.first_bad_step < 0) & ~jnp.isfinite(d_loss + g_loss)
+    loss = metrics['loss_discriminator'] + g_loss
+    bad = (state.first_bad_step < 0) & ~jnp.isfinite(loss)
     state = state.replace(
       step=state.step + 1,
       generator=generator,
@@ -160,14 +139,55 @@ def make_train_step(
       ema=moving_average(state.ema, generator, c.ema_decay, state.step),
       first_bad_step=jnp.where(bad, state.step, state.first_bad_step),
     )
-    return state, {
-      'loss_discriminator': d_loss,
-      'loss_generator': g_loss,
-      'accuracy_real': right_real,
-      'accuracy_fake': right_fake,
-    }
+    return state, {'loss_generator': g_loss, **metrics}
 
   return train_step
+
+
+def _discriminator_loss(networks: Networks, c: ml_collections.ConfigDict) -> Callable:
+  """(params, statistics, reals, fakes, key) -> (loss, (statistics, metrics)).
+
+  Told only whether an image is real, a discriminator soon stops looking at the label beside it,
+  and so does the generator. `label_loss` has the projection name the class of every real (of the
+  auxiliary classifier of Odena et al. 2017, arXiv:1610.09585, the half that sees no fakes).
+  """
+
+  def loss_of(params, stats, real, fake, key):
+    key_real, key_fake = jax.random.split(key)
+    (images, labels), (fakes, fake_labels) = real, fake
+    images, fakes = _view(c, images, key_real), _view(c, fakes, key_fake)
+    (on_real, features), stats = _discriminate(networks, params, stats, images, labels)
+    (on_fake, _), stats = _discriminate(networks, params, stats, fakes, fake_labels)
+    loss = _bce(on_real, 1.0) + _bce(on_fake, 0.0)
+    metrics = {'accuracy_real': (on_real > 0).mean(), 'accuracy_fake': (on_fake < 0).mean()}
+    if 'class_logits' in features:
+      logits = features['class_logits']
+      named = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+      loss += c.label_loss * named.mean()
+      metrics['accuracy_label'] = (logits.argmax(-1) == labels).mean()
+    return loss, (stats, {'loss_discriminator': loss, **metrics})
+
+  return loss_of
+
+
+def _view(c: ml_collections.ConfigDict, images: jax.Array, key: jax.Array) -> jax.Array:
+  return discriminator_view(images, key) if c.augment else images
+
+
+def _discriminate(networks, params, stats, images, labels):
+  """((logits f[b], features), statistics after them) of one batch."""
+  out, updates = networks.discriminator.apply(
+    {'params': params, 'batch_stats': stats}, images, labels, train=True, mutable=['batch_stats']
+  )
+  return out, updates['batch_stats']
+
+
+def _generate(networks, params, stats, latent, labels):
+  """(images, statistics after them)."""
+  (images, _), updates = networks.generator.apply(
+    {'params': params, 'batch_stats': stats}, latent, labels, train=True, mutable=['batch_stats']
+  )
+  return images, updates['batch_stats']
 
 
 def _bce(logits: jax.Array, target: float) -> jax.Array:
