@@ -23,8 +23,17 @@ def save_grid(path: Path, images: np.ndarray, columns: int) -> None:
   Image.fromarray(sheet).save(path)
 
 
-def save_maps(path: Path, image: np.ndarray, maps: dict[str, np.ndarray], title: str) -> None:
-  """One PNG: the image f32[h, w, 1], then under each map f[h, w], named; warm is high."""
+def save_maps(
+  path: Path,
+  image: np.ndarray,
+  maps: dict[str, np.ndarray],
+  title: str,
+  mask: np.ndarray | None = None,
+) -> None:
+  """One PNG: the image f32[h, w, 1], then under each map f[h, w], named; warm is high.
+
+  A `mask` [h, w] that is set in places only, not everywhere, is outlined.
+  """
   from matplotlib.figure import Figure  # a second to import, and training needs grids alone
 
   figure = Figure((2.2 * (1 + len(maps)), 2.6), layout='constrained')
@@ -34,6 +43,8 @@ def save_maps(path: Path, image: np.ndarray, maps: dict[str, np.ndarray], title:
     axes.imshow(image[..., 0], cmap='gray', vmin=-1, vmax=1)
     if shown is not None:
       axes.imshow(shown, cmap='inferno', alpha=0.55)
+    if mask is not None and mask.any() and not mask.all():
+      axes.contour(mask, levels=[0.5], colors='cyan', linewidths=1)
     axes.set_title(name[:LONGEST_TITLE], fontsize=9, parse_math=False)
     axes.set_axis_off()
   path.parent.mkdir(parents=True, exist_ok=True)

@@ -151,8 +151,8 @@ def reasons(
   for i in progress.bar('reasons', chosen):
     maps, row = attribution.explain(witness, shown.images[i], stage, **options)
     picture = f'explanations/{len(rows):04d}.png'
-    title = f'{shown.families[i]}, p {row["probability"]:.2f}'
-    figures.save_maps(workdir / picture, shown.images[i], maps, title)
+    title, mask = f'p_fake {row["probability"]:.2f}', shown.masks[i]
+    figures.save_maps(workdir / picture, shown.images[i], maps, title, mask)
     rows.append({'family': str(shown.families[i]), 'picture': picture, **row})
   found = [row['areas'] for row in rows if row['family'] != REAL and row['probability'] >= 0.5]
   return {'stage': stage, 'images': rows, 'mean_areas_of_fakes': attribution.mean_areas(found)}
