@@ -240,8 +240,9 @@ _VERDICTS: dict[str, tuple[str, list[str]]] = {
     'No fall in accuracy is shown',
     [
       'The difference between originals and deepfakes is {points} points (95\u00a0% interval '
-      '{interval}; {p}), which does not show that accuracy is lower on the deepfakes. Falls of '
-      'up to {most} points remain compatible with these data.',
+      '{interval}; {p}). The test, which may raise a false alarm in one study of a hundred, does '
+      'not show that accuracy is lower on the deepfakes. Falls of up to {most} points remain '
+      'compatible with these data.',
       'This is a valid result. A conditional generator that works draws images in which a '
       'classifier finds the class asked for, and may cause no fall at all.',
       'The lack of a fall says nothing where the classifier is hardly better than guessing on '
