@@ -84,7 +84,8 @@ def _run() -> None:
   if CONFIG.value.dry_run:
     from ctfake_jax import estimate
 
-    print(estimate.describe(CONFIG.value))
+    for line in estimate.describe(CONFIG.value):
+      print(line, flush=True)
     return
   with workdir.locked(folder):
     tasks.find(CONFIG.value.task)(CONFIG.value, folder)

@@ -47,21 +47,21 @@ class Job:
     }
 
 
-def describe(config: ml_collections.ConfigDict) -> str:
-  """Lines of text: the data, then each network to be trained with memory and time."""
+def describe(config: ml_collections.ConfigDict) -> Iterator[str]:
+  """Lines of text as they are known: the data, each network with memory and time, the sum."""
   if config.task not in ('classifier', 'study', *FAMILIES, *_DETECTING):
-    return f'{config.task}: no training; nothing to estimate'
+    yield f'{config.task}: no training; nothing to estimate'
+    return
   source = pipeline.open_source(config)
   counts = collections.Counter(record.label for record in source.records)
-  lines = [f'data: {len(source)} images, not opened yet; {len(source.unreadable)} left out']
-  lines += [f'  {name}: {counts[label]}' for label, name in enumerate(source.class_names)]
+  yield f'data: {len(source)} images, not opened yet; {len(source.unreadable)} left out'
+  yield from (f'  {name}: {counts[label]}' for label, name in enumerate(source.class_names))
   total = 0.0
   for job in jobs(config, len(source.class_names), len(source)):
     line, seconds = _cost(job, config.data.image_size)
-    lines.append(line)
+    yield line
     total += seconds
-  lines.append(f'training in all: {total / 60:.1f} minutes on {jax.device_count()} device(s)')
-  return '\n'.join(lines)
+  yield f'training in all: {total / 60:.1f} minutes on {jax.device_count()} device(s)'
 
 
 def jobs(config: ml_collections.ConfigDict, classes: int, images: int) -> Iterator[Job]:
@@ -142,7 +142,7 @@ def _generator_job(config, classes: int) -> Job:
 
 def _cost(job: Job, size: int) -> tuple[str, float]:
   """A line of text and the seconds of all steps, compilation left out."""
-  state = job.init()
+  state = jax.jit(job.init)()
   state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
   batch = job.batch(size)
   step = jax.jit(job.step, donate_argnums=0)
