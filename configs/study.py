@@ -22,8 +22,8 @@ def get_config():
   config.train.epochs = 20
   config.train.eval_every_epochs = 2
   config.study.per_model.resnet18.epochs = 12
-  config.study.per_model.resnet50.epochs = 8
+  config.study.per_model.resnet50.epochs = 7
   config.study.per_model.resnet50.learning_rate = 2e-3
-  config.study.per_model.mobilenetv2.epochs = 14
-  config.study.per_model.mobilenetv2.learning_rate = 1e-2
+  config.study.per_model.mobilenetv2.epochs = 12
+  config.study.per_model.mobilenetv2.learning_rate = 5e-3
   return config
