@@ -20,22 +20,20 @@ def parse(argv: list[str]) -> list[str]:
   """Flags, with what ml_collections raises over a config key turned into one message."""
   try:
     return app.parse_flags_with_usage(argv)
-  except SyntaxError as error:
+  except Exception as error:  # a config file is code, and may raise anything
     if '--debug' in argv:
       raise
-    raise SystemExit(
-      _fail(f'--config={error.filename}: line {error.lineno} is not Python ({error.msg})')
-    ) from None
-  except (KeyError, AttributeError, TypeError, ValueError, OSError) as error:
-    if '--debug' in argv:
-      raise
-    reason = (
-      str(error.args[0] if error.args else error)
-      .strip('"\'')
-      .replace('\\n', '; ')
-      .replace("\\'", "'")
-    )
-    raise SystemExit(_fail(f'flags: {reason}')) from None
+    raise SystemExit(_fail(_mistake(error))) from None
+
+
+def _mistake(error: Exception) -> str:
+  """What is wrong with a flag or a config file, in one line."""
+  if isinstance(error, SyntaxError) and error.filename:
+    return f'--config={error.filename}: line {error.lineno} is not Python ({error.msg})'
+  reason = str(error.args[0] if len(error.args) == 1 else error) or type(error).__name__
+  if reason[:1] in ('"', "'") and reason[-1:] == reason[:1]:
+    reason = reason[1:-1]
+  return 'flags: ' + reason.replace('\\n', '; ').replace("\\'", "'")
 
 
 def main(argv: list[str]) -> int:
@@ -43,10 +41,12 @@ def main(argv: list[str]) -> int:
   logging.set_verbosity(logging.ERROR)
   if len(argv) > 1:
     return _fail(f'unexpected argument {argv[1]!r}: flags look like --config.key=value')
-  if CONFIG.value is None:
+  if CONFIG.value is None and not flags.FLAGS['config'].present:
     return _usage()
   if not Path(named := config_flags.get_config_filename(flags.FLAGS['config'])).is_file():
     return _fail(f'--config={named}: no such file; launch.py without arguments lists the configs')
+  if CONFIG.value is None:
+    return _fail(f'--config={named}: its get_config() returns nothing')
   try:
     _run()
   except PreemptedError as error:

@@ -65,7 +65,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   )
   dcgan = trained.pop('dcgan')
   results['classifiers'] = trained
-  results['best'] = best_classifier(trained, len(folds[0].val))
+  results['best'] = best_classifier(trained, sum(len(parts.val) for parts in folds))
   _stage('deepfakes')
   suspects = _suspects(config, images, folds[0], workdir)
   results['dcgan'] = {**dcgan, **_quality(config, suspects)}
@@ -89,7 +89,7 @@ def best_classifier(rows: dict[str, dict], images: int) -> str:
 
   Args:
     rows: of results.json, with `validation_accuracy` and `parameters`.
-    images: of the validation part.
+    images: of the validation parts of all folds.
   """
   least = max(row['validation_accuracy'] for row in rows.values()) - 1 / images
   close = [name for name, row in rows.items() if row['validation_accuracy'] >= least - ROUNDING]

@@ -74,12 +74,21 @@ def test_a_mistake_is_one_message_without_traceback(config, flags, words, tmp_pa
   assert 'Traceback' not in done.stderr
 
 
-def test_a_config_that_is_not_python_is_named_with_its_line(tmp_path):
-  (tmp_path / 'mine.py').write_text('def get_config():\n  return (\n')
+@pytest.mark.parametrize(
+  ('code', 'words'),
+  [
+    ('def get_config():\n  return (\n', 'mine.py: line 2'),
+    ('def get_config():\n  return nothing\n', "name 'nothing' is not defined"),
+    ('import no_such_module\n', 'no_such_module'),
+    ('def get_config():\n  pass\n', 'returns nothing'),
+  ],
+)
+def test_a_faulty_config_file_is_one_message(code, words, tmp_path):
+  (tmp_path / 'mine.py').write_text(code)
   own = [f'--config={tmp_path / "mine.py"}', f'--workdir={tmp_path}']
   done = launch('cnn', *own)
   assert done.returncode == 1
-  assert 'mine.py: line 2' in done.stderr
+  assert words in done.stderr
   assert 'Traceback' not in done.stderr
 
 

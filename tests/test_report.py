@@ -399,6 +399,25 @@ def test_words_fit_the_verdict(verdict, must, must_not):
   assert '{' not in text
 
 
+def test_who_guesses_cannot_fall():
+  results = made_up_results()
+  fall = {**results['fall'], 'verdict': 'no_fall'}
+  headline, sentences = words.verdict(fall, results['controls'], guessing=True)
+  assert 'may be guessing' in headline
+  assert 'valid result' not in ' '.join(sentences)
+  seen = {**fall, 'verdict': 'fall_without_controls'}
+  assert 'falls' in words.verdict(seen, {}, guessing=True)[0]
+
+
+def test_an_accuracy_whose_interval_reaches_chance_may_be_guessing(tmp_path):
+  results = made_up_results()
+  results['fall']['verdict'] = 'no_fall'
+  best = results['classifiers'][results['best']]
+  best['ci95'] = [results['baselines']['chance']['accuracy'] - 0.01, 0.9]
+  workdir = write_study(tmp_path / 'study', results, rows=False)
+  assert 'may be guessing' in Page(study_page.write(workdir)).text
+
+
 def test_unknown_verdict_is_refused():
   with pytest.raises(UserError, match=r'fall\.verdict = .maybe'):
     words.verdict({'verdict': 'maybe'}, {})
