@@ -74,6 +74,7 @@ def test_a_mistake_is_one_message_without_traceback(config, flags, words, tmp_pa
   assert 'Traceback' not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('code', 'words'),
   [
