@@ -54,14 +54,17 @@ def measure_fall(
   independent = len(np.unique(suspects.test_groups))
   fall['images_needed'] = fall_lib.images_needed(float(right_test.mean()), independent)
   harmless, harmless_falls = harmless_changes(best, suspects, config)
+  originals = _report(on_test, test.labels, suspects.test_groups, best.class_names, seed)
+  above_chance = originals['ci95'][0] > np.bincount(test.labels).max() / len(test)
+  verdict = fall_lib.verdict(fall, harmless_falls, above_chance=above_chance)
   return {
-    'originals': _report(on_test, test.labels, suspects.test_groups, best.class_names, seed),
+    'originals': originals,
     'deepfakes': {
       'count': len(alone),
       'count_per_class': _counts(suspects.labels, best.class_names),
       **_report(on_fakes, suspects.labels, alone, best.class_names, seed),
     },
-    'fall': {**fall, 'verdict': fall_lib.verdict(fall, harmless_falls)},
+    'fall': {**fall, 'verdict': verdict},
     'controls': {**harmless, **random_labels(best, suspects, config)},
     'per_image': _per_image(best, suspects, (on_test, features_test), (on_fakes, features_fakes)),
   }

@@ -190,6 +190,7 @@ def verdict(
   suspects: Mapping[str, Any],
   harmless: Mapping[str, Mapping[str, Any]],
   *,
+  above_chance: bool = True,
   false_alarm: float = FALSE_ALARM,
 ) -> str:
   """What may be said of a fall, as a key for the report's words.
@@ -198,9 +199,11 @@ def verdict(
     suspects: what `fall` returned.
     harmless: name to result of `fall` or `paired_fall`, for changes that leave an image
       genuine. Fakes with random labels are not among them.
+    above_chance: on originals the classifier is shown to be better than guessing.
     false_alarm: level at which a fall counts as shown.
 
   Returns:
+    'may_be_guessing': not shown, and who guesses cannot fall: nothing is said.
     'no_fall': not shown; a valid result, and no proof that the images are genuine.
     'fall_without_controls': shown, but nothing harmless was tried.
     'fall_but_controls_fall_too': shown, but some harmless change makes accuracy fall as
@@ -208,7 +211,7 @@ def verdict(
     'fall': shown, and no control falls.
   """
   if suspects['p_value'] > false_alarm:
-    return 'no_fall'
+    return 'no_fall' if above_chance else 'may_be_guessing'
   if not harmless:
     return 'fall_without_controls'
   for control in harmless.values():

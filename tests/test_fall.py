@@ -286,3 +286,9 @@ DEEP = outcome(30, 25, 35, 1e-9)
 def test_verdict(suspects, harmless, expected):
   expected = {'controls': 'fall_but_controls_fall_too'}.get(expected, expected)
   assert fall.verdict(suspects, harmless) == expected
+
+
+def test_who_guesses_cannot_fall():
+  unshown, unchanged = outcome(1, -2, 4, 0.3), {'jpeg': outcome(0, -1, 1, 0.6)}
+  assert fall.verdict(unshown, unchanged, above_chance=False) == 'may_be_guessing'
+  assert fall.verdict(DEEP, unchanged, above_chance=False) == 'fall'

@@ -384,6 +384,7 @@ def test_writing_again_gives_the_same_page(study, tmp_path):
     ('fall_but_controls_fall_too', ('no proof of fakery', 'are genuine'), ('sets the deepfakes',)),
     ('fall_without_controls', ('cannot tell', 'no proof of fakery'), ('sets the deepfakes',)),
     ('no_fall', ('valid result', 'no proof that images are genuine'), ('sets the deepfakes',)),
+    ('may_be_guessing', ('may be guessing', 'cannot fall far'), ('valid result', 'sets the')),
   ],
 )
 def test_words_fit_the_verdict(verdict, must, must_not):
@@ -397,25 +398,6 @@ def test_words_fit_the_verdict(verdict, must, must_not):
   assert '18.1 to 36.4' in text
   assert 'p < 0.001' in text
   assert '{' not in text
-
-
-def test_who_guesses_cannot_fall():
-  results = made_up_results()
-  fall = {**results['fall'], 'verdict': 'no_fall'}
-  headline, sentences = words.verdict(fall, results['controls'], guessing=True)
-  assert 'may be guessing' in headline
-  assert 'valid result' not in ' '.join(sentences)
-  seen = {**fall, 'verdict': 'fall_without_controls'}
-  assert 'falls' in words.verdict(seen, {}, guessing=True)[0]
-
-
-def test_an_accuracy_whose_interval_reaches_chance_may_be_guessing(tmp_path):
-  results = made_up_results()
-  results['fall']['verdict'] = 'no_fall'
-  best = results['classifiers'][results['best']]
-  best['ci95'] = [results['baselines']['chance']['accuracy'] - 0.01, 0.9]
-  workdir = write_study(tmp_path / 'study', results, rows=False)
-  assert 'may be guessing' in Page(study_page.write(workdir)).text
 
 
 def test_unknown_verdict_is_refused():

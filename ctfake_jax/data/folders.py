@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from pydicom.misc import is_dicom
 
 from ctfake_jax.types import UNKNOWN_LABEL, Record, Slice, UnreadableImageError, UserError
 
@@ -244,8 +245,8 @@ def _is_dicom(entry: os.DirEntry[str]) -> bool:
   """By its suffix, or, of a file without one, by the prefix that DICOM PS3.10 gives it."""
   if pathlib.PurePath(entry.name).suffix or not entry.is_file():
     return entry.name.lower().endswith(_DICOM_SUFFIXES)
-  with contextlib.suppress(OSError), open(entry.path, 'rb') as file:
-    return file.read(132)[128:] == b'DICM'
+  with contextlib.suppress(OSError):
+    return is_dicom(entry.path)
   return False
 
 

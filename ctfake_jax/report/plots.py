@@ -139,8 +139,8 @@ def gan_losses(rows: Rows) -> Figure | None:
   )
 
 
-def gan_quality(rows: Rows) -> Figure | None:
-  """Frechet distance and diversity at every evaluation, the kept one marked; None without rows."""
+def gan_quality(rows: Rows, kept: int | None) -> Figure | None:
+  """Frechet distance and diversity at every evaluation, the step kept marked; None without rows."""
   figure = _stacked(
     rows,
     {
@@ -148,10 +148,9 @@ def gan_quality(rows: Rows) -> Figure | None:
       'diversity': {'val/diversity': 'pairwise, reals = 1'},
     },
   )
-  steps, distances = _series(rows, 'val/frechet')
-  if figure and np.isfinite(distances).any():
+  if figure and kept is not None:
     for axes in figure.axes:
-      axes.axvline(steps[np.nanargmin(distances)], color='0.4', ls=':', label='kept')
+      axes.axvline(kept, color='0.4', ls=':', label='kept')
       axes.legend(frameon=False, fontsize=9)
   return figure
 

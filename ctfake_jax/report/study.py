@@ -28,9 +28,7 @@ def write(workdir: Path) -> Path:
     UserError: results.json or config.json is missing, damaged or not a study's.
   """
   results, record = _read_study(workdir)
-  headline, sentences = words.verdict(
-    results['fall'], results['controls'], guessing=_may_be_guessing(results)
-  )
+  headline, sentences = words.verdict(results['fall'], results['controls'])
   return page.write(
     workdir / 'report.html',
     'study.html',
@@ -48,16 +46,6 @@ def write(workdir: Path) -> Path:
     training_seconds=_training_seconds(results),
     command=page.command(record['config'], 'study'),
   )
-
-
-def _may_be_guessing(results: dict) -> bool:
-  """Whether the interval of the best network's accuracy reaches down to the commonest answer's."""
-  chance, interval = results['baselines'].get('chance'), _best(results)['ci95']
-  return bool(chance and interval) and interval[0] <= chance['accuracy']
-
-
-def _best(results: dict) -> dict:
-  return results['classifiers'][results['best']]
 
 
 def _read_study(workdir: Path) -> tuple[dict, dict]:
@@ -79,7 +67,7 @@ def _plots(workdir: Path, results: dict) -> dict[str, str | None]:
     'fall': plots.fall(results),
     'spectra': plots.spectra(results),
     'gan_losses': plots.gan_losses(gan_rows),
-    'gan_quality': plots.gan_quality(gan_rows),
+    'gan_quality': plots.gan_quality(gan_rows, results['dcgan'].get('best_step')),
     'training': plots.training(_training_rows(workdir, results)),
   }
   (workdir / 'figures').mkdir(exist_ok=True)

@@ -170,12 +170,8 @@ def duration(seconds: float | None) -> str:
   return f'{minutes}{_SPACE}min {rest}{_SPACE}s' if minutes else f'{rest}{_SPACE}s'
 
 
-def verdict(
-  fall: dict[str, Any], controls: dict[str, dict[str, Any]], *, guessing: bool = False
-) -> tuple[str, list[str]]:
+def verdict(fall: dict[str, Any], controls: dict[str, dict[str, Any]]) -> tuple[str, list[str]]:
   """Headline and sentences for a fall, given the controls of results.json.
-
-  Who is `guessing` on originals cannot fall: then that no fall is shown means nothing.
 
   Raises:
     UserError: the verdict is none that this report has words for.
@@ -184,8 +180,7 @@ def verdict(
     raise UserError(
       f'results.json: fall.verdict = {fall["verdict"]!r} is unknown; have: {", ".join(_VERDICTS)}'
     )
-  nothing = guessing and fall['verdict'] == 'no_fall'
-  headline, sentences = _GUESSING if nothing else _VERDICTS[fall['verdict']]
+  headline, sentences = _VERDICTS[fall['verdict']]
   harmless = {key: row for key, row in controls.items() if row.get('points') is not None}
   facts = {
     'points': number(fall['points'], 1),
@@ -256,14 +251,14 @@ _VERDICTS: dict[str, tuple[str, list[str]]] = {
       'looking for one.',
     ],
   ),
+  'may_be_guessing': (
+    'Nothing is shown: the classifier may be guessing',
+    [
+      'On originals it is not shown to be better than always giving the commonest answer, so it '
+      'cannot fall far. The difference between originals and deepfakes is {points} points '
+      '(95\u00a0% interval {interval}; {p}).',
+      'Train longer or on more images before asking about a fall. Nothing here speaks for or '
+      'against the images being genuine.',
+    ],
+  ),
 }
-_GUESSING = (
-  'Nothing is shown: the classifier may be guessing',
-  [
-    'On originals it is not shown to be better than always giving the commonest answer, so it '
-    'cannot fall far. The difference between originals and deepfakes is {points} points '
-    '(95\u00a0% interval {interval}; {p}).',
-    'Train longer or on more images before asking about a fall. Nothing here speaks for or '
-    'against the images being genuine.',
-  ],
-)

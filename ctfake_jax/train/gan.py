@@ -95,7 +95,7 @@ def make_train_step(
 ) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
   """The pure step (state, {image, label}, key) -> (state, losses and discriminator accuracies)."""
   c = config.gan
-  discriminator_loss = _discriminator_loss(networks, c)
+  discriminator_loss = _discriminator_loss(networks.discriminator, c)
 
   def train_step(state, batch, key):
     """One update of the discriminator, then one of the generator on the same fakes."""
@@ -105,11 +105,13 @@ def make_train_step(
     latent = jax.random.normal(keys[0], (real.shape[0], c.latent))
     # The mixture of the reals: other proportions would give the fakes away.
     labels = jax.random.permutation(keys[1], real_labels)
-    fake, pull_back, g_stats = jax.vjp(
-      lambda params: _generate(networks, params, state.generator['batch_stats'], latent, labels),
-      state.generator['params'],
-      has_aux=True,
-    )
+
+    def generate(params):
+      stats = state.generator['batch_stats']
+      (images, _), stats = _applied(networks.generator, params, stats, latent, labels)
+      return images, stats
+
+    fake, pull_back, g_stats = jax.vjp(generate, state.generator['params'], has_aux=True)
     d_grads, (d_stats, metrics) = jax.grad(discriminator_loss, has_aux=True)(
       state.discriminator['params'],
       state.discriminator['batch_stats'],
@@ -122,7 +124,8 @@ def make_train_step(
 
     def generator_loss(images):
       seen = _view(c, images, keys[3])
-      return _bce(_discriminate(networks, d_params, d_stats, seen, labels)[0][0], 1.0)
+      (logits, _), _ = _applied(networks.discriminator, d_params, d_stats, seen, labels)
+      return _bce(logits, 1.0)
 
     g_loss, cotangent = jax.value_and_grad(generator_loss)(fake)
     updates, opt_g = networks.tx_generator.update(pull_back(cotangent)[0], state.opt_generator)
@@ -144,7 +147,7 @@ def make_train_step(
   return train_step
 
 
-def _discriminator_loss(networks: Networks, c: ml_collections.ConfigDict) -> Callable:
+def _discriminator_loss(discriminator: nn.Module, c: ml_collections.ConfigDict) -> Callable:
   """(params, statistics, reals, fakes, key) -> (loss, (statistics, metrics)).
 
   Told only whether an image is real, a discriminator soon stops looking at the label beside it,
@@ -153,11 +156,12 @@ def _discriminator_loss(networks: Networks, c: ml_collections.ConfigDict) -> Cal
   """
 
   def loss_of(params, stats, real, fake, key):
+    """Of a batch of (images, labels) of each kind, one after the other through the statistics."""
     key_real, key_fake = jax.random.split(key)
     (images, labels), (fakes, fake_labels) = real, fake
     images, fakes = _view(c, images, key_real), _view(c, fakes, key_fake)
-    (on_real, features), stats = _discriminate(networks, params, stats, images, labels)
-    (on_fake, _), stats = _discriminate(networks, params, stats, fakes, fake_labels)
+    (on_real, features), stats = _applied(discriminator, params, stats, images, labels)
+    (on_fake, _), stats = _applied(discriminator, params, stats, fakes, fake_labels)
     loss = _bce(on_real, 1.0) + _bce(on_fake, 0.0)
     metrics = {'accuracy_real': (on_real > 0).mean(), 'accuracy_fake': (on_fake < 0).mean()}
     if 'class_logits' in features:
@@ -174,20 +178,12 @@ def _view(c: ml_collections.ConfigDict, images: jax.Array, key: jax.Array) -> ja
   return discriminator_view(images, key) if c.augment else images
 
 
-def _discriminate(networks, params, stats, images, labels):
-  """((logits f[b], features), statistics after them) of one batch."""
-  out, updates = networks.discriminator.apply(
-    {'params': params, 'batch_stats': stats}, images, labels, train=True, mutable=['batch_stats']
+def _applied(network: nn.Module, params, stats, *inputs):
+  """((output, features), batch statistics after it) of one training batch."""
+  out, updates = network.apply(
+    {'params': params, 'batch_stats': stats}, *inputs, train=True, mutable=['batch_stats']
   )
   return out, updates['batch_stats']
-
-
-def _generate(networks, params, stats, latent, labels):
-  """(images, statistics after them)."""
-  (images, _), updates = networks.generator.apply(
-    {'params': params, 'batch_stats': stats}, latent, labels, train=True, mutable=['batch_stats']
-  )
-  return images, updates['batch_stats']
 
 
 def _bce(logits: jax.Array, target: float) -> jax.Array:
