@@ -3,7 +3,7 @@
 python launch.py --config=configs/study.py --workdir=runs/study
 
 The default is the embedded phantom at 32 px: 300 simulated patients of 4 slices. On two CPU cores
-(AMD EPYC, AVX2, 2026-11-26) it took 7 min 30 s; the CNN reached 99.2 % (97.9-100) on 60 unseen
+(AMD EPYC, AVX2, 2026-11-26) it took 6 to 8 minutes; the CNN reached 99.2 % (97.9-100) on 60 unseen
 patients and 87.4 % on 500 deepfakes.
 """
 
