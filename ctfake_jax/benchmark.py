@@ -23,7 +23,7 @@ from ctfake_jax import inference, sampling
 from ctfake_jax import mesh as mesh_lib
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data.feed import DeviceFeed
-from ctfake_jax.models import zoo
+from ctfake_jax.models import initializers, zoo
 from ctfake_jax.train import classifier, gan, loop
 from ctfake_jax.types import ImageSet
 
@@ -180,7 +180,7 @@ def _train_classifier(config, name: str, batch_size: int) -> _Work:
   own = classifier.for_network(config, name)
   model = classifier.build(own, CLASSES)
   tx = classifier.make_optimizer(own, steps_per_epoch=100)
-  state = _born(lambda: classifier.init_state(model, tx, own.data.image_size, own.seed))
+  state = _placed(classifier.init_state(model, tx, own.data.image_size, own.seed))
   step = classifier.make_train_step(model, tx, own, np.ones(CLASSES, np.float32))
   return _training(own, state, step, batch_size, own.model.dtype)
 
@@ -195,7 +195,7 @@ def _infer_classifier(config, name: str, batch_size: int) -> _Work:
   model = classifier.build(own, CLASSES)
   size = own.data.image_size
   images = jax.random.uniform(jax.random.key(0), (batch_size, size, size, 1), minval=-1.0)
-  variables = _born(lambda: model.init(jax.random.key(0), images[:1], train=False))
+  variables = _placed(initializers.variables(model, jax.random.key(0), images[:1], train=False))
   parameters = _count(variables['params'])
   return _inference(inference.forward, (model, variables, images), parameters, own.model.dtype)
 
@@ -212,7 +212,7 @@ def _gan(config, name: str) -> tuple[ml_collections.ConfigDict, gan.Networks, ga
   own = ml_collections.ConfigDict(config.to_dict())
   own.task, own.gan.name = 'gan', name
   networks = gan.build(own, CLASSES)
-  return own, networks, _born(lambda: gan.init_state(networks, own.data.image_size, own.seed))
+  return own, networks, _placed(gan.init_state(networks, own.data.image_size, own.seed))
 
 
 def _inference(forward, arguments: tuple, parameters: int, dtype: str) -> _Work:
@@ -237,8 +237,8 @@ _WORK = {
 }
 
 
-def _born(init: Callable[[], Any]) -> Any:
-  return mesh_lib.made_everywhere(mesh_lib.data_mesh(), init)
+def _placed(tree: Any) -> Any:
+  return mesh_lib.put_everywhere(mesh_lib.data_mesh(), tree)
 
 
 def _repeat(function: Callable, *arguments: Any) -> Iterator[Any]:

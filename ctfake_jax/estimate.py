@@ -16,6 +16,7 @@ import ml_collections
 import numpy as np
 
 from ctfake_jax import config as config_lib
+from ctfake_jax import mesh as mesh_lib
 from ctfake_jax.data import pipeline
 from ctfake_jax.detector import exhibits, training
 from ctfake_jax.detector_bench import methods, running
@@ -142,7 +143,7 @@ def _generator_job(config, classes: int) -> Job:
 
 def _cost(job: Job, size: int) -> tuple[str, float]:
   """A line of text and the seconds of all steps, compilation left out."""
-  state = jax.jit(job.init)()
+  state = mesh_lib.put_everywhere(mesh_lib.data_mesh(), job.init())
   state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
   batch = job.batch(size)
   step = jax.jit(job.step, donate_argnums=0)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctfake_jax import attribution
-from ctfake_jax.models import layers, patch_net, zoo
+from ctfake_jax.models import initializers, layers, patch_net, zoo
 from ctfake_jax.types import UserError
 
 SIDE = 32
@@ -85,7 +85,7 @@ def test_of_a_linear_answer_deletion_and_insertion_are_mirror_images(seed):
 def test_stages_are_found_and_nothing_changes_unperturbed(name):
   model = patch_net.PatchNet(4) if name == 'patch_net' else zoo.MODELS['cnn'](3, widths=(4, 8))
   images = np.random.default_rng(0).uniform(-1, 1, (2, SIDE, SIDE, 1)).astype(np.float32)
-  variables = jax.jit(lambda: model.init(jax.random.key(0), images, train=False))()
+  variables = initializers.variables(model, jax.random.key(0), images, train=False)
   assert layers.PERTURBATIONS not in variables
   shapes = attribution.stages(model, variables, images)
   stage = attribution.pick_stage(shapes, '')

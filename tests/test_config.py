@@ -149,7 +149,7 @@ def test_the_steps_of_every_training_config_trace(path):
   config = load(path)
   for job in estimate.jobs(config, classes=4, images=1200):
     batch = job.batch(config.data.image_size)
-    state, metrics = jax.eval_shape(job.step, jax.eval_shape(job.init), batch, jax.random.key(0))
+    state, metrics = jax.eval_shape(job.step, job.init(), batch, jax.random.key(0))
     assert jax.tree.leaves(state)
     assert all(value.shape == () for value in metrics.values())
     assert job.steps > 0

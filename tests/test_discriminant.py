@@ -9,6 +9,7 @@ import pytest
 from ctfake_jax.data import degrade
 from ctfake_jax.detector import calibration, discriminant
 from ctfake_jax.detector.exhibits import REAL, Exhibits
+from ctfake_jax.models import initializers
 from ctfake_jax.models.patch_net import DISCRIMINANT, PatchNet, largest_projection
 from ctfake_jax.types import UserError
 
@@ -78,7 +79,7 @@ def test_a_harmless_change_spoils_its_own_direction(monkeypatch):
 
 def test_the_network_answers_by_the_discriminant_it_is_given():
   network, images = PatchNet(width=4), jnp.zeros((2, 32, 32, 1))
-  variables = jax.jit(lambda: network.init(jax.random.key(0), images, train=False))()
+  variables = initializers.variables(network, jax.random.key(0), images, train=False)
   apply = jax.jit(lambda variables: network.apply(variables, images, train=False))
   logits, features = apply(variables)
   d = features['pre_logits'].shape[1]

@@ -74,7 +74,7 @@ def fresh_diffusion(config):
   """Predicts no noise as yet: what it undoes is the scale."""
   config.task, config.data.image_size, config.diffusion.width = 'diffusion', 32, 8
   networks = diffusion.build(config, 2)
-  state = jax.jit(lambda: diffusion.init_state(networks, 32, seed=0))()
+  state = diffusion.init_state(networks, 32, seed=0)
   sampler = sampling.make_sampler(networks.generator, state.ema, networks.latent, 2)
   return sampling.TrainedGenerator(sampler, config, ('0', '1'), 'grey', 0, '', None)
 

@@ -48,7 +48,7 @@ def step_of(config):
   networks, size = family.build(config, 2), config.data.image_size
   images = make_images(8, size=size)
   batch = {'image': jnp.asarray(images.images), 'label': jnp.asarray(images.labels)}
-  state = jax.jit(lambda: family.init_state(networks, size, seed=0))()
+  state = family.init_state(networks, size, seed=0)
   return networks, jax.jit(family.make_train_step(networks, config)), state, batch
 
 

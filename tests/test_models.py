@@ -13,6 +13,7 @@ from ctfake_jax.models import (
   cnn,
   dcgan,
   densenet,
+  initializers,
   layers,
   lowering,
   mobilenetv2,
@@ -121,9 +122,10 @@ def test_views_are_shifted_averaged_and_share_the_parameters(count):
   plain = tiny('cnn')
   many = views.ManyViews(plain, count)
   image = random(2, 40, 40, 1)
-  init = jax.jit(lambda model: model.init(jax.random.key(0), image, train=False), static_argnums=0)
-  variables = init(plain)
-  chex.assert_trees_all_equal(variables, init(many))
+  variables, same = (
+    initializers.variables(model, jax.random.key(0), image, train=False) for model in (plain, many)
+  )
+  chex.assert_trees_all_equal(variables, same)
   logits, features = many.apply(variables, image, train=False)
   each = jnp.split(views.shifted(image, count), count)
   inside = slice(1, -1)

@@ -14,6 +14,7 @@ from conftest import make_images
 from ctfake_jax import config as config_lib
 from ctfake_jax import inference, mesh, preemption, workdir
 from ctfake_jax.data import pipeline, splits
+from ctfake_jax.models import initializers
 from ctfake_jax.train import classifier, gan, loop
 from ctfake_jax.types import PreemptedError, UserError
 
@@ -34,7 +35,7 @@ def rows(workdir):
 def make_step(config, classes=2):
   model = classifier.build(config, classes)
   tx = classifier.make_optimizer(config, steps_per_epoch=4)
-  state = jax.jit(lambda: classifier.init_state(model, tx, config.data.image_size, seed=0))()
+  state = classifier.init_state(model, tx, config.data.image_size, seed=0)
   return classifier.make_train_step(model, tx, config, np.ones(classes, np.float32)), state
 
 
@@ -84,7 +85,7 @@ def test_every_fold_is_tested_once_and_pooled(tiny_config, tmp_path, monkeypatch
 def test_padding_of_a_last_batch_does_not_matter(tiny_config, count):
   model = classifier.build(tiny_config, 2)
   images = make_images(65).images
-  variables = jax.jit(lambda: model.init(jax.random.key(0), images[:1], train=False))()
+  variables = initializers.variables(model, jax.random.key(0), images[:1], train=False)
   logits, features = inference.run(model, variables, images[:count])
   everything, _ = inference.run(model, variables, images)
   assert len(logits) == len(features) == count
@@ -302,7 +303,7 @@ def gan_config(tiny_config):
 
 def gan_step(config):
   networks = gan.build(config, num_classes=2)
-  state = jax.jit(lambda: gan.init_state(networks, 32, seed=0))()
+  state = gan.init_state(networks, 32, seed=0)
   data = make_images(8, size=32)
   return (
     jax.jit(gan.make_train_step(networks, config)),

@@ -154,12 +154,6 @@ def fit(
   pairs = c.batch_size // 2
   mesh_lib.check_batch_size('detection.batch_size / 2', pairs)
   tx = make_optimizer(c)
-  fresh = functools.partial(init_state, model, tx, config.data.image_size, config.seed)
-  everywhere = mesh_lib.replicated(mesh)
-  abstract = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
-    jax.eval_shape(fresh),
-  )
 
   def evaluate(state, _):
     found = judge(model, mesh_lib.to_host(state.ema), choose.images)[0]
@@ -179,8 +173,7 @@ def fit(
     ),
     keep=c.keep_checkpoints,
     seed=config.seed,
-    abstract_state=abstract,
-    init=functools.partial(mesh_lib.made_everywhere, mesh, fresh),
+    state=init_state(model, tx, config.data.image_size, config.seed),
     train_step=make_train_step(model, tx, config),
     feed=open_feed(mesh, in_pairs(learn, config.seed), pairs, config.seed),
     evaluate=evaluate,

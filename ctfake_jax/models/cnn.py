@@ -45,4 +45,4 @@ class CNN(nn.Module):
       x = layers.stage(self, features, f'stage{i}', x)
     x = features['pre_logits'] = x.mean((1, 2)).astype(jnp.float32)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
-    return nn.Dense(self.num_classes, name='fc')(x), features
+    return layers.Dense(self.num_classes, name='fc')(x), features

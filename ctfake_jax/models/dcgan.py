@@ -13,15 +13,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ctfake_jax.models import layers
+from ctfake_jax.models import initializers, layers
 
 MIN_SIZE, MAX_SIZE = 32, 256
-normal_002 = nn.initializers.normal(0.02)
-
-
-def around_one(key, shape, dtype=jnp.float32):
-  """Initialiser of normalisation scales."""
-  return 1 + normal_002(key, shape, dtype)
+normal_002 = initializers.normal(0.02)
+around_one = initializers.normal(0.02, mean=1.0)
 
 
 def doublings(size: int) -> int:

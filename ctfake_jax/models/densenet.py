@@ -53,7 +53,7 @@ class DenseNet(nn.Module):
         x = nn.avg_pool(x, (2, 2), (2, 2))
     x = normed(x, 'features_norm5')
     x = features['pre_logits'] = x.mean((1, 2)).astype(jnp.float32)
-    return nn.Dense(self.num_classes, name='classifier')(x), features
+    return layers.Dense(self.num_classes, name='classifier')(x), features
 
 
 DenseNet121 = functools.partial(DenseNet, block_sizes=(6, 12, 24, 16))

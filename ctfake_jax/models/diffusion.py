@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ctfake_jax.models import layers
+from ctfake_jax.models import initializers, layers
 from ctfake_jax.models.resize_gan import doubled
 
 # Of the cosine schedule: keeps the noise above 0 at time 0 and the signal above 0 at time 1.
@@ -47,8 +47,8 @@ class UNet(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, time: jax.Array, labels: jax.Array | None) -> jax.Array:
-    condition = nn.Dense(4 * self.width, name='time1')(_waves(time, self.width))
-    condition = nn.Dense(4 * self.width, name='time2')(nn.silu(condition))
+    condition = layers.Dense(4 * self.width, name='time1')(_waves(time, self.width))
+    condition = layers.Dense(4 * self.width, name='time2')(nn.silu(condition))
     if self.num_classes:
       condition += nn.Embed(self.num_classes, 4 * self.width, name='label')(labels)
     condition = nn.silu(condition)
@@ -66,8 +66,7 @@ class UNet(nn.Module):
     for i, width in reversed(list(enumerate(widths[:-1]))):
       x = block(width, name=f'up{i}')(jnp.concatenate([doubled(x), skips[i]], -1), condition)
     x = nn.silu(_norm(self.dtype, 'norm_out', x))
-    zeros = nn.initializers.zeros
-    out = layers.Conv(1, dtype=self.dtype, kernel_init=zeros, name='conv_out')(x)
+    out = layers.Conv(1, dtype=self.dtype, kernel_init=initializers.zeros, name='conv_out')(x)
     return out.astype(jnp.float32)
 
 
@@ -132,12 +131,12 @@ class _Block(nn.Module):
   def __call__(self, x, condition):
     h = nn.silu(_norm(self.dtype, 'norm1', x))
     h = layers.Conv(self.width, dtype=self.dtype, name='conv1')(h)
-    h += nn.Dense(self.width, dtype=self.dtype, name='condition')(condition)[:, None, None, :]
+    h += layers.Dense(self.width, dtype=self.dtype, name='condition')(condition)[:, None, None, :]
     h = nn.silu(_norm(self.dtype, 'norm2', h))
-    zeros = nn.initializers.zeros
-    h = layers.Conv(self.width, dtype=self.dtype, kernel_init=zeros, name='conv2')(h)
+    last = functools.partial(layers.Conv, kernel_init=initializers.zeros)
+    h = last(self.width, dtype=self.dtype, name='conv2')(h)
     if x.shape[-1] != self.width:
-      x = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name='skip')(x)
+      x = layers.Dense(self.width, use_bias=False, dtype=self.dtype, name='skip')(x)
     return x + h
 
 

@@ -1,5 +1,6 @@
 """Convolution and normalisation as Flax modules; `lowering` decides how they are computed."""
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -7,12 +8,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ctfake_jax.models import initializers
 from ctfake_jax.models.lowering import conv, conv_transpose, depthwise_conv
 
 # Share of the running statistics that a training step keeps.
 MOMENTUM = 0.9
 # Collection of what a caller adds to stages, to learn how the output answers (`attribution`).
 PERTURBATIONS = 'perturbations'
+
+Dense = functools.partial(
+  nn.Dense, kernel_init=initializers.fan_in_normal, bias_init=initializers.zeros
+)
 
 
 def stage(module: nn.Module, features: dict[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
@@ -44,7 +50,7 @@ class Conv(nn.Module):
   depthwise: bool = False
   transpose: bool = False
   dtype: jnp.dtype = jnp.float32
-  kernel_init: Callable = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+  kernel_init: Callable = initializers.fan_out_normal
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -68,15 +74,15 @@ class BatchNorm(nn.Module):
   momentum: float = MOMENTUM
   epsilon: float = 1e-5
   dtype: jnp.dtype = jnp.float32
-  scale_init: Callable = nn.initializers.ones
+  scale_init: Callable = initializers.ones
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     shape = (x.shape[-1],)
-    running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape)
-    running_var = self.variable('batch_stats', 'var', jnp.ones, shape)
+    running_mean = self.variable('batch_stats', 'mean', initializers.zeros, None, shape)
+    running_var = self.variable('batch_stats', 'var', initializers.ones, None, shape)
     scale = self.param('scale', self.scale_init, shape, jnp.float32)
-    bias = self.param('bias', nn.initializers.zeros, shape, jnp.float32)
+    bias = self.param('bias', initializers.zeros, shape, jnp.float32)
     if train:
       mean, var = _moments(x)
       if not self.is_initializing():

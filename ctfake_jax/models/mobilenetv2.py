@@ -79,4 +79,4 @@ class MobileNetV2(nn.Module):
     x = nn.relu6(layers.BatchNorm(dtype=self.dtype, name=f'features_{index}_1')(x, train=train))
     x = features['pre_logits'] = x.mean((1, 2)).astype(jnp.float32)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
-    return nn.Dense(self.num_classes, name='classifier_1')(x), features
+    return layers.Dense(self.num_classes, name='classifier_1')(x), features

@@ -56,7 +56,7 @@ class PatchNet(nn.Module):
 
     x = stage(folded(with_residuals(x)), 1, self.width)
     x = stage(halved(x), 2, 2 * self.width)
-    dense = nn.Dense(1, dtype=jnp.float32, name='patch_logit')
+    dense = layers.Dense(1, dtype=jnp.float32, name='patch_logit')
     patches = features['patches'] = dense(x.astype(jnp.float32))[..., 0]
     local = x.astype(jnp.float32).mean((1, 2))
     x = stage(halved(x), 3, 2 * self.width, convs=1)
@@ -69,7 +69,7 @@ class PatchNet(nn.Module):
       directions: jax.Array = self.get_variable(DISCRIMINANT, 'directions')
       return largest_projection(features['pre_logits'], centre, directions), features
     hidden = nn.Dropout(self.dropout, deterministic=not train)(features['pre_logits'])
-    logits = nn.Dense(1, name='fc')(jnp.concatenate([hidden, votes], -1))
+    logits = layers.Dense(1, name='fc')(jnp.concatenate([hidden, votes], -1))
     return logits[:, 0], features
 
 

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ctfake_jax.models import layers, lowering
+from ctfake_jax.models import initializers, layers, lowering
 
 
 class ResidualBlock(nn.Module):
@@ -40,7 +40,7 @@ class ResidualBlock(nn.Module):
       x = conv(width, size, stride, name=f'conv{i}')(x)
       # Blocks start as identities (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
       last = i == len(plan)
-      scale_init = nn.initializers.zeros if last else nn.initializers.ones
+      scale_init = initializers.zeros if last else initializers.ones
       x = norm(name=f'bn{i}', scale_init=scale_init)(x, train=train)
       x = x if last else nn.relu(x)
     return nn.relu(x + shortcut)
@@ -78,7 +78,7 @@ class ResNet(nn.Module):
         x = block(x, train=train)
       x = layers.stage(self, features, f'stage{i + 1}', x)
     x = features['pre_logits'] = x.mean((1, 2)).astype(jnp.float32)
-    return nn.Dense(self.num_classes, name='fc')(x), features
+    return layers.Dense(self.num_classes, name='fc')(x), features
 
 
 ResNet18 = functools.partial(ResNet, stage_sizes=(2, 2, 2, 2), bottleneck=False)

@@ -37,5 +37,5 @@ class Encoder(nn.Module):
       x = conv(self.width * 2**i, name=f'conv{i}')(x)
       x = nn.leaky_relu(layers.BatchNorm(dtype=self.dtype, name=f'bn{i}')(x, train=train), 0.2)
     flat = x.reshape(len(x), -1).astype(jnp.float32)
-    mean, log_var = jnp.split(nn.Dense(2 * self.latent, name='fc')(flat), 2, axis=-1)
+    mean, log_var = jnp.split(layers.Dense(2 * self.latent, name='fc')(flat), 2, axis=-1)
     return mean, log_var

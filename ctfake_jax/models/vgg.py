@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctfake_jax.models import layers, lowering
+from ctfake_jax.models import initializers, layers, lowering
 
 CONVS = ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512))
 GRID = 7
@@ -39,15 +39,15 @@ class VGG19(nn.Module):
     for i, (convs, width) in enumerate(self.stages, 1):
       for j in range(1, convs + 1):
         x = layers.Conv(width, dtype=self.dtype, name=f'stage{i}_conv{j}')(x)
-        bias = self.param(f'stage{i}_bias{j}', nn.initializers.zeros, (width,), jnp.float32)
+        bias = self.param(f'stage{i}_bias{j}', initializers.zeros, (width,), jnp.float32)
         x = nn.relu(x + bias.astype(self.dtype).reshape(1, 1, 1, -1))
       x = lowering.max_pool(x, window=2, stride=2)
       x = layers.stage(self, features, f'stage{i}', x)
     x = adaptive_average(x.astype(jnp.float32), GRID).reshape(len(x), -1)
     for i in (1, 2):
-      x = nn.relu(nn.Dense(self.hidden, name=f'hidden{i}')(x))
+      x = nn.relu(layers.Dense(self.hidden, name=f'hidden{i}')(x))
       x = features['pre_logits'] = nn.Dropout(self.dropout, deterministic=not train)(x)
-    return nn.Dense(self.num_classes, name='fc')(x), features
+    return layers.Dense(self.num_classes, name='fc')(x), features
 
 
 def adaptive_average(x: jax.Array, side: int) -> jax.Array:

@@ -25,7 +25,7 @@ from ctfake_jax.data import augment, baselines, pipeline, splits
 from ctfake_jax.data.feed import open_feed
 from ctfake_jax.data.splits import Split
 from ctfake_jax.data.survey import identity
-from ctfake_jax.models import pretrained, zoo
+from ctfake_jax.models import initializers, pretrained, zoo
 from ctfake_jax.train import loop
 from ctfake_jax.train.average import moving_average
 from ctfake_jax.types import ImageSet, UserError
@@ -47,15 +47,16 @@ class State(flax.struct.PyTreeNode):
 
 
 def init_state(model: nn.Module, tx: optax.GradientTransformation, size: int, seed: int) -> State:
-  """Fresh state for grey images of side `size`."""
-  variables = model.init(jax.random.key(seed), jnp.zeros((1, size, size, 1)), train=False)
+  """Fresh state for grey images of side `size`, on the host."""
+  images = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
+  variables = initializers.variables(model, jax.random.key(seed), images, train=False)
   params, batch_stats = variables['params'], variables.get('batch_stats', {})
   return State(
     step=jnp.zeros((), jnp.int32),
     params=params,
     batch_stats=batch_stats,
-    opt_state=tx.init(params),
-    ema=jax.tree.map(jnp.copy, {'params': params, 'batch_stats': batch_stats}),
+    opt_state=jax.jit(tx.init)(params),
+    ema={'params': params, 'batch_stats': batch_stats},
     first_bad_step=jnp.full((), -1, jnp.int32),
   )
 
@@ -248,21 +249,6 @@ def _train(config, model, train: ImageSet, val: ImageSet, workdir: Path):
   steps_per_epoch = max(1, len(train) // batch_size)
   tx = make_optimizer(config, steps_per_epoch)
   mesh = mesh_lib.data_mesh()
-  everywhere = mesh_lib.replicated(mesh)
-
-  fresh = functools.partial(init_state, model, tx, config.data.image_size, config.seed)
-
-  def init():
-    state = mesh_lib.made_everywhere(mesh, fresh)
-    if config.model.pretrained:
-      variables = jax.device_put(_pretrained(config, state.ema), everywhere)
-      state = state.replace(**variables, ema=jax.tree.map(jnp.copy, variables))
-    return state
-
-  abstract = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
-    jax.eval_shape(fresh),
-  )
   weights = class_weights(train, config.train.class_weights)
 
   def evaluate(state, step):
@@ -285,12 +271,19 @@ def _train(config, model, train: ImageSet, val: ImageSet, workdir: Path):
     ),
     keep=config.train.keep_checkpoints,
     seed=config.seed,
-    abstract_state=abstract,
-    init=init,
+    state=_first_state(config, model, tx),
     train_step=make_train_step(model, tx, config, weights),
     feed=open_feed(mesh, train, batch_size, config.seed),
     evaluate=evaluate,
   )
+
+
+def _first_state(config, model: nn.Module, tx: optax.GradientTransformation) -> State:
+  state = init_state(model, tx, config.data.image_size, config.seed)
+  if not config.model.pretrained:
+    return state
+  variables = _pretrained(config, state.ema)
+  return state.replace(**variables, ema=variables)
 
 
 def test(

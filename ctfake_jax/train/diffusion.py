@@ -8,9 +8,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 from ctfake_jax.models import diffusion, zoo
+from ctfake_jax.models.initializers import variables
 from ctfake_jax.train.average import moving_average
 
 
@@ -51,14 +53,14 @@ def build(config: ml_collections.ConfigDict, num_classes: int) -> Networks:
 
 
 def init_state(networks: Networks, size: int, seed: int) -> State:
-  """Fresh state."""
-  noise, labels = jnp.zeros((2, size * size)), jnp.zeros((2,), jnp.int32)
-  generator = dict(networks.generator.init(jax.random.key(seed), noise, labels, train=False))
+  """Fresh state, on the host."""
+  noise, labels = np.zeros((2, size * size), 'f4'), np.zeros(2, np.int32)
+  generator = variables(networks.generator, jax.random.key(seed), noise, labels, train=False)
   return State(
     step=jnp.zeros((), jnp.int32),
     generator=generator,
-    opt_state=networks.tx.init(generator['params']),
-    ema=jax.tree.map(jnp.copy, generator),
+    opt_state=jax.jit(networks.tx.init)(generator['params']),
+    ema=generator,
     first_bad_step=jnp.full((), -1, jnp.int32),
   )
 

@@ -15,10 +15,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 from ctfake_jax.data.augment import discriminator_view
 from ctfake_jax.models import zoo
+from ctfake_jax.models.initializers import variables
 from ctfake_jax.train.average import moving_average
 
 
@@ -73,19 +75,19 @@ def _rate(c: ml_collections.ConfigDict, peak: float) -> optax.ScalarOrSchedule:
 
 
 def init_state(networks: Networks, size: int, seed: int) -> State:
-  """Fresh state."""
+  """Fresh state, on the host."""
   key_g, key_d = jax.random.split(jax.random.key(seed))
-  labels = jnp.zeros((2,), jnp.int32)
-  generator = networks.generator.init(key_g, jnp.zeros((2, networks.latent)), labels, train=True)
-  images = jnp.zeros((2, size, size, 1))
-  discriminator = networks.discriminator.init(key_d, images, labels, train=True)
+  latent, images = np.zeros((2, networks.latent), 'f4'), np.zeros((2, size, size, 1), 'f4')
+  labels = np.zeros(2, np.int32)
+  generator = variables(networks.generator, key_g, latent, labels, train=True)
+  discriminator = variables(networks.discriminator, key_d, images, labels, train=True)
   return State(
     step=jnp.zeros((), jnp.int32),
-    generator=dict(generator),
-    discriminator=dict(discriminator),
-    opt_generator=networks.tx_generator.init(generator['params']),
-    opt_discriminator=networks.tx_discriminator.init(discriminator['params']),
-    ema=jax.tree.map(jnp.copy, dict(generator)),
+    generator=generator,
+    discriminator=discriminator,
+    opt_generator=jax.jit(networks.tx_generator.init)(generator['params']),
+    opt_discriminator=jax.jit(networks.tx_discriminator.init)(discriminator['params']),
+    ema=generator,
     first_bad_step=jnp.full((), -1, jnp.int32),
   )
 

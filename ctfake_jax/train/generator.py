@@ -4,19 +4,17 @@ A family is a module of this package (`gan`, `vae`, `diffusion`) with
 
 - `build(config, classes)`: its networks; `.generator` maps (latents f[b, .latent], labels) to
   images,
-- `init_state(networks, size, seed)`: a state with `step`, `first_bad_step`, `parameter_counts()`
-  and `ema`, the averaged {params, batch_stats} of the generator,
+- `init_state(networks, size, seed)`: a state on the host with `step`, `first_bad_step`,
+  `parameter_counts()` and `ema`, the averaged {params, batch_stats} of the generator,
 - `make_train_step(networks, config)`: the pure step.
 
 Its keys are the config's section of the same name.
 """
 
-import functools
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 
@@ -79,12 +77,6 @@ def _check_sizes(config, train: ImageSet) -> None:
 
 def _train(config, networks: Any, train: ImageSet, val: ImageSet, workdir: Path):
   family, c, mesh = FAMILIES[config.task], config[config.task], mesh_lib.data_mesh()
-  everywhere = mesh_lib.replicated(mesh)
-  fresh = functools.partial(family.init_state, networks, config.data.image_size, config.seed)
-  abstract = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
-    jax.eval_shape(fresh),
-  )
   return loop.run(
     name=f'{config.task} {workdir.name}',
     workdir=workdir,
@@ -96,8 +88,7 @@ def _train(config, networks: Any, train: ImageSet, val: ImageSet, workdir: Path)
     ),
     keep=c.keep_checkpoints,
     seed=config.seed,
-    abstract_state=abstract,
-    init=functools.partial(mesh_lib.made_everywhere, mesh, fresh),
+    state=family.init_state(networks, config.data.image_size, config.seed),
     train_step=family.make_train_step(networks, config),
     feed=open_feed(mesh, train, c.batch_size, config.seed),
     evaluate=_evaluator(config, networks, val, workdir),

@@ -65,17 +65,15 @@ def run(
   schedule: Schedule,
   keep: int,
   seed: int,
-  abstract_state: Any,
-  init: Callable[[], Any],
+  state: Any,
   train_step: TrainStep,
   feed: Feed,
   evaluate: Callable[[Any, int], tuple[float, dict[str, float]]],
 ) -> tuple[Any, Progress]:
   """Trains from scratch or from the newest checkpoint; returns the best state and the progress.
 
-  `init` makes the state at step 0 with the shapes and shardings of `abstract_state`; `evaluate`
-  maps (state, step) to a score, higher is better, and metrics to log; `name` stands beside the
-  progress bar.
+  `state` is that of step 0, on the host; `evaluate` maps (state, step) to a score, higher is
+  better, and metrics to log; `name` stands beside the progress bar.
 
   Raises:
     DivergedError: a loss was not finite; the last good checkpoint is kept.
@@ -83,7 +81,10 @@ def run(
   """
   checkpoints = Checkpoints(workdir, keep)
   start = checkpoints.drop_damaged()
-  state, progress = checkpoints.restore(start, abstract_state) if start else (init(), Progress())
+  state, progress = mesh_lib.put_everywhere(mesh_lib.data_mesh(), state), Progress()
+  abstract = _abstract(state)
+  if start:
+    state, progress = checkpoints.restore(start, abstract)
   log = workdir_lib.MetricLog(workdir, start)
   steps, tickets, done = Steps(train_step, feed, seed), feed.tickets(start), start
   pending: list[dict] = progress.pending
@@ -122,7 +123,7 @@ def run(
     bar.close()
     log.close()
     checkpoints.close()
-  return _best(workdir, keep, progress, abstract_state), progress
+  return _best(workdir, keep, progress, abstract), progress
 
 
 def costs(progress: Progress, batch_size: int) -> dict[str, float]:
@@ -182,6 +183,12 @@ def jitted(train_step: TrainStep, feed: Feed, seed: int) -> Any:
   return jax.jit(step, donate_argnums=0)
 
 
+def _abstract(state: Any) -> Any:
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+  )
+
+
 def _as_floats(pending: list[dict]) -> list[dict[str, float]]:
   """One row a step, where a dispatch of several steps has arrays."""
   rows = []
@@ -216,9 +223,9 @@ def _advance(progress: Progress, score: float, step: int, schedule) -> None:
   progress.stopped_early = bool(patience) and progress.evals_since_best >= patience
 
 
-def _best(workdir, keep, progress, abstract_state):
+def _best(workdir, keep, progress, abstract):
   checkpoints = Checkpoints(workdir, keep)
   try:
-    return checkpoints.restore(progress.best_step, abstract_state)[0]
+    return checkpoints.restore(progress.best_step, abstract)[0]
   finally:
     checkpoints.close()

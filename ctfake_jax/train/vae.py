@@ -13,9 +13,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 from ctfake_jax.models import zoo
+from ctfake_jax.models.initializers import variables
 from ctfake_jax.train.average import moving_average
 
 SMALLEST_ERROR = 1e-6
@@ -61,17 +63,17 @@ def build(config: ml_collections.ConfigDict, num_classes: int) -> Networks:
 
 
 def init_state(networks: Networks, size: int, seed: int) -> State:
-  """Fresh state."""
+  """Fresh state, on the host."""
   key_g, key_e = jax.random.split(jax.random.key(seed))
-  latent, labels = jnp.zeros((2, networks.latent)), jnp.zeros((2,), jnp.int32)
-  generator = dict(networks.generator.init(key_g, latent, labels, train=True))
-  encoder = dict(networks.encoder.init(key_e, jnp.zeros((2, size, size, 1)), train=True))
+  latent, images = np.zeros((2, networks.latent), 'f4'), np.zeros((2, size, size, 1), 'f4')
+  generator = variables(networks.generator, key_g, latent, np.zeros(2, np.int32), train=True)
+  encoder = variables(networks.encoder, key_e, images, train=True)
   return State(
     step=jnp.zeros((), jnp.int32),
     generator=generator,
     encoder=encoder,
-    opt_state=networks.tx.init((generator['params'], encoder['params'])),
-    ema=jax.tree.map(jnp.copy, generator),
+    opt_state=jax.jit(networks.tx.init)((generator['params'], encoder['params'])),
+    ema=generator,
     first_bad_step=jnp.full((), -1, jnp.int32),
   )
 
