@@ -19,9 +19,11 @@ def get_config():
   config.gan.batch_size = 16
   config.gan.augment = False
   config.gan.eval_every = 500
-  config.train.epochs = 20
+  config.augment.sharp = 0.5
+  config.train.epochs = 14
   config.train.eval_every_epochs = 2
-  config.study.per_model.resnet18.epochs = 12
+  config.study.per_model.cnn.learning_rate = 2e-3
+  config.study.per_model.resnet18.epochs = 10
   config.study.per_model.resnet50.epochs = 7
   config.study.per_model.resnet50.learning_rate = 2e-3
   config.study.per_model.mobilenetv2.epochs = 12
