@@ -15,7 +15,9 @@ def get_config():
   config.task = 'study'
   config.phantom.patients = 300
   config.gan.width = 32
-  config.gan.updates = 2500
+  config.gan.updates = 1500
+  config.gan.learning_rate_generator = 6e-4
+  config.gan.learning_rate_discriminator = 6e-4
   config.gan.batch_size = 16
   config.gan.augment = False
   config.gan.eval_every = 500
