@@ -1,7 +1,7 @@
 """What a run will cost, before it is paid: `--config.dry_run` prints this and stops.
 
-Counts come from the source without decoding it, parameters and state from abstract evaluation,
-time from a few real steps on random images.
+Counts come from the source without decoding it, parameters and state from a fresh one, time from a
+few real steps on empty images.
 """
 
 import collections
