@@ -3,8 +3,8 @@
 python launch.py --config=configs/study.py --workdir=runs/study
 
 The default is the embedded phantom at 32 px: 300 simulated patients of 4 slices. On two CPU cores
-(AMD EPYC, AVX2, 2026-11-26) it took 6 min 21 s in a slow hour; the CNN reached 98.3 % (95.0-100) on 60 unseen
-patients and 89.8 % on 500 deepfakes.
+(AMD EPYC, AVX2, 2026-11-26) it took 6 min 21 s in a slow hour; the CNN reached 98.3 % (95.0-100) on
+60 unseen patients and 89.8 % on 500 deepfakes.
 """
 
 from ctfake_jax import config as config_lib
