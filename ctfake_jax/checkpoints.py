@@ -245,9 +245,10 @@ def restore_part(workdir: Path, step: int, part: str) -> Any:
     raise UserError(
       f'checkpoint {path.parent}: {damage}; run its training again, it goes on from the one before'
     )
-  with _named_damage(path), ocp.PyTreeCheckpointer() as checkpointer:
-    tree = checkpointer.metadata(path).item_metadata.tree
+  # The handler itself: a Checkpointer looks for metadata of a step here, and warns.
+  with _named_damage(path), contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+    tree = handler.metadata(path).tree
     target = {part: jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree[part])}
     restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
     args = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True)
-    return checkpointer.restore(path, args=args)[part]
+    return handler.restore(path, args=args)[part]

@@ -1,11 +1,13 @@
 """Which checkpoints stay, whatever the scores and restarts."""
 
+import logging
 import shutil
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from ctfake_jax.checkpoints import Checkpoints, Progress
+from ctfake_jax.checkpoints import Checkpoints, Progress, restore_part
 from ctfake_jax.types import UserError
 
 STATE = {'x': jnp.ones(3)}
@@ -65,6 +67,17 @@ def test_a_run_whose_best_is_damaged_goes_back_to_before_it(tmp_path):
   again = Checkpoints(tmp_path, keep=4)
   assert again.drop_damaged() == 1
   again.close()
+
+
+def test_one_field_is_read_as_numpy_arrays_and_without_a_warning(tmp_path, caplog):
+  checkpoints = Checkpoints(tmp_path, keep=1)
+  save(checkpoints, [1], best_step=1)
+  checkpoints.close()
+  caplog.clear()
+  field = restore_part(tmp_path, 1, 'x')
+  np.testing.assert_array_equal(field, np.ones(3))
+  assert isinstance(field, np.ndarray)
+  assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_a_full_disk_stops_before_the_save(tmp_path, monkeypatch):
