@@ -1,7 +1,7 @@
 """Initialisers that draw with NumPy, and the variables of a module without compiling it.
 
-XLA compiles a random generator for every shape of kernel: for a residual network longer than an
-epoch of small images. Here the draws are NumPy's, seeded with the key that Flax hands to each
+XLA compiles a random generator for every shape of kernel; for a residual network that takes as long
+as epochs of small images. Here the draws are NumPy's, seeded with the key that Flax hands to each
 parameter. They are the same in a traced `init`, where a callback makes them.
 """
 
@@ -37,13 +37,13 @@ def fan_in_normal(key, shape, dtype=jnp.float32):
 
 
 def zeros(key, shape, dtype=jnp.float32):
-  """Zeros, which nothing compiles."""
+  """Zeros of NumPy; JAX's own compile a program for each shape."""
   del key
   return np.zeros(shape, dtype)
 
 
 def ones(key, shape, dtype=jnp.float32):
-  """Ones, which nothing compiles."""
+  """Ones of NumPy."""
   del key
   return np.ones(shape, dtype)
 
