@@ -180,7 +180,7 @@ def _train_classifier(config, name: str, batch_size: int) -> _Work:
   own = classifier.for_network(config, name)
   model = classifier.build(own, CLASSES)
   tx = classifier.make_optimizer(own, steps_per_epoch=100)
-  state = _placed(classifier.init_state(model, tx, own.data.image_size, own.seed))
+  state = mesh_lib.put_everywhere(classifier.init_state(model, tx, own.data.image_size, own.seed))
   step = classifier.make_train_step(model, tx, own, np.ones(CLASSES, np.float32))
   return _training(own, state, step, batch_size, own.model.dtype)
 
@@ -195,7 +195,9 @@ def _infer_classifier(config, name: str, batch_size: int) -> _Work:
   model = classifier.build(own, CLASSES)
   size = own.data.image_size
   images = jax.random.uniform(jax.random.key(0), (batch_size, size, size, 1), minval=-1.0)
-  variables = _placed(initializers.variables(model, jax.random.key(0), images[:1], train=False))
+  variables = mesh_lib.put_everywhere(
+    initializers.variables(model, jax.random.key(0), images[:1], train=False)
+  )
   parameters = _count(variables['params'])
   return _inference(inference.forward, (model, variables, images), parameters, own.model.dtype)
 
@@ -212,7 +214,11 @@ def _gan(config, name: str) -> tuple[ml_collections.ConfigDict, gan.Networks, ga
   own = ml_collections.ConfigDict(config.to_dict())
   own.task, own.gan.name = 'gan', name
   networks = gan.build(own, CLASSES)
-  return own, networks, _placed(gan.init_state(networks, own.data.image_size, own.seed))
+  return (
+    own,
+    networks,
+    mesh_lib.put_everywhere(gan.init_state(networks, own.data.image_size, own.seed)),
+  )
 
 
 def _inference(forward, arguments: tuple, parameters: int, dtype: str) -> _Work:
@@ -235,10 +241,6 @@ _WORK = {
   (True, 'train'): _train_gan,
   (True, 'infer'): _infer_gan,
 }
-
-
-def _placed(tree: Any) -> Any:
-  return mesh_lib.put_everywhere(mesh_lib.data_mesh(), tree)
 
 
 def _repeat(function: Callable, *arguments: Any) -> Iterator[Any]:

@@ -143,7 +143,7 @@ def _generator_job(config, classes: int) -> Job:
 
 def _cost(job: Job, size: int) -> tuple[str, float]:
   """A line of text and the seconds of all steps, compilation left out."""
-  state = mesh_lib.put_everywhere(mesh_lib.data_mesh(), job.init())
+  state = mesh_lib.put_everywhere(job.init())
   state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
   batch = job.batch(size)
   step = jax.jit(job.step, donate_argnums=0)

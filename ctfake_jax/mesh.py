@@ -70,16 +70,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def put_everywhere(mesh: Mesh, tree: Any) -> Any:
+def put_everywhere(tree: Any) -> Any:
   """A tree that every process has on its host, copied to every device."""
-  everywhere = replicated(mesh)
+  everywhere = replicated(data_mesh())
 
   def put(leaf):
     # A copy each: leaves may be one array, and a donated array's memory is written to.
-    read = np.asarray(leaf).__getitem__
-    return jax.make_array_from_callback(
-      np.shape(leaf), everywhere, lambda index: np.array(read(index))
-    )
+    return jax.make_array_from_callback(leaf.shape, everywhere, lambda i: np.array(leaf[i]))
 
   return jax.tree.map(put, jax.device_get(tree))
 

@@ -81,10 +81,11 @@ def run(
   """
   checkpoints = Checkpoints(workdir, keep)
   start = checkpoints.drop_damaged()
-  state, progress = mesh_lib.put_everywhere(mesh_lib.data_mesh(), state), Progress()
   abstract = _abstract(state)
   if start:
     state, progress = checkpoints.restore(start, abstract)
+  else:
+    state, progress = mesh_lib.put_everywhere(state), Progress()
   log = workdir_lib.MetricLog(workdir, start)
   steps, tickets, done = Steps(train_step, feed, seed), feed.tickets(start), start
   pending: list[dict] = progress.pending
@@ -184,8 +185,10 @@ def jitted(train_step: TrainStep, feed: Feed, seed: int) -> Any:
 
 
 def _abstract(state: Any) -> Any:
+  """Shapes of a state that lies on every device."""
+  everywhere = mesh_lib.replicated(mesh_lib.data_mesh())
   return jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), state
   )
 
 
