@@ -6,6 +6,10 @@ patients, so `sources` says which image each was.
 
 import dataclasses
 import functools
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +18,7 @@ import numpy as np
 from ctfake_jax import config as config_lib
 from ctfake_jax import progress
 from ctfake_jax.data import edits
+from ctfake_jax.data.preprocess import from_uint8, to_uint8
 from ctfake_jax.models import diffusion, zoo
 from ctfake_jax.sampling import BATCH_SIZE, TrainedGenerator
 from ctfake_jax.types import ImageSet, UserError
@@ -67,6 +72,40 @@ class Fakes:
   labels: np.ndarray
   sources: np.ndarray
   masks: np.ndarray | None = None
+
+
+def kept(path: Path, origin: str, make: Callable[[], Fakes]) -> Fakes:
+  """The fakes in the npz `path` where they have the same `origin`, else those of `make`, put there.
+
+  They are kept in 8 bits, so they come back in 8 bits the first time, too.
+  """
+  found = _read(path, origin)
+  if found:
+    return found
+  made = make()
+  parts = {k: v for k, v in vars(made).items() if v is not None}
+  parts['images'] = to_uint8(made.images)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f'.{path.name}.tmp')
+  with open(temporary, 'wb') as file:
+    np.savez_compressed(file, allow_pickle=False, origin=np.array(origin), **parts)
+  temporary.replace(path)
+  return dataclasses.replace(made, images=from_uint8(parts['images']))
+
+
+def _read(path: Path, origin: str) -> Fakes | None:
+  """Whole fakes of this origin, or None: a torn or altered file is made again."""
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      if str(file['origin']) != origin:
+        return None
+      parts = {key: file[key] for key in file.files if key != 'origin'}
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+    print(f'{path} is damaged: made again', flush=True)
+    return None
+  return Fakes(**{**parts, 'images': from_uint8(parts['images'])})
 
 
 def sample(trained: TrainedGenerator, labels: np.ndarray, seed: int) -> Fakes:

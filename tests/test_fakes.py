@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ctfake_jax import config as config_lib
-from ctfake_jax import fakes, generate, sampling
+from ctfake_jax import controls, fakes, generate, sampling
 from ctfake_jax.data import edits, splits
 from ctfake_jax.train import diffusion, generator
 from ctfake_jax.types import UserError
@@ -59,6 +59,31 @@ def test_inpainting_continues_a_plane_exactly():
   mask = np.hypot(*(np.mgrid[:24, :24] - 12)) < 4
   holed = np.where(mask, 0.9, plane)
   np.testing.assert_allclose(edits.inpainted(holed, mask, None, None), plane, atol=1e-3)
+
+
+def test_kept_fakes_are_made_once_and_again_where_they_changed_or_are_damaged(tmp_path):
+  path, rows, calls = tmp_path / 'part' / 'copied.npz', np.array([0, 3, 5]), []
+
+  def make():
+    calls.append(1)
+    images, masks = edits.edit(REALS, rows, 'copied', seed=1)
+    return fakes.Fakes(images, REALS.labels[rows], rows, masks)
+
+  def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, vars(a), vars(b))
+
+  first = fakes.kept(path, 'seed 1', make)
+  same(first, fakes.kept(path, 'seed 1', make))
+  assert len(calls) == 1
+  np.testing.assert_array_equal(first.images, controls.through_png(make().images))
+  calls.clear()
+  same(first, fakes.kept(path, 'another generator', make))
+  assert len(calls) == 1
+  path.write_bytes(path.read_bytes()[:-100])
+  same(first, fakes.kept(path, 'another generator', make))
+  assert len(calls) == 2
+  same(first, fakes.kept(path, 'another generator', make))
+  assert len(calls) == 2
 
 
 def trained_vae(config, tmp_path):

@@ -7,20 +7,21 @@ from reals stay in their reals' part and group; sampled fakes are groups of thei
 
 import dataclasses
 import functools
+import json
 import zlib
 from pathlib import Path
 
 import ml_collections
 import numpy as np
 
+from ctfake_jax import __version__, controls, fakes, generate, sampling
 from ctfake_jax import config as config_lib
-from ctfake_jax import controls, fakes, generate, sampling
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import file_facts, pipeline, splits
 from ctfake_jax.data.folders import FolderSource
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.data.splits import Split
-from ctfake_jax.data.survey import Survey
+from ctfake_jax.data.survey import Survey, fingerprint
 from ctfake_jax.train import generator
 from ctfake_jax.types import ImageSet, UserError
 
@@ -221,12 +222,12 @@ def gather(
   for family in config.detection.families:
     # A seed of its own for each part and family: no sample is drawn twice.
     seed = zlib.crc32(f'{config.seed}/{part}/{family}'.encode()) % 2**31
-    made = _make(fakes.FAMILIES[family], own, count, seed, workdir)
+    made = _made(family, own, count, seed, workdir, part)
     alone = free + np.arange(count)
     free += count
     sets.append(
       Exhibits(
-        controls.through_png(made.images),
+        made.images,
         np.ones(count, bool),
         np.full(count, family, dtype=object),
         np.where(made.sources < 0, alone, sets[0].groups[made.sources]),
@@ -249,10 +250,18 @@ def _unknown(count: int) -> np.ndarray:
   return np.full((count, len(file_facts.NAMES)), np.nan)
 
 
-def _make(family: fakes.Family, reals: ImageSet, count: int, seed: int, workdir: Path):
-  if not family.network:
-    return fakes.from_reals(family.method, None, reals, count, seed)
-  trained = sampling.load(generator_dir(workdir, family.network))
-  if family.method != 'samples':
+def _made(
+  name: str, reals: ImageSet, count: int, seed: int, workdir: Path, part: str
+) -> fakes.Fakes:
+  """Fakes of one family for one part; kept until something that they are made of changes."""
+  family = fakes.FAMILIES[name]
+  trained = sampling.load(generator_dir(workdir, family.network)) if family.network else None
+  digest = trained.digest if trained else ''
+  origin = json.dumps([__version__, name, count, seed, digest, fingerprint(reals)])
+
+  def make() -> fakes.Fakes:
+    if trained and family.method == 'samples':
+      return fakes.sample(trained, generate.spread_labels(count, len(reals.class_names)), seed)
     return fakes.from_reals(family.method, trained, reals, count, seed)
-  return fakes.sample(trained, generate.spread_labels(count, len(reals.class_names)), seed)
+
+  return fakes.kept(workdir / 'fakes' / part / f'{name}.npz', origin, make)
