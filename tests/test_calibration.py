@@ -24,6 +24,14 @@ def test_too_few_reals_are_refused_with_the_number_missing():
     calibration.conformal_threshold(np.zeros(60), 0.01)
 
 
+def test_a_site_with_hardly_too_few_groups_gets_the_rate_that_they_promise():
+  assert calibration.nearest_rate(np.arange(99), 0.01) == 0.01
+  assert calibration.nearest_rate(np.arange(200) % 95, 0.01) == 1 / 96
+  assert calibration.conformal_threshold(np.arange(95.0), 1 / 96).value == 94
+  with pytest.raises(UserError, match=r'needs 99 .* there are 89: add 10'):
+    calibration.nearest_rate(np.arange(89), 0.01)
+
+
 @given(rate=st.sampled_from([0.01, 0.02, 0.05, 0.1]), extra=st.integers(0, 300))
 @settings(max_examples=20, deadline=None)
 def test_the_expected_false_alarm_rate_is_at_most_the_one_asked(rate, extra):

@@ -153,6 +153,21 @@ def test_the_leak_audit_finds_a_planted_copy(images, tiny_config):
   assert exact_duplicates() == 1
 
 
+def test_pictures_under_two_classes_are_counted_and_named(images, tiny_config, capsys):
+  parts = splits.split(images, tiny_config.split, 0)
+  one, other = (int(np.nonzero(images.labels == label)[0][0]) for label in (0, 1))
+
+  def found():
+    rows = baselines.measure(images, [parts], tiny_config.split, seed=0)
+    return rows['leak_audit']['contradictions']
+
+  assert found() == 0
+  assert 'another class' not in capsys.readouterr().out
+  images.images[one] = images.images[other]
+  assert found() == 2
+  assert '2 images are found under another class' in capsys.readouterr().out
+
+
 def test_baselines_see_what_they_should(images, tiny_config):
   parts = splits.split(images, tiny_config.split, 0)
   rows = baselines.measure(images, [parts], tiny_config.split, seed=0)

@@ -89,6 +89,7 @@ def made_up_results(classes=CLASSES) -> dict:
         'near_duplicate_correlation': 0.95,
         'shared_groups': 0,
         'shared_patients': 0,
+        'contradictions': 0,
       },
       'split_by': 'patient',
     },

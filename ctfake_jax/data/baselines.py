@@ -53,7 +53,17 @@ def measure(
   }
   audit = {key: sum(audit[key] for audit in audits) for key in audits[0]}
   audit['near_duplicate_correlation'] = config.duplicate_correlation
+  audit['contradictions'] = contradictions(images.labels, survey.digests)
+  if audit['contradictions']:
+    print(f'warning: {audit["contradictions"]} images are found under another class, too')
   return {**rows, 'leak_audit': audit, 'split_by': folds[0].by}
+
+
+def contradictions(labels: np.ndarray, digests: np.ndarray) -> int:
+  """How many images have pixels, digests uint8[n, 32], that have another label, too."""
+  _, picture = np.unique(digests, axis=0, return_inverse=True)
+  seen = np.unique(np.stack([picture.ravel(), labels]), axis=1)[0]
+  return int((np.bincount(seen)[picture] > 1).sum())
 
 
 def majority(labels: np.ndarray, n: int) -> np.ndarray:

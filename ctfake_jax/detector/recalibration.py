@@ -54,6 +54,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   _copy_network(Path(config.detector), workdir)
   directory.save(new, workdir, _figures(Path(config.detector), results))
   workdir_lib.write_json(workdir / 'results.json', results)
+  promised, asked = new.threshold.false_alarm_rate, config.detection.false_alarm_rate
+  if promised != asked:
+    print(
+      f'{new.threshold.groups} independent reals (patients or near-duplicate groups) promise '
+      f'{promised:.2%} false alarms, not the {asked:.2%} asked for'
+    )
   for name, alarm in results['alarms'].items():
     if alarm['raised']:
       print(f'ALARM, {name}: {alarm["says"]}')
@@ -67,15 +73,13 @@ def recalibrate(
 
   `suspects` are the rows of those that score highest.
   """
-  calibration.refuse_few_groups(groups, config.detection.false_alarm_rate)
+  rate = calibration.nearest_rate(groups, config.detection.false_alarm_rate)
   found = old.examine(images, config.prior_fake)
   one = calibration.one_per_group(np.arange(len(images)), groups, config.seed)
   features = found['features'][one]
   # The site's reals, and the same moved as each family of fakes was.
   scores, *of_supposed = discriminant.left_out_scores(old.learnt, features, old.differences).T
-  threshold = calibration.conformal_threshold(
-    scores, config.detection.false_alarm_rate, calibration.LEFT_OUT
-  )
+  threshold = calibration.conformal_threshold(scores, rate, calibration.LEFT_OUT)
   new = dataclasses.replace(
     old,
     variables=discriminant.with_discriminant(

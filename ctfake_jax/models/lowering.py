@@ -7,7 +7,8 @@ as matrix products and shifted slices. On NVIDIA GPUs convolutions are cuDNN's, 
 images and transposed ones to them (`grey`); depthwise ones and pooling are shifted slices, which
 XLA fuses into one pass.
 
-The convolutions are jitted for the sake of tracing: layers of one shape are then traced once.
+The convolutions are jitted for the sake of tracing: layers of one shape are then traced once, in
+every form that the shape has on some platform.
 """
 
 import functools
@@ -42,12 +43,10 @@ def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) 
   def elsewhere(x, kernel):
     return _lax_conv(x, kernel, stride=stride, padding=padding)
 
-  def on_cuda(x, kernel):
-    if grey.fits(x.shape, kernel.shape, stride, padding):
-      return grey.correlate(x, kernel, stride=stride, padding=padding)
-    return elsewhere(x, kernel)
-
-  return lax.platform_dependent(x, kernel, cpu=on_cpu, cuda=on_cuda, default=elsewhere)
+  forms = {'cpu': on_cpu}
+  if grey.fits(x.shape, kernel.shape, stride, padding):
+    forms['cuda'] = functools.partial(grey.correlate, stride=stride, padding=padding)
+  return lax.platform_dependent(x, kernel, **forms, default=elsewhere)
 
 
 @functools.partial(jax.jit, static_argnames=('stride', 'padding'))
@@ -81,13 +80,11 @@ def conv_transpose(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int
       x, kernel[::-1, ::-1], (1, 1), around, lhs_dilation=(stride, stride), dimension_numbers=NHWC
     )
 
-  def on_cuda(x, kernel):
-    images = grey.stamped_shape(x, kernel, stride=stride, padding=padding)
-    if grey.fits(images, kernel.shape, stride, padding):
-      return grey.stamp(x, kernel, stride=stride, padding=padding)
-    return elsewhere(x, kernel)
-
-  return lax.platform_dependent(x, kernel, cpu=on_cpu, cuda=on_cuda, default=elsewhere)
+  forms = {'cpu': on_cpu}
+  images = grey.stamped_shape(x, kernel, stride=stride, padding=padding)
+  if grey.fits(images, kernel.shape, stride, padding):
+    forms['cuda'] = functools.partial(grey.stamp, stride=stride, padding=padding)
+  return lax.platform_dependent(x, kernel, **forms, default=elsewhere)
 
 
 def max_pool(x: jax.Array, *, window: int, stride: int, padding: int = 0) -> jax.Array:
