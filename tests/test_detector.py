@@ -292,9 +292,9 @@ def test_a_detector_is_made_with_its_card(made):
   assert {row['family'] for row in results['reasons']['images']} == {'real', 'blended', 'copied'}
   card = (workdir / 'MODEL_CARD.md').read_text()
   assert 'Not for real CT' in card
-  assert json.loads((workdir / 'results.json').read_text())['parts']['threshold'].keys() == {
-    'real', 'blended', 'copied'
-  }  # fmt: skip
+  parts = json.loads((workdir / 'results.json').read_text())['parts']
+  assert set(parts['scale']) == {'real', 'blended', 'copied'}
+  assert set(parts['threshold']) == {'real'}
   page = (workdir / 'report.html').read_text()
   for text in ('Local edit, blended', 'not for real CT', 'Harmless changes', 'LIME'):
     assert text in page

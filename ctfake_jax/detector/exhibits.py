@@ -27,6 +27,7 @@ from ctfake_jax.types import ImageSet, UserError
 
 # Shares of the groups. The threshold's part is large: 99 groups are the least for 1 %.
 PARTS = {'learn': 0.45, 'choose': 0.08, 'scale': 0.1, 'threshold': 0.22, 'test': 0.15}
+REALS_ALONE = 'threshold'  # the part that no fakes are made for
 REAL, FOLDER = 'real', 'folder'
 LEAST_STRANGERS = 4  # of somebody's fakes in each part
 
@@ -210,7 +211,7 @@ def gather(
   """The reals of a part, the strangers' fakes for it, and fakes of each of `detection.families`.
 
   To learn from, `detection.fakes_to_learn`, several of a real where need be; elsewhere
-  `detection.fakes_per_family`, at most as many as there are reals.
+  `detection.fakes_per_family`, at most as many as there are reals. The threshold needs none.
   """
   own, c = reals.images.take(reals.parts[part]), config.detection
   count = c.fakes_to_learn if part == 'learn' else min(c.fakes_per_family, len(own))
@@ -219,7 +220,7 @@ def gather(
     sets.append(others.show(part, FOLDER))
   # Far above every other group's number.
   free = reals.groups.max() + 1 + (others.groups.max() + 1 if others else 0)
-  for family in config.detection.families:
+  for family in config.detection.families if part != REALS_ALONE else ():
     # A seed of its own for each part and family: no sample is drawn twice.
     seed = zlib.crc32(f'{config.seed}/{part}/{family}'.encode()) % 2**31
     made = _made(family, own, count, seed, workdir, part)
