@@ -351,9 +351,10 @@ def test_an_altered_file_of_a_detector_is_named(made, name):
 def test_a_detector_of_an_earlier_version_is_refused(made, tmp_path):
   for name in (directory.FACTS, directory.REFERENCE, directory.CONFIG):
     shutil.copyfile(made[0] / name, tmp_path / name)
-  facts = json.loads((tmp_path / directory.FACTS).read_text())
-  del facts['scaling']
-  (tmp_path / directory.FACTS).write_text(json.dumps(facts))
+  with np.load(tmp_path / directory.REFERENCE) as file:
+    arrays = dict(file)
+  arrays['centre'] = arrays['centre'][:10]
+  np.savez(tmp_path / directory.REFERENCE, **arrays)
   names = (directory.FACTS, directory.REFERENCE, directory.CONFIG)
   digests = {name: directory._digest(tmp_path / name) for name in names}
   (tmp_path / directory.DIGESTS).write_text(json.dumps(digests))

@@ -132,11 +132,12 @@ def load(workdir: Path) -> Detector:
   facts = workdir_lib.read_json(workdir / FACTS)
   with np.load(workdir / REFERENCE, allow_pickle=False) as file:
     arrays = dict(file)
-  if 'scaling' not in facts or 'covariance' not in arrays:
+  model = zoo.patch_net(config.detection)
+  if 'covariance' not in arrays or arrays['centre'].shape != (model.feature_count,):
     raise UserError(f'{workdir}: a detector of an earlier version; make it anew')
   network = checkpoints.restore_part(workdir / NETWORK, facts['figures']['best_step'], 'ema')
   return Detector(
-    model=zoo.patch_net(config.detection),
+    model=model,
     variables=with_discriminant(network, arrays['centre'], arrays['directions']),
     config=config,
     unit=facts['unit'],
