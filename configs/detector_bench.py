@@ -31,6 +31,9 @@ def get_config():
   config.diffusion.batch_size = 16
   config.diffusion.updates = 600
   config.diffusion.eval_every = 300
+  config.autoencoder.width = 16
+  config.autoencoder.updates = 600
+  config.autoencoder.eval_every = 300
   config.detection.updates = 600
   config.detection.eval_every = 300
   return config

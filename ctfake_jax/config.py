@@ -17,7 +17,7 @@ from ctfake_jax.types import UserError
 # Ways to make a fake from a real image; those of EDITS need no trained generator.
 EDITS = ('blended', 'inpainted', 'copied')
 METHODS_ON_REALS = ('reconstructions', *EDITS)
-GENERATORS = ('gan', 'vae', 'diffusion')
+GENERATORS = ('gan', 'vae', 'diffusion', 'autoencoder')
 TASKS = (
   'classifier',
   *GENERATORS,
@@ -40,6 +40,7 @@ FAMILIES = (
   'vae_reconstruction',
   'diffusion',
   'diffusion_reconstruction',
+  'autoencoder_reconstruction',
   *EDITS,
 )
 # Those of the study, and all that can be trained.
@@ -194,6 +195,17 @@ def defaults() -> ml_collections.ConfigDict:
   c.diffusion.keep_checkpoints = 3
   c.diffusion.dtype = 'float32'
 
+  c.autoencoder = ml_collections.ConfigDict()
+  c.autoencoder.width = 24  # channels next to the image, of each member and the discriminator
+  c.autoencoder.batch_size = 32
+  c.autoencoder.updates = 3000
+  c.autoencoder.learning_rate = 1e-3  # falls to 0 by half a cosine
+  c.autoencoder.ema_decay = 0.99
+  c.autoencoder.eval_every = 500
+  c.autoencoder.quality_images = 500
+  c.autoencoder.keep_checkpoints = 3
+  c.autoencoder.dtype = 'float32'
+
   c.generate = ml_collections.ConfigDict()
   c.generate.checkpoint = ''  # workdir of a generator's training
   c.generate.method = 'samples'  # or reconstructions, blended, inpainted, copied: of config.data
@@ -293,9 +305,10 @@ def _at_least(low: float) -> Rule:
 
 
 _POWER_OF_TWO = Rule('a power of two from 32 to 256', lambda v: 32 <= v <= 256 and v & (v - 1) == 0)
+_MULTIPLE_OF_4 = Rule('a multiple of 4', lambda v: v > 0 and v % 4 == 0)
 _SIDES = {
   **dict.fromkeys(('gan', 'vae', 'study', 'detector', 'detector_bench'), _POWER_OF_TWO),
-  'diffusion': Rule('a multiple of 4', lambda v: v % 4 == 0),
+  **dict.fromkeys(('diffusion', 'autoencoder'), _MULTIPLE_OF_4),
 }
 
 RULES: dict[str, Rule] = {
@@ -365,6 +378,8 @@ RULES: dict[str, Rule] = {
   'vae.learning_rate': _between(1e-8, 1),
   'diffusion.width': Rule('a multiple of 8', lambda v: v > 0 and v % 8 == 0),
   'diffusion.learning_rate': _between(1e-8, 1),
+  'autoencoder.width': _between(1, 512),
+  'autoencoder.learning_rate': _between(1e-8, 1),
   'diffusion.warmup_updates': _at_least(0),
   'diffusion.sample_steps': _between(1, 1000),
   'generate.method': _one_of('samples', *METHODS_ON_REALS),
@@ -410,6 +425,7 @@ for _name in GENERATORS:
     f'{_name}.keep_checkpoints': _at_least(1),
     f'{_name}.dtype': _one_of('float32', 'bfloat16'),
   }
+RULES['autoencoder.batch_size'] = _MULTIPLE_OF_4  # each member takes its turns
 
 
 def validate(config: ml_collections.ConfigDict) -> None:

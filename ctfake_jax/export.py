@@ -15,6 +15,7 @@ from jax import export as jax_export
 
 from ctfake_jax import inference, sampling
 from ctfake_jax import workdir as workdir_lib
+from ctfake_jax.types import UserError
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 FILE = 'model.jax_export'
@@ -67,6 +68,10 @@ def _classifier(source: Path) -> tuple[jax_export.Exported, dict]:
 
 def _generator(source: Path) -> tuple[jax_export.Exported, dict]:
   trained = sampling.load(source)
+  if trained.config.task == 'autoencoder':
+    raise UserError(
+      f'config.checkpoint = {source}: an autoencoder rebuilds images, it has no samples'
+    )
   sampler = trained.sampler
   size = trained.config.data.image_size
 

@@ -19,7 +19,7 @@ from ctfake_jax import config as config_lib
 from ctfake_jax import progress
 from ctfake_jax.data import edits
 from ctfake_jax.data.preprocess import from_uint8, to_uint8
-from ctfake_jax.models import diffusion, zoo
+from ctfake_jax.models import autoencoder, diffusion, zoo
 from ctfake_jax.sampling import BATCH_SIZE, TrainedGenerator
 from ctfake_jax.types import ImageSet, UserError
 
@@ -53,6 +53,7 @@ FAMILIES: dict[str, Family] = {
   'vae_reconstruction': Family('reconstructions', 'vae'),
   'diffusion': Family('samples', 'diffusion'),
   'diffusion_reconstruction': Family('reconstructions', 'diffusion'),
+  'autoencoder_reconstruction': Family('reconstructions', 'autoencoder'),
   **{kind: Family(kind) for kind in edits.EDITS},
 }
 
@@ -109,7 +110,11 @@ def _read(path: Path, origin: str) -> Fakes | None:
 
 
 def sample(trained: TrainedGenerator, labels: np.ndarray, seed: int) -> Fakes:
-  """One sample for each label."""
+  """One sample for each label; UserError for autoencoders, which have none."""
+  if trained.config.task == 'autoencoder':
+    raise UserError(
+      'autoencoders have no samples, they rebuild images: set generate.method=reconstructions'
+    )
   images = trained.sampler.sample(labels, seed)
   return Fakes(images, labels, np.full(len(labels), -1))
 
@@ -124,7 +129,7 @@ def from_reals(
     images, masks = edits.edit(reals, rows, method, seed)
     return Fakes(images, reals.labels[rows], rows, masks)
   if trained is None:
-    raise UserError('reconstructions need a trained vae or diffusion model: name its workdir')
+    raise UserError(f'reconstructions need a trained {_REBUILDERS}: name its workdir')
   images = reconstruct(trained, np.asarray(reals.images)[rows], reals.labels[rows], seed)
   return Fakes(images, reals.labels[rows], rows)
 
@@ -132,10 +137,10 @@ def from_reals(
 def reconstruct(
   trained: TrainedGenerator, images: np.ndarray, labels: np.ndarray, seed: int
 ) -> np.ndarray:
-  """What a VAE or a diffusion model makes of reals f32[n, h, w, 1]; UserError for a GAN."""
+  """What one of `_RECONSTRUCT` makes of reals f32[n, h, w, 1]; UserError for a GAN."""
   kind = trained.config.task
   if kind not in _RECONSTRUCT:
-    raise UserError(f'a {trained.family} cannot reconstruct images: name a vae or diffusion model')
+    raise UserError(f'a {trained.family} cannot reconstruct images: name a {_REBUILDERS}')
   made = []
   starts = range(0, len(images), BATCH_SIZE)
   for i, start in enumerate(progress.bar('rebuilding', starts, patience=progress.PATIENCE)):
@@ -158,7 +163,18 @@ def _through_diffusion(trained: TrainedGenerator, images, labels, key):
   return _renoised(sampler.generator.unet, sampler.variables, images, labels, key)  # type: ignore[attr-defined]
 
 
-_RECONSTRUCT = {'vae': _through_vae, 'diffusion': _through_diffusion}
+def _through_autoencoder(trained: TrainedGenerator, images, labels, key):
+  del labels
+  network, variables = trained.sampler.generator, trained.sampler.variables
+  return autoencoder.rebuild(network, variables, images, key)  # type: ignore[arg-type]
+
+
+_REBUILDERS = 'vae, diffusion model or autoencoder'
+_RECONSTRUCT = {
+  'vae': _through_vae,
+  'diffusion': _through_diffusion,
+  'autoencoder': _through_autoencoder,
+}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ctfake_jax.types import UserError
 
-TASKS_OF_MANY_PROCESSES = ('classifier', 'gan', 'vae', 'diffusion')
+TASKS_OF_MANY_PROCESSES = ('classifier', 'gan', 'vae', 'diffusion', 'autoencoder')
 # Without a sign of life for so long a process is given up, and the job with it.
 HEARTBEAT_SECONDS = 40
 # Set by srun and by mpirun; a Slurm batch script outside srun is one process.

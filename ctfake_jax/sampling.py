@@ -89,7 +89,7 @@ class TrainedGenerator:
   @property
   def conditional(self) -> bool:
     """Whether it was trained with labels."""
-    return self.section.conditional
+    return self.section.get('conditional', False)
 
   @property
   def section(self) -> ml_collections.ConfigDict:

@@ -11,14 +11,14 @@ import pytest
 from conftest import make_images
 
 from ctfake_jax import config as config_lib
-from ctfake_jax import sampling
+from ctfake_jax import export, fakes, sampling, workdir
+from ctfake_jax.models import autoencoder, initializers, resize_gan
 from ctfake_jax.models import diffusion as diffusion_model
-from ctfake_jax.models import resize_gan
 from ctfake_jax.models import vae as vae_model
 from ctfake_jax.train import generator, vae
 from ctfake_jax.types import UnreadableImageError, UserError
 
-FAMILIES = ('dcgan', 'resize_gan', 'vae', 'diffusion')
+SAMPLING = ('dcgan', 'resize_gan', 'vae', 'diffusion')
 SIZE = 32  # the least whose yardstick is kept
 
 
@@ -34,6 +34,8 @@ def configured(tiny_config):
     section.quality_images = 16
     if task == 'diffusion':
       section.width, section.sample_steps, section.warmup_updates = 8, 3, 0
+    elif task == 'autoencoder':
+      section.width = 2
     else:
       section.width, section.latent = 2, 4
     if task == 'gan':
@@ -53,7 +55,7 @@ def step_of(config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', FAMILIES[1:])
+@pytest.mark.parametrize('name', [*SAMPLING[1:], 'autoencoder'])
 def test_steps_move_every_parameter_the_same_way_each_time(name, configured):
   _, step, state, batch = step_of(configured(name))
   once, metrics = step(state, batch, jax.random.key(0))
@@ -70,7 +72,7 @@ def test_steps_move_every_parameter_the_same_way_each_time(name, configured):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.parametrize('name', SAMPLING)
 def test_a_generator_trains_is_kept_and_samples_what_is_asked(
   name, configured, tmp_path, monkeypatch
 ):
@@ -90,6 +92,46 @@ def test_a_generator_trains_is_kept_and_samples_what_is_asked(
   np.testing.assert_array_equal(sampled, trained.sampler.sample(labels, seed=3))
   other = trained.sampler.sample(1 - labels, seed=3)
   assert np.abs(sampled - other).max() > 0, 'the label changes nothing'
+
+
+@pytest.mark.slow
+def test_autoencoders_learn_to_rebuild_and_have_no_samples(configured, tmp_path, monkeypatch):
+  config, images = configured('autoencoder'), make_images(64, size=SIZE)
+  config.autoencoder.updates, config.autoencoder.eval_every = 60, 60
+  config.autoencoder.width, config.autoencoder.learning_rate = 4, 5e-3
+  monkeypatch.setattr(generator.pipeline, 'load', lambda _: images)
+  generator.run(config, tmp_path)
+  rows = workdir.read_rows(tmp_path / 'metrics.jsonl')
+  errors = [row['absolute_error'] for row in rows if 'absolute_error' in row]
+  assert errors[-1] < 0.5 * errors[0]
+  trained = sampling.load(tmp_path)
+  assert trained.family == 'autoencoder'
+  with pytest.raises(UserError, match='have no samples'):
+    fakes.sample(trained, np.zeros(2, np.int32), seed=0)
+  with pytest.raises(UserError, match='rebuilds images'):
+    export._generator(tmp_path)
+  made = fakes.from_reals('reconstructions', trained, images, 10, seed=1)
+  again = fakes.from_reals('reconstructions', trained, images, 10, seed=1)
+  np.testing.assert_array_equal(made.images, again.images)
+  assert np.abs(made.images - images.images[made.sources]).mean() < 0.5 * errors[0]
+
+
+def test_each_image_of_a_batch_is_rebuilt_by_the_next_member():
+  network = autoencoder.Autoencoder(width=2)
+  batch, key = random_images(8), jax.random.key(0)
+  variables = initializers.variables(network, key, batch, key)
+  apply = jax.jit(lambda images: network.apply(variables, images, key))
+  rebuilt = apply(batch)
+  members = len(autoencoder.MEMBERS)
+  for i in range(members):
+    changed = apply(batch.at[i::members].set(0.0))
+    others = np.delete(np.arange(8), np.s_[i::members])
+    np.testing.assert_array_equal(changed[others], rebuilt[others])
+    assert np.abs(changed[i] - rebuilt[i]).max() > 0
+
+
+def random_images(count):
+  return jax.random.uniform(jax.random.key(5), (count, 16, 16, 1), minval=-1)
 
 
 @pytest.mark.slow
@@ -181,7 +223,9 @@ def test_the_image_implied_by_the_true_noise_is_the_image():
   np.testing.assert_allclose(signal * found + scale * noise, x, atol=1e-5)
 
 
-@pytest.mark.parametrize(('task', 'size'), [('vae', 48), ('gan', 48), ('diffusion', 30)])
+@pytest.mark.parametrize(
+  ('task', 'size'), [('vae', 48), ('gan', 48), ('diffusion', 30), ('autoencoder', 34)]
+)
 def test_a_side_that_the_family_cannot_make_is_refused(task, size):
   config = config_lib.defaults()
   config.task, config.data.image_size = task, size

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ctfake_jax.models import (
+  autoencoder,
   cnn,
   dcgan,
   densenet,
@@ -47,8 +48,13 @@ def classifier(config: Any, num_classes: int) -> nn.Module:
 
 
 def generator(config: Any, num_classes: int) -> tuple[nn.Module, int]:
-  """The generator that the config's task trains, and the length of its latents."""
+  """The generator that the config's task trains, and the length of its latents.
+
+  An autoencoder has none: it maps images.
+  """
   section, size = config[config.task], config.data.image_size
+  if config.task == 'autoencoder':
+    return autoencoder.Autoencoder(section.width, DTYPES[section.dtype]), 0
   options = _options(section, num_classes)
   if config.task == 'diffusion':
     return diffusion.Sampler(diffusion.UNet(**options), section.sample_steps, size), size * size

@@ -49,6 +49,7 @@ FAMILIES = {
   'vae_reconstruction': 'VAE, originals rebuilt',
   'diffusion': 'Diffusion, samples',
   'diffusion_reconstruction': 'Diffusion, originals rebuilt',
+  'autoencoder_reconstruction': 'Autoencoders, originals rebuilt',
   'blended': 'Local edit, blended',
   'inpainted': 'Local edit, inpainted',
   'copied': 'Local edit, copied patch',

@@ -1,9 +1,9 @@
 """Training a generator of any family on the training part alone.
 
-A family is a module of this package (`gan`, `vae`, `diffusion`) with
+A family is a module of this package (`gan`, `vae`, `diffusion`, `autoencoder`) with
 
 - `build(config, classes)`: its networks; `.generator` maps (latents f[b, .latent], labels) to
-  images,
+  images; an autoencoder's rebuilds images,
 - `init_state(networks, size, seed)`: a state on the host with `step`, `first_bad_step`,
   `parameter_counts()` and `ema`, the averaged {params, batch_stats} of the generator,
 - `make_train_step(networks, config)`: the pure step.
@@ -11,6 +11,8 @@ A family is a module of this package (`gan`, `vae`, `diffusion`) with
 Its keys are the config's section of the same name.
 """
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,18 +29,23 @@ from ctfake_jax.data.survey import identity
 from ctfake_jax.figures import save_grid
 from ctfake_jax.quality import frechet_distance
 from ctfake_jax.sampling import make_sampler
-from ctfake_jax.train import diffusion, gan, loop, vae
+from ctfake_jax.train import autoencoder, diffusion, gan, loop, vae
 from ctfake_jax.types import ImageSet, UserError
 from ctfake_jax.yardstick import phantom_extractor
 
-FAMILIES: dict[str, ModuleType] = {'gan': gan, 'vae': vae, 'diffusion': diffusion}
+FAMILIES: dict[str, ModuleType] = {
+  'gan': gan,
+  'vae': vae,
+  'diffusion': diffusion,
+  'autoencoder': autoencoder,
+}
 # Below this share of the reals' pairwise distance the fixed latents give one image: collapse.
 COLLAPSED_DIVERSITY = 0.2
 PREVIEW_PER_CLASS = 8
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
-  """The tasks `gan`, `vae` and `diffusion`: data, split, training on the training part."""
+  """The tasks of `FAMILIES`: data, split, training on the training part."""
   images = pipeline.load(config)
   parts = splits.split(images, config.split, config.split.fold)
   workdir_lib.record_config(workdir, config, identity(images))
@@ -106,13 +113,12 @@ def _evaluator(config, networks: Any, val: ImageSet, workdir: Path):
 
   def evaluate(state, step):
     """Score (minus the distance) and metrics; leaves the sample grid of this step."""
-    variables = mesh_lib.to_host(state.ema)
-    sampler = make_sampler(networks.generator, variables, networks.latent, classes)
-    fakes = sampler.sample(labels, config.seed)
+    make = _maker(config, networks, mesh_lib.to_host(state.ema), val)
+    fakes = make(labels, config.seed)
     if mesh_lib.is_main_process():
       save_grid(
         workdir / 'samples' / f'step_{step:06d}.png',
-        sampler.sample(preview, config.seed + 1),
+        make(preview, config.seed + 1),
         columns=PREVIEW_PER_CLASS,
       )
     distance = frechet_distance(extract(fakes), real_features)
@@ -122,6 +128,14 @@ def _evaluator(config, networks: Any, val: ImageSet, workdir: Path):
     return -distance, {'frechet': distance, 'diversity': spread}
 
   return evaluate
+
+
+def _maker(config, networks: Any, variables: dict, val: ImageSet) -> Callable:
+  """(labels i32[n], seed) -> images f32[n, h, w, 1]: samples, or images of `val` rebuilt."""
+  if config.task == 'autoencoder':
+    return functools.partial(autoencoder.rebuilt_of, networks.generator, variables, val)
+  classes = len(val.class_names)
+  return make_sampler(networks.generator, variables, networks.latent, classes).sample
 
 
 def diversity(images: np.ndarray, labels: np.ndarray, classes: int, seed: int) -> float:

@@ -1,0 +1,123 @@
+"""Autoencoders of several kinds that rebuild images: fakes that keep their originals' anatomy.
+
+How narrow a code is and how a decoder enlarges it leave traces of their own, and traces of many
+kinds teach a detector more than those of one (FingerprintNet, Jeong et al., ECCV 2022). So every
+image of a batch is rebuilt by another member in turn. Sides are multiples of 4.
+"""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ctfake_jax.models import layers
+from ctfake_jax.models.resize_gan import doubled
+
+# Codes are bounded, and in use as in training a little noise is added to each.
+CODE_BOUND, MOST_NOISE = 3.0, 0.3
+
+# Of each member: halvings of the side, channels of the code, and how it is enlarged again.
+MEMBERS = ((2, 4, 'transposed'), (2, 4, 'repeated'), (2, 8, 'bilinear'), (1, 1, 'shuffled'))
+
+
+class Autoencoder(nn.Module):
+  """All members side by side.
+
+  Attributes:
+    width: channels next to the image; doubles while the side halves.
+    dtype: compute dtype.
+  """
+
+  width: int = 24
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, key: jax.Array) -> jax.Array:
+    """Images f32[b, h, w, 1] in [-1, 1], b a multiple of the members' number, rebuilt."""
+    turns = x.reshape(-1, len(MEMBERS), *x.shape[1:])
+    rebuilt = [
+      _Member(*kind, self.width, self.dtype, name=f'member{i}')(
+        turns[:, i], jax.random.fold_in(key, i)
+      )
+      for i, kind in enumerate(MEMBERS)
+    ]
+    return jnp.stack(rebuilt, 1).reshape(x.shape)
+
+
+class _Member(nn.Module):
+  halvings: int
+  code: int
+  enlarge: str
+  width: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x, key):
+    conv = functools.partial(layers.Conv, dtype=self.dtype)
+    widths = [self.width * 2**i for i in range(self.halvings)]
+    for width in widths:
+      x = nn.silu(conv(width, kernel_size=4, stride=2, padding=1)(x))
+    x = nn.silu(conv(widths[-1])(x))
+    code = _bounded(conv(self.code, kernel_size=1)(x).astype(jnp.float32), key)
+    x = nn.silu(conv(widths[-1])(code))
+    for width in (self.width, *widths)[-2::-1]:
+      x = nn.silu(_ENLARGE[self.enlarge](conv, width, x))
+    return jnp.tanh(conv(1)(x).astype(jnp.float32))
+
+
+def _bounded(code: jax.Array, key: jax.Array) -> jax.Array:
+  """Codes f32[b, h, w, c] within their bound, with noise of another strength for each image."""
+  key_strength, key_noise = jax.random.split(key)
+  strength = jax.random.uniform(key_strength, (len(code), 1, 1, 1), maxval=MOST_NOISE)
+  bounded = CODE_BOUND * jnp.tanh(code / CODE_BOUND)
+  return bounded + strength * jax.random.normal(key_noise, code.shape)
+
+
+def _shuffled(conv: Callable, width: int, x: jax.Array) -> jax.Array:
+  """Four times the channels, dealt to the pixels of squares (Shi et al. 2016, arXiv:1609.05158)."""
+  x = conv(4 * width)(x)
+  b, height, wide, _ = x.shape
+  squares = x.reshape(b, height, wide, 2, 2, width).transpose(0, 1, 3, 2, 4, 5)
+  return squares.reshape(b, 2 * height, 2 * wide, width)
+
+
+def _bilinear(conv: Callable, width: int, x: jax.Array) -> jax.Array:
+  b, height, wide, channels = x.shape
+  return conv(width)(jax.image.resize(x, (b, 2 * height, 2 * wide, channels), 'linear'))
+
+
+_ENLARGE: dict[str, Callable[[Callable, int, jax.Array], jax.Array]] = {
+  'transposed': lambda conv, width, x: conv(
+    width, kernel_size=4, stride=2, padding=1, transpose=True
+  )(x),
+  'repeated': lambda conv, width, x: conv(width)(doubled(x)),
+  'bilinear': _bilinear,
+  'shuffled': _shuffled,
+}
+
+
+class PatchDiscriminator(nn.Module):
+  """Real or rebuilt, place by place: logits f32[b, h/4, w/4] (Isola et al. 2017, arXiv:1611.07004).
+
+  Attributes: as of `Autoencoder`.
+  """
+
+  width: int = 24
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    conv = functools.partial(layers.Conv, dtype=self.dtype)
+    for width in (self.width, 2 * self.width):
+      x = nn.leaky_relu(conv(width, kernel_size=4, stride=2, padding=1)(x), 0.2)
+    x = nn.leaky_relu(conv(4 * self.width)(x), 0.2)
+    return conv(1)(x)[..., 0].astype(jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def rebuild(network: Autoencoder, variables: dict, images: jax.Array, key: jax.Array) -> jax.Array:
+  """`network` applied to images f32[b, h, w, 1]."""
+  rebuilt: jax.Array = network.apply(variables, images, key)  # type: ignore[assignment]
+  return rebuilt

@@ -1,0 +1,116 @@
+"""Training autoencoders that rebuild images, against a discriminator of patches.
+
+The mean absolute error alone gives blurred images; a discriminator makes the decoders invent the
+texture that the code lost (Esser, Rombach & Ommer 2021, arXiv:2012.09841), as generators do.
+"""
+
+import itertools
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from ctfake_jax.data.degrade import batched
+from ctfake_jax.models import autoencoder, zoo
+from ctfake_jax.models.initializers import variables
+from ctfake_jax.train.average import moving_average
+from ctfake_jax.train.gan import Networks, State
+from ctfake_jax.types import ImageSet
+
+ERROR_WEIGHT, ADVERSARIAL_WEIGHT = 5.0, 0.2
+BETA1 = 0.5
+
+
+def build(config: ml_collections.ConfigDict, num_classes: int) -> Networks:
+  """The networks of `config.autoencoder`; labels are not asked for."""
+  c = config.autoencoder
+  generator, latent = zoo.generator(config, num_classes)
+  rate = optax.cosine_decay_schedule(c.learning_rate, c.updates)
+  discriminator = autoencoder.PatchDiscriminator(c.width, zoo.DTYPES[c.dtype])
+  optimizer = optax.adam(rate, b1=BETA1)
+  return Networks(generator, discriminator, latent, optimizer, optimizer)
+
+
+def init_state(networks: Networks, size: int, seed: int) -> State:
+  """Fresh state, on the host."""
+  key_g, key_d = jax.random.split(jax.random.key(seed))
+  images = np.zeros((len(autoencoder.MEMBERS), size, size, 1), 'f4')
+  generator = variables(networks.generator, key_g, images, jax.random.key(0))
+  discriminator = variables(networks.discriminator, key_d, images)
+  return State(
+    step=jnp.zeros((), jnp.int32),
+    generator=generator,
+    discriminator=discriminator,
+    opt_generator=jax.jit(networks.tx_generator.init)(generator['params']),
+    opt_discriminator=jax.jit(networks.tx_discriminator.init)(discriminator['params']),
+    ema=generator,
+    first_bad_step=jnp.full((), -1, jnp.int32),
+  )
+
+
+def make_train_step(
+  networks: Networks, config: ml_collections.ConfigDict
+) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
+  """The pure step (state, {image}, key) -> (state, losses)."""
+  c = config.autoencoder
+
+  def judged(discriminator, images):
+    """Logits of being real."""
+    return jnp.asarray(networks.discriminator.apply(discriminator, images))
+
+  def rebuilding_loss(params, discriminator, images, key):
+    """What the members learn by; their images and the mean absolute error."""
+    rebuilt = networks.generator.apply({'params': params}, images, key)
+    error = jnp.abs(rebuilt - images).mean()
+    convincing = jax.nn.softplus(-judged(discriminator, rebuilt)).mean()
+    return ERROR_WEIGHT * error + ADVERSARIAL_WEIGHT * convincing, (rebuilt, error)
+
+  def discriminator_loss(params, images, rebuilt):
+    """Log loss of either kind, added."""
+    real, fake = (judged({'params': params}, x) for x in (images, rebuilt))
+    return jax.nn.softplus(-real).mean() + jax.nn.softplus(fake).mean()
+
+  def train_step(state, batch, key):
+    """One update of the members, one of the discriminator on the same images."""
+    chex.assert_rank(batch['image'], 4)
+    (loss, (rebuilt, error)), grads = jax.value_and_grad(rebuilding_loss, has_aux=True)(
+      state.generator['params'], state.discriminator, batch['image'], key
+    )
+    loss_d, grads_d = jax.value_and_grad(discriminator_loss)(
+      state.discriminator['params'], batch['image'], rebuilt
+    )
+    updates, opt_g = networks.tx_generator.update(grads, state.opt_generator)
+    updates_d, opt_d = networks.tx_discriminator.update(grads_d, state.opt_discriminator)
+    generator = {'params': optax.apply_updates(state.generator['params'], updates)}
+    bad = (state.first_bad_step < 0) & ~jnp.isfinite(loss + loss_d)
+    state = state.replace(
+      step=state.step + 1,
+      generator=generator,
+      discriminator={'params': optax.apply_updates(state.discriminator['params'], updates_d)},
+      opt_generator=opt_g,
+      opt_discriminator=opt_d,
+      ema=moving_average(state.ema, generator, c.ema_decay, state.step),
+      first_bad_step=jnp.where(bad, state.step, state.first_bad_step),
+    )
+    return state, {'loss': loss, 'absolute_error': error, 'loss_discriminator': loss_d}
+
+  return train_step
+
+
+def rebuilt_of(
+  network: autoencoder.Autoencoder, variables: dict, reals: ImageSet, labels: np.ndarray, seed: int
+) -> np.ndarray:
+  """Rebuilt images f32[n, h, w, 1] of reals that have labels i32[n], taken in turn."""
+  rows = np.empty(len(labels), int)
+  for label in np.unique(labels):
+    asked = labels == label
+    rows[asked] = np.resize(np.nonzero(reals.labels == label)[0], asked.sum())
+  keys = (jax.random.fold_in(jax.random.key(seed), i) for i in itertools.count())
+  return batched(
+    lambda images: autoencoder.rebuild(network, variables, images, next(keys)),
+    np.asarray(reals.images)[rows],
+  )
