@@ -2,7 +2,9 @@
 
 How narrow a code is and how a decoder enlarges it leave traces of their own, and traces of many
 kinds teach a detector more than those of one (FingerprintNet, Jeong et al., ECCV 2022). So every
-image of a batch is rebuilt by another member in turn. Sides are multiples of 4.
+image of a batch is rebuilt by another member in turn, and from more or less noise (denoising:
+Vincent et al. 2008, doi:10.1145/1390156.1390294): the texture that noise hides must be invented.
+Sides are multiples of 4.
 """
 
 import functools
@@ -15,8 +17,9 @@ import jax.numpy as jnp
 from ctfake_jax.models import layers
 from ctfake_jax.models.resize_gan import doubled
 
-# Codes are bounded, and in use as in training a little noise is added to each.
-CODE_BOUND, MOST_NOISE = 3.0, 0.3
+# In use as in training images and bounded codes get noise; standard deviations up to these.
+NOISE_OF_IMAGES, NOISE_OF_CODES = 0.5, 0.3
+CODE_BOUND = 3.0
 
 # Of each member: halvings of the side, channels of the code, and how it is enlarged again.
 MEMBERS = ((2, 4, 'transposed'), (2, 4, 'repeated'), (2, 8, 'bilinear'), (1, 1, 'shuffled'))
@@ -36,10 +39,12 @@ class Autoencoder(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, key: jax.Array) -> jax.Array:
     """Images f32[b, h, w, 1] in [-1, 1], b a multiple of the members' number, rebuilt."""
-    turns = x.reshape(-1, len(MEMBERS), *x.shape[1:])
+    key_image, key_code = jax.random.split(key)
+    noisy = _with_noise(x, NOISE_OF_IMAGES, key_image)
+    turns = noisy.reshape(-1, len(MEMBERS), *x.shape[1:])
     rebuilt = [
       _Member(*kind, self.width, self.dtype, name=f'member{i}')(
-        turns[:, i], jax.random.fold_in(key, i)
+        turns[:, i], jax.random.fold_in(key_code, i)
       )
       for i, kind in enumerate(MEMBERS)
     ]
@@ -60,19 +65,19 @@ class _Member(nn.Module):
     for width in widths:
       x = nn.silu(conv(width, kernel_size=4, stride=2, padding=1)(x))
     x = nn.silu(conv(widths[-1])(x))
-    code = _bounded(conv(self.code, kernel_size=1)(x).astype(jnp.float32), key)
+    code = conv(self.code, kernel_size=1)(x).astype(jnp.float32)
+    code = _with_noise(CODE_BOUND * jnp.tanh(code / CODE_BOUND), NOISE_OF_CODES, key)
     x = nn.silu(conv(widths[-1])(code))
     for width in (self.width, *widths)[-2::-1]:
       x = nn.silu(_ENLARGE[self.enlarge](conv, width, x))
     return jnp.tanh(conv(1)(x).astype(jnp.float32))
 
 
-def _bounded(code: jax.Array, key: jax.Array) -> jax.Array:
-  """Codes f32[b, h, w, c] within their bound, with noise of another strength for each image."""
+def _with_noise(x: jax.Array, most: float, key: jax.Array) -> jax.Array:
+  """f32[b, h, w, c] with white noise of another strength for each; little is likelier than much."""
   key_strength, key_noise = jax.random.split(key)
-  strength = jax.random.uniform(key_strength, (len(code), 1, 1, 1), maxval=MOST_NOISE)
-  bounded = CODE_BOUND * jnp.tanh(code / CODE_BOUND)
-  return bounded + strength * jax.random.normal(key_noise, code.shape)
+  strength = most * jax.random.uniform(key_strength, (len(x), 1, 1, 1)) ** 2
+  return x + strength * jax.random.normal(key_noise, x.shape)
 
 
 def _shuffled(conv: Callable, width: int, x: jax.Array) -> jax.Array:
