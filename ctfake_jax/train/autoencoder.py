@@ -18,7 +18,7 @@ from ctfake_jax.data.degrade import batched
 from ctfake_jax.models import autoencoder, zoo
 from ctfake_jax.models.initializers import variables
 from ctfake_jax.train.average import moving_average
-from ctfake_jax.train.gan import Networks, State
+from ctfake_jax.train.gan import Networks, State, before_training
 from ctfake_jax.types import ImageSet
 
 ERROR_WEIGHT, ADVERSARIAL_WEIGHT = 5.0, 0.2
@@ -41,15 +41,7 @@ def init_state(networks: Networks, size: int, seed: int) -> State:
   images = np.zeros((len(autoencoder.MEMBERS), size, size, 1), 'f4')
   generator = variables(networks.generator, key_g, images, jax.random.key(0))
   discriminator = variables(networks.discriminator, key_d, images)
-  return State(
-    step=jnp.zeros((), jnp.int32),
-    generator=generator,
-    discriminator=discriminator,
-    opt_generator=jax.jit(networks.tx_generator.init)(generator['params']),
-    opt_discriminator=jax.jit(networks.tx_discriminator.init)(discriminator['params']),
-    ema=generator,
-    first_bad_step=jnp.full((), -1, jnp.int32),
-  )
+  return before_training(networks, generator, discriminator)
 
 
 def make_train_step(

@@ -81,6 +81,11 @@ def init_state(networks: Networks, size: int, seed: int) -> State:
   labels = np.zeros(2, np.int32)
   generator = variables(networks.generator, key_g, latent, labels, train=True)
   discriminator = variables(networks.discriminator, key_d, images, labels, train=True)
+  return before_training(networks, generator, discriminator)
+
+
+def before_training(networks: Networks, generator: dict, discriminator: dict) -> State:
+  """The state that these variables start from."""
   return State(
     step=jnp.zeros((), jnp.int32),
     generator=generator,
