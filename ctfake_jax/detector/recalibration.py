@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from ctfake_jax import controls
+from ctfake_jax import controls, progress
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import splits
 from ctfake_jax.data.pipeline import gather
@@ -153,7 +153,7 @@ def outliers(reference: np.ndarray, features: np.ndarray, learnt: Learnt, seed: 
   null = np.stack(
     [
       lopsidedness(reference[rng.choice(len(reference), count, replace=False)], learnt)
-      for _ in range(DRAWS)
+      for _ in progress.bar('planted fakes', range(DRAWS), patience=progress.PATIENCE)
     ]
   )
   center, spread = null.mean(0), null.std(0) + 1e-9
