@@ -101,3 +101,11 @@ def test_random_chains_are_seeded_and_keep_every_image():
   assert once.shape == images.shape
   np.testing.assert_array_equal(once, again)
   assert (once != other).any((1, 2, 3)).mean() > 0.5
+
+
+def test_wide_chains_change_the_same_images_more():
+  images = np.asarray(smooth(70))
+  narrow, wide = (degrade.at_random(images, 0, wide=wide) for wide in (False, True))
+  moved = [np.abs(changed - images).mean((1, 2, 3)) for changed in (narrow, wide)]
+  np.testing.assert_array_equal(moved[0] == 0, moved[1] == 0)
+  assert moved[1].mean() > 1.1 * moved[0].mean()

@@ -44,7 +44,7 @@ def draw(count, seed):
 
 def test_directions_are_fishers(monkeypatch):
   learn, choose = draw(20_000, 0), draw(20_000, 1)
-  monkeypatch.setattr(degrade, 'at_random', lambda images, seed: images)
+  monkeypatch.setattr(degrade, 'at_random', lambda images, seed, wide: images)
   found = discriminant.fit(Pixels(), {}, learn, choose, seed=0)[0][DISCRIMINANT]
   expected = np.stack([MEANS['a'], MEANS['b']])
   differences = discriminant.differences(learn.images.reshape(-1, 4), learn.families)
@@ -63,7 +63,7 @@ def test_a_harmless_change_spoils_its_own_direction(monkeypatch):
   """What changes alone along an axis is no sign of fakes along it."""
   rng = np.random.default_rng(0)
 
-  def shaken(images, seed):
+  def shaken(images, seed, wide=True):
     noise = np.zeros(images.shape, np.float32)
     noise[:, 0, 0, 0] = rng.normal(0, 30, len(images))
     return images + noise
@@ -95,7 +95,7 @@ def test_the_network_answers_by_the_discriminant_it_is_given():
 @pytest.mark.parametrize('wide', [True, False])
 def test_reals_and_fakes_weigh_alike_in_the_covariance(wide, monkeypatch):
   """However many there are of each: three times the spread of either gives (9 + 1) / 2."""
-  monkeypatch.setattr(degrade, 'at_random', lambda images, seed: images)
+  monkeypatch.setattr(degrade, 'at_random', lambda images, seed, wide: images)
   learn = draw(4000, 0).of(REAL, 'a')
   learn = learn.take(np.arange(6000))  # 4,000 reals, 2,000 fakes
   own, mean = learn.fake == wide, MEANS['a'][0] * wide

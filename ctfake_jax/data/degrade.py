@@ -32,6 +32,8 @@ CHANCE = 0.25
 QUALITY, BLUR_PIXELS, FACTOR, NOISE, GAIN, OFFSET = (
   (40.0, 100.0), (0.0, 1.2), (0.65, 1.4), (0.0, 0.06), (0.85, 1.15), (-0.1, 0.1)
 )  # fmt: skip
+# What must be no sign of a fake reaches further than what a network can learn under.
+WIDE_BLUR_PIXELS, WIDE_NOISE = (0.0, 2.0), (0.0, 0.1)
 
 
 def jpeg(images: jax.Array, quality: jax.Array) -> jax.Array:
@@ -110,7 +112,13 @@ def as_8_bit(images: jax.Array) -> jax.Array:
   return jnp.clip(jnp.round((images + 1) * 127.5) / 127.5 - 1, -1, 1)
 
 
-def degrade(images: jax.Array, key: jax.Array) -> jax.Array:
+def degrade(
+  images: jax.Array,
+  key: jax.Array,
+  *,
+  blur_pixels: tuple[float, float] = BLUR_PIXELS,
+  noise: tuple[float, float] = NOISE,
+) -> jax.Array:
   """A random chain of changes for each image, each with the same chance, rounded to 8 bits."""
   count = len(images)
   key, key_noise = jax.random.split(key)
@@ -125,8 +133,8 @@ def degrade(images: jax.Array, key: jax.Array) -> jax.Array:
 
   images = maybe(0, windowed(images, between(0, GAIN), between(1, OFFSET)), images)
   images = maybe(2, resized(images, between(2, FACTOR)), images)
-  images = maybe(3, blur(images, between(3, BLUR_PIXELS)), images)
-  images = maybe(4, noisy(images, between(4, NOISE), key_noise), images)
+  images = maybe(3, blur(images, between(3, blur_pixels)), images)
+  images = maybe(4, noisy(images, between(4, noise), key_noise), images)
   images = maybe(5, jpeg(images, jnp.round(between(5, QUALITY))), images)
   return as_8_bit(images)
 
@@ -179,11 +187,11 @@ def in_batches(change: Callable, images: np.ndarray, strength: float) -> np.ndar
   return batched(lambda batch: _stored(change, batch, strengths), images)
 
 
-def at_random(images: np.ndarray, seed: int) -> np.ndarray:
-  """Each of f32[n, h, w, 1] through a random chain of changes, once."""
+def at_random(images: np.ndarray, seed: int, *, wide: bool = False) -> np.ndarray:
+  """Each of f32[n, h, w, 1] through a random chain of changes, once; `wide`: more blur, noise."""
   key = jax.random.key(seed)
   keys = (jax.random.fold_in(key, i) for i in itertools.count())
-  return batched(lambda batch: _degraded(batch, next(keys)), images)
+  return batched(lambda batch: _degraded[wide](batch, next(keys)), images)
 
 
 def batched(function: Callable, images: np.ndarray) -> np.ndarray:
@@ -196,7 +204,10 @@ def batched(function: Callable, images: np.ndarray) -> np.ndarray:
   return np.concatenate(found)
 
 
-_degraded = jax.jit(degrade)
+_degraded = {
+  False: jax.jit(degrade),
+  True: jax.jit(functools.partial(degrade, blur_pixels=WIDE_BLUR_PIXELS, noise=WIDE_NOISE)),
+}
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -46,10 +46,10 @@ def fit(
   """The variables with a discriminant, by which the network answers from now on, and its origin.
 
   Directions come from `learn`, the centre from the reals of `choose`. The covariance is the mean of
-  four: reals and fakes (within families), as they are and harmlessly changed, so that such changes
-  count for little; each shrunk (Ledoit & Wolf 2004).
+  four: reals and fakes (within families), as they are and harmlessly changed, more than the network
+  was in training, so that such changes count for little; each shrunk (Ledoit & Wolf 2004).
   """
-  changed = degrade.at_random(learn.images, seed)
+  changed = degrade.at_random(learn.images, seed, wide=True)
   features, of_changed = (
     training.judge(model, variables, images)[1] for images in (learn.images, changed)
   )
