@@ -410,7 +410,8 @@ def test_a_site_without_fakes_gets_probabilities_from_supposed_ones():
   site, learnt = 5 + rng.normal(size=(200, 6)), discriminant.Learnt(differences, np.eye(6))
   scores, *supposed = discriminant.left_out_scores(learnt, site, differences).T
   scaling = recalibration._scaling(scores, np.concatenate(supposed))
-  fakes = patch_net.largest_projection(site + differences[:1], *discriminant.for_site(learnt, site))
+  own = discriminant.for_site(learnt, site)
+  fakes = patch_net.distance_towards_fakes(site + differences[:1], *own)
   assert (scaling.p_fake(scores, 0.5) < 0.5).mean() > 0.9
   assert (scaling.p_fake(fakes, 0.5) > 0.5).mean() > 0.9
 
@@ -484,7 +485,8 @@ def test_a_detector_is_recalibrated_from_files(made, site, tmp_path, capsys):
   assert found.threshold.groups == 12
   scores = found.examine(_pixels(found, site), 0.5)['score']
   features = old.examine(_pixels(old, site), 0.5)['features']
-  expected = patch_net.largest_projection(features, *discriminant.for_site(old.learnt, features))
+  own = discriminant.for_site(old.learnt, features)
+  expected = patch_net.distance_towards_fakes(features, *own)
   np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
   left_out = discriminant.left_out_scores(old.learnt, features, old.differences)[:, 0]
   assert found.threshold.value == pytest.approx(left_out.max(), rel=1e-4)

@@ -5,12 +5,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ctfake_jax.data import degrade
 from ctfake_jax.detector import calibration, discriminant
 from ctfake_jax.detector.exhibits import REAL, Exhibits
 from ctfake_jax.models import initializers
-from ctfake_jax.models.patch_net import DISCRIMINANT, PatchNet, largest_projection
+from ctfake_jax.models.patch_net import DISCRIMINANT, PatchNet, distance_towards_fakes
 from ctfake_jax.types import UserError
 
 COVARIANCE = np.array([[1.0, 0.6, 0.0, 0.0], [0.6, 2.0, 0.0, 0.0], [0, 0, 0.5, 0], [0, 0, 0, 1]])
@@ -55,8 +57,22 @@ def test_directions_are_fishers(monkeypatch):
   np.testing.assert_allclose(found['centre'], 0, atol=0.05)
   reals = choose.of(REAL).images.reshape(-1, 4)
   np.testing.assert_allclose((reals @ found['directions'].T).std(0), 1, atol=0.03)
-  scores = largest_projection(learn.of('a').images.reshape(-1, 4), **found)
-  assert np.mean(scores) == pytest.approx(distance[0], abs=0.1)
+  scores = distance_towards_fakes(learn.of('a').images.reshape(-1, 4), **found)
+  assert distance[0] - np.log(2) - 0.1 < np.mean(scores) < distance[0] + 0.1
+
+
+@given(seed=st.integers(0, 1000), k=st.integers(1, 9))
+@settings(max_examples=30, deadline=None)
+def test_the_score_is_a_soft_maximum(seed, k):
+  rng = np.random.default_rng(seed)
+  features, directions = 3 * rng.normal(size=(20, 5)), rng.normal(size=(k, 5))
+  centre = rng.normal(size=5)
+  along = (features - centre) @ directions.T
+  scores = np.asarray(distance_towards_fakes(features, centre, directions))
+  assert (scores <= along.max(1) + 1e-4).all()
+  assert (scores >= along.max(1) - np.log(k) - 1e-4).all()
+  agreeing = distance_towards_fakes(features, centre, np.repeat(directions[:1], k, 0))
+  np.testing.assert_allclose(agreeing, along[:, 0], rtol=1e-4, atol=1e-4)
 
 
 def test_a_harmless_change_spoils_its_own_direction(monkeypatch):
@@ -71,8 +87,8 @@ def test_a_harmless_change_spoils_its_own_direction(monkeypatch):
   monkeypatch.setattr(degrade, 'at_random', shaken)
   learn = draw(5000, 0)
   found = discriminant.fit(Pixels(), {}, learn, learn, seed=0)[0][DISCRIMINANT]
-  scores = largest_projection(learn.of('a').images.reshape(-1, 4), **found)
-  moved = largest_projection(shaken(learn.of(REAL).images, 0).reshape(-1, 4), **found)
+  scores = distance_towards_fakes(learn.of('a').images.reshape(-1, 4), **found)
+  moved = distance_towards_fakes(shaken(learn.of(REAL).images, 0).reshape(-1, 4), **found)
   assert np.abs(found['directions'][0, 0]) < 0.1
   assert np.mean(moved) < np.mean(scores) + 1
 
@@ -87,7 +103,7 @@ def test_the_network_answers_by_the_discriminant_it_is_given():
   directions = np.eye(2, d)
   changed = discriminant.with_discriminant(variables, np.full(d, -1.0), directions)
   scores, _ = apply(changed)
-  expected = (features['pre_logits'][:, :2] + 1).max(1)
+  expected = np.log(np.exp(features['pre_logits'][:, :2] + 1).mean(1))
   np.testing.assert_allclose(scores, expected, rtol=1e-6)
   assert not np.allclose(scores, logits)
 
@@ -123,7 +139,7 @@ def test_left_out_scores_are_those_of_every_real_against_the_others():
   for i in range(12):
     others = discriminant.for_site(learnt, np.delete(features, i, 0))
     for j, shift in enumerate([np.zeros(5), *shifts]):
-      alone = largest_projection((features[i] + shift)[None], *others)
+      alone = distance_towards_fakes((features[i] + shift)[None], *others)
       np.testing.assert_allclose(found[i, j], alone[0], rtol=1e-4)
   with pytest.raises(UserError, match='there must be two'):
     discriminant.left_out_scores(learnt, features[:1], shifts)
@@ -139,7 +155,7 @@ def test_reals_that_give_centre_covariance_and_threshold_keep_the_promise():
     threshold = calibration.conformal_threshold(scores, 0.01).value
     fresh = 3 + 2 * rng.normal(size=(400, 30))
     alarms.append(
-      (largest_projection(fresh, *discriminant.for_site(learnt, site)) > threshold).mean()
+      (distance_towards_fakes(fresh, *discriminant.for_site(learnt, site)) > threshold).mean()
     )
   # The largest of 99: 1 % on average, Monte Carlo error 0.001.
   assert np.mean(alarms) == pytest.approx(0.01, abs=0.0025)

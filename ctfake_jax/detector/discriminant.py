@@ -2,8 +2,8 @@
 
 For each family of fakes one direction (linear discriminant analysis: Fisher 1936,
 doi:10.1111/j.1469-1809.1936.tb02137.x), along which images spread by 1 within a kind; the score is
-the largest of an image's distances from the reals' centre along them. What fakes add to an image is
-learnt once; how images spread and where their centre lies, a site's own reals say too.
+the soft maximum of an image's distances from the reals' centre along them. What fakes add to an
+image is learnt once; how images spread and where their centre lies, a site's own reals say too.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from sklearn.covariance import ledoit_wolf
 from ctfake_jax.data import degrade
 from ctfake_jax.detector import training
 from ctfake_jax.detector.exhibits import REAL, Exhibits
-from ctfake_jax.models.patch_net import DISCRIMINANT, largest_projection
+from ctfake_jax.models.patch_net import DISCRIMINANT, distance_towards_fakes
 from ctfake_jax.types import UserError
 
 SITE_SHARE = 0.5  # of a site's own covariance in the one that its directions are made of
@@ -109,7 +109,7 @@ def left_out_scores(learnt: Learnt, features: np.ndarray, shifts: np.ndarray) ->
   scores = np.empty(moved.shape[:2], np.float32)
   for fold in range(min(count, FOLDS)):
     own = np.arange(count) % FOLDS == fold
-    found = largest_projection(
+    found = distance_towards_fakes(
       moved[own].reshape(-1, moved.shape[2]), *for_site(learnt, features[~own])
     )
     scores[own] = np.reshape(found, scores[own].shape)

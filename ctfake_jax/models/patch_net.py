@@ -73,17 +73,21 @@ class PatchNet(nn.Module):
     if self.has_variable(DISCRIMINANT, 'directions'):
       centre: jax.Array = self.get_variable(DISCRIMINANT, 'centre')
       directions: jax.Array = self.get_variable(DISCRIMINANT, 'directions')
-      return largest_projection(features['pre_logits'], centre, directions), features
+      return distance_towards_fakes(features['pre_logits'], centre, directions), features
     hidden = nn.Dropout(self.dropout, deterministic=not train)(features['pre_logits'])
     logits = layers.Dense(1, name='fc')(jnp.concatenate([hidden, votes], -1))
     return logits[:, 0], features
 
 
-def largest_projection(
+def distance_towards_fakes(
   features: chex.Array, centre: chex.Array, directions: chex.Array
 ) -> chex.Array:
-  """f32[b]: how far features f32[b, d] lie from the centre along the direction that suits best."""
-  return jnp.matmul(features - centre[None], directions.T, precision='highest').max(1)
+  """f32[b]: how far features f32[b, d] lie from the centre along the directions f[k, d].
+
+  A soft maximum: an unknown kind of fake lies a little along several directions.
+  """
+  along = jnp.matmul(features - centre[None], directions.T, precision='highest')
+  return jax.nn.logsumexp(along, axis=1) - jnp.log(len(directions))
 
 
 def folded(x: jax.Array) -> jax.Array:
