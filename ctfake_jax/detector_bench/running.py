@@ -47,7 +47,7 @@ HELD_OUT = {
   'resize_gan': ('resize_gan',),
   'vae': ('vae', 'vae_reconstruction'),
   'diffusion': ('diffusion', 'diffusion_reconstruction'),
-  'autoencoder': ('autoencoder_reconstruction',),
+  'autoencoder_reconstruction': ('autoencoder_reconstruction',),
   **{edit: (edit,) for edit in config_lib.EDITS},
 }
 BATCH, BATCHES = 50, 400
