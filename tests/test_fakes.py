@@ -148,13 +148,13 @@ def test_edits_are_generated_with_masks_sources_and_labels(tmp_path):
     config_lib.validate(config)
 
 
-def test_sampled_fakes_have_no_source():
+def test_sampled_fakes_have_no_source(tiny_config):
   class Constant:
     def sample(self, labels, seed):
       del seed
       return np.zeros((len(labels), 4, 4, 1), np.float32)
 
-  network = sampling.TrainedGenerator(Constant(), None, (), 'grey', 0, '', None)
+  network = sampling.TrainedGenerator(Constant(), tiny_config, (), 'grey', 0, '', None)
   made = fakes.sample(network, np.array([0, 1], np.int32), 0)
   assert (made.sources == -1).all()
   assert made.masks is None
