@@ -194,6 +194,12 @@ def test_the_audit_counts_memorised_images():
   )
   found = audit.audit(exhibits.join([reals, copies]), seed=0)
   assert found['folder']['copies'] == len(reals)
+  # What was rebuilt is of its original's group; what a generator has memorised is not.
+  for groups, count in ((reals.groups, 0), (10_000 + np.arange(len(copies)), len(reals))):
+    vae = dataclasses.replace(
+      copies, families=np.full(len(copies), 'vae', dtype=object), groups=groups
+    )
+    assert audit.audit(exhibits.join([reals, vae]), seed=0)['vae']['copies'] == count
 
 
 def test_residuals_of_a_plane_vanish_and_its_values_stay():

@@ -14,7 +14,7 @@ from ctfake_jax import metrics
 from ctfake_jax.data import file_facts
 from ctfake_jax.data.preprocess import resize
 from ctfake_jax.data.survey import look
-from ctfake_jax.detector.exhibits import REAL, Exhibits
+from ctfake_jax.detector.exhibits import FOLDER, REAL, Exhibits
 from ctfake_jax.types import UserError
 
 LEAK = 0.6
@@ -113,8 +113,12 @@ def _loudest(files: np.ndarray | None, greys: np.ndarray, fake: np.ndarray) -> s
 
 
 def _copies(shown: Exhibits) -> int:
-  """Whole-image fakes that are one of the reals again: a generator that has memorised."""
-  whole = shown.fake & shown.masks.all((1, 2))
+  """Whole-image fakes that are one of the reals again: a generator that has memorised.
+
+  What was rebuilt from a real, and so is of its group, is meant to resemble it.
+  """
+  rebuilt = np.isin(shown.groups, shown.groups[~shown.fake]) & (shown.families != FOLDER)
+  whole = shown.fake & shown.masks.all((1, 2)) & ~rebuilt
   if not whole.any():
     return 0
   reals, fakes = (
