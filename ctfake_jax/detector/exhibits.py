@@ -214,6 +214,7 @@ def gather(
   `detection.fakes_per_family`, at most as many as there are reals. The threshold needs none.
   """
   own, c = reals.images.take(reals.parts[part]), config.detection
+  data = fingerprint(own)
   count = c.fakes_to_learn if part == 'learn' else min(c.fakes_per_family, len(own))
   sets = [reals.show(part, REAL)]
   if others:
@@ -223,7 +224,7 @@ def gather(
   for family in config.detection.families if part != REALS_ALONE else ():
     # A seed of its own for each part and family: no sample is drawn twice.
     seed = zlib.crc32(f'{config.seed}/{part}/{family}'.encode()) % 2**31
-    made = _made(family, own, count, seed, workdir, part)
+    made = _made(family, own, data, count, seed, workdir, part)
     alone = free + np.arange(count)
     free += count
     sets.append(
@@ -252,13 +253,13 @@ def _unknown(count: int) -> np.ndarray:
 
 
 def _made(
-  name: str, reals: ImageSet, count: int, seed: int, workdir: Path, part: str
+  name: str, reals: ImageSet, data: str, count: int, seed: int, workdir: Path, part: str
 ) -> fakes.Fakes:
-  """Fakes of one family for one part; kept until something that they are made of changes."""
+  """Fakes of one family for one part of fingerprint `data`; kept while what makes them stays."""
   family = fakes.FAMILIES[name]
   trained = sampling.load(generator_dir(workdir, family.network)) if family.network else None
   digest = trained.digest if trained else ''
-  origin = json.dumps([__version__, name, count, seed, digest, fingerprint(reals)])
+  origin = json.dumps([__version__, name, count, seed, digest, data])
 
   def make() -> fakes.Fakes:
     if trained and family.method == 'samples':
