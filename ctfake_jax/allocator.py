@@ -9,6 +9,7 @@ M_TOP_PAD = -2
 M_MMAP_MAX = -4
 M_ARENA_MAX = -8
 TOP_PAD_BYTES = 2**28
+NEVER = -1  # trim
 
 
 def reuse_freed_memory() -> bool:
@@ -27,7 +28,7 @@ def reuse_freed_memory() -> bool:
   settings = (
     (M_ARENA_MAX, 1),
     (M_MMAP_MAX, 0),
-    (M_TRIM_THRESHOLD, 2**31 - 1),
+    (M_TRIM_THRESHOLD, NEVER),
     (M_TOP_PAD, TOP_PAD_BYTES),
   )
   accepted = [mallopt(name, value) for name, value in settings]

@@ -20,6 +20,7 @@ from ctfake_jax.models import (
   resnet,
   vgg,
   views,
+  winograd,
   zoo,
 )
 
@@ -192,9 +193,9 @@ def test_taps_that_see_only_padding_change_nothing(side, kernel, stride, padding
   ('side', 'stride', 'seen', 'padded'), [(1, 1, 1, 1), (1, 2, 1, 1), (2, 2, 2, 2), (4, 2, 3, 5)]
 )
 def test_of_a_padded_3x3_kernel_only_seen_taps_are_multiplied(side, stride, seen, padded):
-  images, kernel = lowering._pad_for_seen_taps(
-    jnp.ones((1, side, side, 2)), jnp.ones((3, 3, 2, 4)), stride, padding=1
-  )
+  shape = (1, side, side, 2)
+  kernel, pads = lowering._seen_taps(shape, jnp.ones((3, 3, 2, 4)), stride, padding=1)
+  images = winograd.padded(jnp.ones(shape), pads)
   assert (images.shape, kernel.shape) == ((1, padded, padded, 2), (seen, seen, 2, 4))
 
 

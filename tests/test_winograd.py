@@ -47,11 +47,36 @@ def arrays(b, height, width, side, c_in, c_out):
   return x, jax.random.normal(keys[1], (side, side, c_in, c_out))
 
 
+PADS = st.tuples(*[st.tuples(st.integers(0, 3), st.integers(0, 3))] * 2)
+
+
 @pytest.mark.slow
-@hypothesis.settings(max_examples=4, deadline=None)
-@hypothesis.given(height=st.integers(3, 14), width=st.integers(3, 14), side=st.sampled_from([2, 3]))
-def test_correlation_equals_xla(height, width, side):
-  assert_equal_with_gradients(winograd.correlate, direct, *arrays(2, height, width, side, 5, 3))
+@hypothesis.settings(max_examples=6, deadline=None)
+@hypothesis.given(
+  height=st.integers(3, 14), width=st.integers(3, 14), side=st.sampled_from([2, 3]), pads=PADS
+)
+def test_correlation_of_padded_images_equals_xla(height, width, side, pads):
+  assert_equal_with_gradients(
+    lambda x, w: winograd.correlate(x, w, pads),
+    lambda x, w: direct(winograd.padded(x, pads), w),
+    *arrays(2, height, width, side, 5, 3),
+  )
+
+
+def test_the_gradient_in_the_images_leaves_out_what_falls_on_the_padding():
+  """Four tiles of 4 x 4 cover 8 x 8 pixels; with a border of one it would take nine."""
+  x, kernel = arrays(2, 8, 8, 3, 16, 16)
+
+  def flops(function, *arguments):
+    return jax.jit(function).lower(*arguments).cost_analysis()['flops']
+
+  def forward(x):
+    return winograd.correlate(x, kernel, ((1, 1), (1, 1)))
+
+  def backward(cotangent):
+    return jax.vjp(forward, x)[1](cotangent)
+
+  assert flops(backward, forward(x)) < 1.5 * flops(forward, x)
 
 
 @pytest.mark.parametrize(('height', 'width', 'side', 'stride'), [(9, 12, 3, 1), (16, 18, 4, 2)])

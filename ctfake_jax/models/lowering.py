@@ -31,13 +31,14 @@ def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) 
   """Cross-correlation with `padding` zeros on each side: f[b, h, w, i] -> f[b, h', w', o]."""
 
   def on_cpu(x, kernel):
-    x, kernel = _pad_for_seen_taps(x, kernel, stride, padding)
+    kernel, pads = _seen_taps(x.shape, kernel, stride, padding)
+    if stride == 1 and kernel.shape[:2] != (1, 1):
+      return _stride1_conv(x, kernel, pads)
+    x = winograd.padded(x, pads)
     if kernel.shape[:2] == (1, 1):
       return _product(x[:, ::stride, ::stride], kernel[0, 0])
-    if stride > 1 and all(side % stride == 0 for side in x.shape[1:3] + kernel.shape[:2]):
+    if all(side % stride == 0 for side in x.shape[1:3] + kernel.shape[:2]):
       return _stride1_conv(*_strides_as_channels(x, kernel, stride))
-    if stride == 1:
-      return _stride1_conv(x, kernel)
     return _patches_conv(x, kernel, stride)
 
   def elsewhere(x, kernel):
@@ -115,29 +116,29 @@ def _pad(x, rows: int, columns: int, value: float):
   return jnp.pad(x, pads, constant_values=jnp.asarray(value, x.dtype))
 
 
-def _pad_for_seen_taps(x, kernel, stride: int, padding: int):
-  """Padded images, and the kernel without the taps that see nothing but padding.
+def _seen_taps(image_shape, kernel, stride: int, padding: int):
+  """The kernel without the taps that see nothing but padding, and the zeros still needed.
 
   A 3x3 kernel over a single pixel is its centre: a ninth of the products.
   """
-  taps, pads = [], [(0, 0)]
-  for side, width in zip(x.shape[1:3], kernel.shape[:2]):
+  taps, pads = [], []
+  for side, width in zip(image_shape[1:3], kernel.shape[:2]):
     reach = (side + 2 * padding - width) // stride * stride
     first, end = max(0, padding - reach), min(width, padding + side)
     taps.append(slice(first, end))
     before = padding - first
     pads.append((before, max(0, reach + end - first - side - before)))
-  return jnp.pad(x, (*pads, (0, 0))), kernel[tuple(taps)]
+  return kernel[tuple(taps)], tuple(pads)
 
 
-def _stride1_conv(x, kernel):
-  """Valid convolution at stride 1, by minimal filtering where there is enough to share."""
-  pixels = (x.shape[1] - kernel.shape[0] + 1) * (x.shape[2] - kernel.shape[1] + 1)
+def _stride1_conv(x, kernel, pads=winograd.NO_PADS):
+  """Convolution at stride 1, by minimal filtering where there is enough to share."""
+  height, width = winograd.output_sides(x.shape, kernel.shape, pads)
   square = kernel.shape[0] == kernel.shape[1] and kernel.shape[0] in winograd.KERNEL_SIDES
-  large = pixels >= SMALL_IMAGE_PIXELS and min(kernel.shape[2:]) >= FEW_CHANNELS
+  large = height * width >= SMALL_IMAGE_PIXELS and min(kernel.shape[2:]) >= FEW_CHANNELS
   if square and large and x.dtype == jnp.float32:
-    return winograd.correlate(x, kernel)
-  return _patches_conv(x, kernel, 1)
+    return winograd.correlate(x, kernel, pads)
+  return _patches_conv(winograd.padded(x, pads), kernel, 1)
 
 
 def _patches_conv(x, kernel, stride: int):
@@ -303,7 +304,7 @@ def _stamp(x, kernel, stride: int):
     phases = _stamp_by_products(x, taps)
   else:
     flipped = taps[::-1, :, ::-1].transpose(0, 2, 4, 1, 3, 5).reshape(qh, qw, c_in, -1)
-    phases = _stride1_conv(_pad(x, qh - 1, qw - 1, 0.0), flipped)
+    phases = _stride1_conv(x, flipped, ((qh - 1, qh - 1), (qw - 1, qw - 1)))
   phases = phases.reshape(b, rows, columns, stride, stride, c_out).transpose(0, 1, 3, 2, 4, 5)
   full = phases.reshape(b, rows * stride, columns * stride, c_out)
   return full[:, : (h - 1) * stride + kh, : (w - 1) * stride + kw]

@@ -11,6 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 # Interpolation points by tile side m + r - 1; one more lies at infinity. Chosen from fractions up
 # to 3 for the least float32 rounding, which stays within a few times that of a direct sum.
@@ -21,6 +22,9 @@ POINTS = {
   6: (0.0, 1.5, -1.5, 2 / 3, -2 / 3),
 }
 KERNEL_SIDES = (2, 3)
+
+Pads = tuple[tuple[int, int], tuple[int, int]]  # zeros above and below, left and right
+NO_PADS: Pads = ((0, 0), (0, 0))
 
 
 def transforms(m: int, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -52,22 +56,35 @@ def tile_side(height: int, width: int, r: int) -> int:
   return min((n - r + 1 for n in POINTS if n > r), key=products)
 
 
-@jax.custom_vjp
-def correlate(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Valid stride-1 correlation: f[b, h, w, i] with f[r, r, i, o] -> f[b, h - r + 1, w - r + 1, o].
+def padded(x: jax.Array, pads: Pads) -> jax.Array:
+  """f[b, h, w, c] with zeros around it; where a number is negative, so much is cut off."""
+  return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)))
+
+
+def output_sides(image_shape, kernel_shape, pads: Pads) -> tuple[int, int]:
+  """Height and width of the correlation of padded images with the kernel."""
+  height, width = (
+    side + sum(pad) - taps + 1 for side, taps, pad in zip(image_shape[1:3], kernel_shape, pads)
+  )
+  return height, width
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def correlate(x: jax.Array, kernel: jax.Array, pads: Pads = NO_PADS) -> jax.Array:
+  """Stride-1 correlation of padded f[b, h, w, i] with f[r, r, i, o]: f[b, h', w', o].
 
   r is one of `KERNEL_SIDES`. A value that is not finite spreads over the outputs of its tile.
   """
-  return _forward(x, kernel)[0]
+  return _forward(x, kernel, pads)[0]
 
 
-def _forward(x, kernel):
-  b, h, w, c_in = x.shape
-  r, c_out = kernel.shape[0], kernel.shape[-1]
-  out = (h - r + 1, w - r + 1)
-  m = tile_side(out[0], out[1], r)
+def _forward(x, kernel, pads):
+  c_in, c_out = kernel.shape[2:]
+  b, r = len(x), kernel.shape[0]
+  out = output_sides(x.shape, kernel.shape, pads)
+  m = tile_side(*out, r)
   to_outputs, to_kernel, to_inputs = _matrices(m, r, x.dtype)
-  tiles = to_inputs @ _overlapping_tiles(x, m, r)
+  tiles = to_inputs @ _overlapping_tiles(x, m, r, pads)
   by_column = kernel.transpose(1, 0, 2, 3).reshape(r * r, -1)
   weights = (to_kernel @ by_column).reshape(-1, c_in, c_out)
   products = tiles.reshape(len(tiles), -1, c_in) @ weights
@@ -78,11 +95,13 @@ def _forward(x, kernel):
   return y, (tiles, kernel)
 
 
-def _backward(residuals, cotangent):
+def _backward(pads, residuals, cotangent):
   tiles, kernel = residuals
   r, _, c_in, c_out = kernel.shape
-  around = ((0, 0), (r - 1, r - 1), (r - 1, r - 1), (0, 0))
-  dx = correlate(jnp.pad(cotangent, around), kernel[::-1, ::-1].transpose(0, 1, 3, 2))
+  # What falls on the padding is not asked for: a fifth to a half of the products.
+  (up, down), (left, right) = pads
+  around = ((r - 1 - up, r - 1 - down), (r - 1 - left, r - 1 - right))
+  dx = correlate(cotangent, kernel[::-1, ::-1].transpose(0, 1, 3, 2), around)
   m = tile_side(cotangent.shape[1], cotangent.shape[2], r)
   to_outputs, to_kernel, _ = _matrices(m, r, cotangent.dtype)
   d_products = to_outputs.T @ _tiles_apart(cotangent, m)
@@ -111,15 +130,16 @@ def _tiles(length: int, m: int) -> int:
   return -(-length // m)
 
 
-def _overlapping_tiles(x, m: int, r: int):
-  """Tiles of side n = m + r - 1 at distance m: f[n * n, b * tiles * c].
+def _overlapping_tiles(x, m: int, r: int, pads: Pads):
+  """Tiles of side n = m + r - 1 at distance m, of padded images: f[n * n, b * tiles * c].
 
   The position within a tile comes first, column before row.
   """
-  h, w = x.shape[1:3]
-  n = m + r - 1
-  rows, columns = _tiles(h - r + 1, m), _tiles(w - r + 1, m)
-  x = jnp.pad(x, ((0, 0), (0, rows * m + r - 1 - h), (0, columns * m + r - 1 - w), (0, 0)))
+  n, ((up, down), (left, right)) = m + r - 1, pads
+  height, width = output_sides(x.shape, (r, r), pads)
+  rows, columns = _tiles(height, m), _tiles(width, m)
+  whole = (up, down + rows * m - height), (left, right + columns * m - width)
+  x = padded(x, whole)
   x = jnp.stack([x[:, i : i + rows * m : m] for i in range(n)])
   x = jnp.stack([x[:, :, :, j : j + columns * m : m] for j in range(n)])
   return x.reshape(n * n, -1)
@@ -127,4 +147,4 @@ def _overlapping_tiles(x, m: int, r: int):
 
 def _tiles_apart(y, m: int):
   """Tiles of side m side by side, in the same order: f[m * m, b * tiles * c]."""
-  return _overlapping_tiles(y, m, 1)
+  return _overlapping_tiles(y, m, 1, NO_PADS)
