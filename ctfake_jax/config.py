@@ -425,7 +425,8 @@ for _name in GENERATORS:
     f'{_name}.keep_checkpoints': _at_least(1),
     f'{_name}.dtype': _one_of('float32', 'bfloat16'),
   }
-RULES['autoencoder.batch_size'] = _MULTIPLE_OF_4  # each member takes its turns
+# Each of eight members takes its turns.
+RULES['autoencoder.batch_size'] = Rule('a multiple of 8', lambda v: v > 0 and v % 8 == 0)
 
 
 def validate(config: ml_collections.ConfigDict) -> None:

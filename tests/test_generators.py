@@ -113,6 +113,7 @@ def test_autoencoders_learn_to_rebuild_and_have_no_samples(configured, tmp_path,
   made = fakes.from_reals('reconstructions', trained, images, 10, seed=1)
   again = fakes.from_reals('reconstructions', trained, images, 10, seed=1)
   np.testing.assert_array_equal(made.images, again.images)
+  assert np.abs(made.images).max() <= 1
   assert np.abs(made.images - images.images[made.sources]).mean() < 0.5 * errors[0]
 
 
@@ -123,6 +124,7 @@ def test_each_image_of_a_batch_is_rebuilt_by_the_next_member():
   apply = jax.jit(lambda images: network.apply(variables, images, key))
   rebuilt = apply(batch)
   members = len(autoencoder.MEMBERS)
+  assert members == 8, 'config.RULES asks autoencoder.batch_size for a multiple of 8'
   for i in range(members):
     changed = apply(batch.at[i::members].set(0.0))
     others = np.delete(np.arange(8), np.s_[i::members])

@@ -21,8 +21,18 @@ from ctfake_jax.models.resize_gan import doubled
 NOISE_OF_IMAGES, NOISE_OF_CODES = 0.5, 0.3
 CODE_BOUND = 3.0
 
-# Of each member: halvings of the side, channels of the code, and how it is enlarged again.
-MEMBERS = ((2, 4, 'transposed'), (2, 4, 'repeated'), (2, 8, 'bilinear'), (1, 1, 'shuffled'))
+# Of each member: halvings of the side, channels of the code, and how it is enlarged again. Narrow
+# codes lose texture; wide ones keep it, so their members learn to take noise away.
+MEMBERS = (
+  (2, 4, 'transposed'),
+  (2, 4, 'repeated'),
+  (2, 8, 'bilinear'),
+  (2, 16, 'shuffled'),
+  (1, 1, 'shuffled'),
+  (1, 2, 'bilinear'),
+  (1, 8, 'repeated'),
+  (1, 8, 'transposed'),
+)
 
 
 class Autoencoder(nn.Module):
@@ -38,7 +48,11 @@ class Autoencoder(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, key: jax.Array) -> jax.Array:
-    """Images f32[b, h, w, 1] in [-1, 1], b a multiple of the members' number, rebuilt."""
+    """Images f32[b, h, w, 1] in [-1, 1], b a multiple of the members' number, rebuilt.
+
+    What comes out may leave the range a little: bounded by a curve it would hardly reach white,
+    and grey values alone would tell it from originals.
+    """
     key_image, key_code = jax.random.split(key)
     noisy = _with_noise(x, NOISE_OF_IMAGES, key_image)
     turns = noisy.reshape(-1, len(MEMBERS), *x.shape[1:])
@@ -70,7 +84,7 @@ class _Member(nn.Module):
     x = nn.silu(conv(widths[-1])(code))
     for width in (self.width, *widths)[-2::-1]:
       x = nn.silu(_ENLARGE[self.enlarge](conv, width, x))
-    return jnp.tanh(conv(1)(x).astype(jnp.float32))
+    return conv(1)(x).astype(jnp.float32)
 
 
 def _with_noise(x: jax.Array, most: float, key: jax.Array) -> jax.Array:
@@ -123,6 +137,5 @@ class PatchDiscriminator(nn.Module):
 
 @functools.partial(jax.jit, static_argnums=0)
 def rebuild(network: Autoencoder, variables: dict, images: jax.Array, key: jax.Array) -> jax.Array:
-  """`network` applied to images f32[b, h, w, 1]."""
-  rebuilt: jax.Array = network.apply(variables, images, key)  # type: ignore[assignment]
-  return rebuilt
+  """`network` applied to images f32[b, h, w, 1], in [-1, 1]."""
+  return jnp.clip(jnp.asarray(network.apply(variables, images, key)), -1.0, 1.0)
