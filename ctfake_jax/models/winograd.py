@@ -80,7 +80,7 @@ def correlate(x: jax.Array, kernel: jax.Array, pads: Pads = NO_PADS) -> jax.Arra
 
 def _forward(x, kernel, pads):
   c_in, c_out = kernel.shape[2:]
-  b, r = len(x), kernel.shape[0]
+  b, r = x.shape[0], kernel.shape[0]
   out = output_sides(x.shape, kernel.shape, pads)
   m = tile_side(*out, r)
   to_outputs, to_kernel, to_inputs = _matrices(m, r, x.dtype)
