@@ -9,7 +9,7 @@ M_TOP_PAD = -2
 M_MMAP_MAX = -4
 M_ARENA_MAX = -8
 TOP_PAD_BYTES = 2**28
-NEVER = -1  # trim
+NEVER = -1  # trim: the largest threshold in bytes, 2 GB, is less than some steps free
 
 
 def reuse_freed_memory() -> bool:
