@@ -55,7 +55,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int
   """One filter per channel: f[b, h, w, c] with kernel f[kh, kw, 1, c] -> f[b, h', w', c]."""
 
   def shifted(x, kernel):
-    return _depthwise(_pad(x, padding, padding, 0.0), kernel, stride)
+    return _depthwise(winograd.padded(x, 2 * ((padding, padding),)), kernel, stride)
 
   def on_tpu(x, kernel):
     return _lax_conv(x, kernel, stride=stride, padding=padding, groups=x.shape[-1])
@@ -92,8 +92,8 @@ def max_pool(x: jax.Array, *, window: int, stride: int, padding: int = 0) -> jax
   """Maximum over square windows; the padding never wins."""
 
   def shifted(x):
-    slices = _shifted_slices(_pad(x, padding, padding, -jnp.inf), (window, window), stride)
-    return functools.reduce(jnp.maximum, slices)
+    wide = winograd.padded(x, 2 * ((padding, padding),), -jnp.inf)
+    return functools.reduce(jnp.maximum, _shifted_slices(wide, (window, window), stride))
 
   def on_tpu(x):
     pads = ((padding, padding), (padding, padding))
@@ -107,13 +107,6 @@ def _lax_conv(x, kernel, *, stride=1, padding=0, groups=1):
   return lax.conv_general_dilated(
     x, kernel, (stride, stride), pads, dimension_numbers=NHWC, feature_group_count=groups
   )
-
-
-def _pad(x, rows: int, columns: int, value: float):
-  if not (rows or columns):
-    return x
-  pads = ((0, 0), (rows, rows), (columns, columns), (0, 0))
-  return jnp.pad(x, pads, constant_values=jnp.asarray(value, x.dtype))
 
 
 def _seen_taps(image_shape, kernel, stride: int, padding: int):

@@ -56,9 +56,10 @@ def tile_side(height: int, width: int, r: int) -> int:
   return min((n - r + 1 for n in POINTS if n > r), key=products)
 
 
-def padded(x: jax.Array, pads: Pads) -> jax.Array:
-  """f[b, h, w, c] with zeros around it; where a number is negative, so much is cut off."""
-  return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)))
+def padded(x: jax.Array, pads: Pads, value: float = 0.0) -> jax.Array:
+  """f[b, h, w, c] with `value` around it; where a number is negative, so much is cut off."""
+  around = ((0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0))
+  return lax.pad(x, jnp.asarray(value, x.dtype), around)
 
 
 def output_sides(image_shape, kernel_shape, pads: Pads) -> tuple[int, int]:
