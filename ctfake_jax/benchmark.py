@@ -7,6 +7,7 @@ Training calls dispatch as many steps as the trainer does on this platform.
 
 import dataclasses
 import functools
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -18,8 +19,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from ctfake_jax import batches, inference, sampling
 from ctfake_jax import cost as cost_lib
-from ctfake_jax import inference, sampling
 from ctfake_jax import mesh as mesh_lib
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data.feed import DeviceFeed
@@ -225,14 +226,13 @@ def _inference(forward, arguments: tuple, parameters: int, dtype: str) -> _Work:
   """`forward` is jitted, its first argument static."""
   compiled = functools.cache(lambda: forward.lower(*arguments).compile())
 
-  def calls():
-    while True:
-      yield compiled()(*arguments[1:])
+  def call(_):
+    return jax.block_until_ready(compiled()(*arguments[1:]))
 
   def cost():
     return cost_lib.of(forward, arguments, compiled())
 
-  return _Work(calls(), cost, parameters, dtype)
+  return _Work(batches.overlapping(call, itertools.count()), cost, parameters, dtype)
 
 
 _WORK = {

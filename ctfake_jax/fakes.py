@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ctfake_jax import batches
 from ctfake_jax import config as config_lib
-from ctfake_jax import progress
 from ctfake_jax.data import edits
 from ctfake_jax.data.preprocess import from_uint8, to_uint8
 from ctfake_jax.models import autoencoder, diffusion, zoo
@@ -141,15 +141,12 @@ def reconstruct(
   kind = trained.config.task
   if kind not in _RECONSTRUCT:
     raise UserError(f'a {trained.family} cannot reconstruct images: name a {_REBUILDERS}')
-  made = []
-  starts = range(0, len(images), BATCH_SIZE)
-  for i, start in enumerate(progress.bar('rebuilding', starts, patience=progress.PATIENCE)):
-    batch, asked = images[start : start + BATCH_SIZE], labels[start : start + BATCH_SIZE]
-    padded = np.resize(batch, (BATCH_SIZE, *batch.shape[1:]))
-    key = jax.random.fold_in(jax.random.key(seed), i)
-    found = _RECONSTRUCT[kind](trained, padded, np.resize(asked, BATCH_SIZE), key)
-    made.append(np.asarray(found)[: len(batch)])
-  return np.concatenate(made)
+
+  def rebuilt(number, batch, asked):
+    key = jax.random.fold_in(jax.random.key(seed), number)
+    return _RECONSTRUCT[kind](trained, batch, asked, key)
+
+  return batches.run(rebuilt, images, labels, batch_size=BATCH_SIZE, title='rebuilding')
 
 
 def _through_vae(trained: TrainedGenerator, images, labels, key):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from ctfake_jax import checkpoints
+from ctfake_jax import batches, checkpoints
 from ctfake_jax import config as config_lib
 from ctfake_jax import mesh as mesh_lib
 from ctfake_jax import workdir as workdir_lib
@@ -63,15 +63,12 @@ def run(model: nn.Module, variables: dict, images: np.ndarray) -> tuple[np.ndarr
   # Wherever they come from, so that a network is compiled once for validation and test.
   variables = jax.device_put(variables, mesh_lib.replicated(mesh))
   batch_size = -(-BATCH_SIZE // jax.device_count()) * jax.device_count()
-  outputs = []
-  for start in range(0, len(images), batch_size):
-    batch = images[start : start + batch_size]
-    padded = np.concatenate([batch, np.zeros((batch_size - len(batch), *batch.shape[1:]), 'f4')])
-    sharded = mesh_lib.shard_batch(mesh, {'image': padded})['image']
-    found = mesh_lib.to_host(forward(model, variables, sharded))
-    outputs.append([part[: len(batch)] for part in found])
-  logits, pooled = zip(*outputs)
-  return np.concatenate(logits), np.concatenate(pooled)
+
+  def judged(_, batch):
+    sharded = mesh_lib.shard_batch(mesh, {'image': batch})['image']
+    return forward(model, variables, sharded)
+
+  return batches.run(judged, images, batch_size=batch_size)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from ctfake_jax import checkpoints, progress
+from ctfake_jax import batches, checkpoints
 from ctfake_jax import config as config_lib
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.models import layers, zoo
@@ -36,15 +36,12 @@ class Sampler:
 
   def sample(self, labels: np.ndarray, seed: int) -> np.ndarray:
     """Images f32[n, h, w, 1] in [-1, 1], one for each of labels i32[n]."""
-    images = []
-    starts = range(0, len(labels), BATCH_SIZE)
-    for i, start in enumerate(progress.bar('sampling', starts, patience=progress.PATIENCE)):
-      asked = labels[start : start + BATCH_SIZE]
-      padded = np.resize(asked, BATCH_SIZE)
-      latent = _latents(seed, i, self.latent)
-      batch = generate(self.generator, self.variables, latent, padded)
-      images.append(np.asarray(batch)[: len(asked)])
-    return np.concatenate(images)
+
+    def drawn(number, asked):
+      latent = _latents(seed, number, self.latent)
+      return generate(self.generator, self.variables, latent, asked)
+
+    return batches.run(drawn, labels, batch_size=BATCH_SIZE, title='sampling')
 
 
 def make_sampler(generator: nn.Module, variables: dict, latent: int, num_classes: int) -> Sampler:

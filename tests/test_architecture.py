@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / 'ctfake_jax'
 FILES = sorted(PACKAGE.rglob('*.py'))
-BASE = {'types', 'config', 'mesh', 'checkpoints', 'metrics', 'workdir', 'progress'}
+BASE = {'types', 'config', 'mesh', 'checkpoints', 'metrics', 'workdir', 'progress', 'batches'}
 LEAVES = {
   'export', 'inference', 'sampling', 'fakes', 'generate', 'evaluate', 'predict', 'controls',
   'figures', 'scores', 'fall', 'quality', 'yardstick', 'experiment',
@@ -22,6 +22,7 @@ MAY_IMPORT = {
   'compilation_cache': set(),
   'cost': set(),
   'progress': set(),
+  'batches': {'mesh', 'progress'},
   'preemption': {'types'},
   'side_by_side': {'preemption'},
   'metrics': {'types'},

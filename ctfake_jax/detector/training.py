@@ -19,8 +19,8 @@ import ml_collections
 import numpy as np
 import optax
 
+from ctfake_jax import batches, metrics
 from ctfake_jax import mesh as mesh_lib
-from ctfake_jax import metrics
 from ctfake_jax.data import degrade, looks
 from ctfake_jax.data.feed import open_feed
 from ctfake_jax.detector.exhibits import Exhibits
@@ -217,14 +217,11 @@ def judge(
   model: nn.Module, variables: dict, images: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Raw scores f32[n], features f32[n, d] and patch maps f32[n, h', w']."""
-  found = []
-  for start in range(0, len(images), BATCH_SIZE):
-    batch = images[start : start + BATCH_SIZE]
-    padded = np.resize(batch, (BATCH_SIZE, *batch.shape[1:]))
-    outputs = jax.device_get(forward(model, variables, padded))
-    found.append([part[: len(batch)] for part in outputs])
-  scores, features, patches = (np.concatenate(part) for part in zip(*found))
-  return scores, features, patches
+
+  def judged(_, batch):
+    return forward(model, variables, batch)
+
+  return batches.run(judged, images, batch_size=BATCH_SIZE)
 
 
 @functools.partial(jax.jit, static_argnums=0)
