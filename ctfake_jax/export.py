@@ -15,6 +15,7 @@ from jax import export as jax_export
 
 from ctfake_jax import inference, sampling
 from ctfake_jax import workdir as workdir_lib
+from ctfake_jax.models import lowering
 from ctfake_jax.types import UserError
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -63,7 +64,7 @@ def _classifier(source: Path) -> tuple[jax_export.Exported, dict]:
       'image_size': size,
     },
   }
-  return jax_export.export(jax.jit(classify), platforms=PLATFORMS)(images), facts
+  return _exported(classify, images), facts
 
 
 def _generator(source: Path) -> tuple[jax_export.Exported, dict]:
@@ -89,7 +90,12 @@ def _generator(source: Path) -> tuple[jax_export.Exported, dict]:
     'class_names': list(trained.class_names),
     'unit': trained.unit,
   }
-  return jax_export.export(jax.jit(generate), platforms=PLATFORMS)(latent, labels), facts
+  return _exported(generate, latent, labels), facts
+
+
+def _exported(function, *arguments) -> jax_export.Exported:
+  with lowering.every_platform(True):
+    return jax_export.export(jax.jit(function), platforms=PLATFORMS)(*arguments)
 
 
 def _batch() -> Any:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import make_images
@@ -37,6 +38,8 @@ def run_elsewhere(folder: Path, **inputs: np.ndarray) -> np.ndarray:
 def exported(config, checkpoint: Path, folder: Path) -> dict:
   config.checkpoint = str(checkpoint)
   export.run(config, folder)
+  artefact = jax.export.deserialize(bytearray((folder / export.FILE).read_bytes()))
+  assert 'stablehlo.case' in artefact.mlir_module(), 'one form for all platforms'
   return json.loads((folder / 'export.json').read_text())
 
 
@@ -47,6 +50,8 @@ def test_a_classifier_gives_the_same_probabilities(tiny_config, tmp_path):
   tiny_config.train.epochs = 1
   parts = splits.split(images, tiny_config.split, 0)
   classifier.fit(tiny_config, images, parts, tmp_path / 'run')
+  # Traced for this platform alone, which must not get into the file.
+  inference.load(tmp_path / 'run').predict(images.images[:1])
   facts = exported(tiny_config, tmp_path / 'run', tmp_path / 'out')
   assert facts['class_names'] == list(images.class_names)
   assert facts['platforms'] == ['cpu', 'cuda', 'tpu']

@@ -272,3 +272,15 @@ def test_adaptive_average_is_the_mean_of_even_windows():
   # Fewer pixels than windows: torch's windows [floor(i n / s), ceil((i + 1) n / s)) overlap.
   short = jnp.array([1.0, 3.0]).reshape(1, 1, 2, 1)
   np.testing.assert_allclose(vgg.adaptive_average(short, 3)[0, 0, :, 0], [1, 2, 3])
+
+
+def test_programs_hold_other_platforms_forms_only_where_asked():
+  x, kernel = jnp.zeros((1, 8, 8, 16)), jnp.zeros((3, 3, 16, 16))
+
+  def choices():
+    return str(jax.make_jaxpr(lambda: lowering.conv(x, kernel, padding=1))()).count('cond[')
+
+  before = choices()
+  with lowering.every_platform(True):
+    assert choices() == 1
+  assert before == choices() == 0

@@ -7,8 +7,7 @@ as matrix products and shifted slices. On NVIDIA GPUs convolutions are cuDNN's, 
 images and transposed ones to them (`grey`); depthwise ones and pooling are shifted slices, which
 XLA fuses into one pass.
 
-The convolutions are jitted for the sake of tracing: layers of one shape are then traced once, in
-every form that the shape has on some platform.
+The convolutions are jitted for the sake of tracing: layers of one shape are then traced once.
 """
 
 import functools
@@ -24,6 +23,20 @@ NHWC = ('NHWC', 'HWIO', 'NHWC')
 # Fewer output pixels or channels than these are not worth minimal filtering's transforms.
 SMALL_IMAGE_PIXELS = 64
 FEW_CHANNELS = 16
+# `with every_platform(True):` traces programs for other platforms than the one at hand. JAX keeps
+# its caches apart by it.
+every_platform = jax.make_user_context(False)
+
+
+def _by_platform(*arguments, default, **forms):
+  """The result in the form of the platform that the program runs on.
+
+  On a CPU the forms of others are not even traced: differentiated and compiled with the rest, they
+  were a tenth and more of a first step's time.
+  """
+  if jax.default_backend() == 'cpu' and not every_platform.value:
+    return forms.get('cpu', default)(*arguments)
+  return lax.platform_dependent(*arguments, default=default, **forms)
 
 
 @functools.partial(jax.jit, static_argnames=('stride', 'padding'))
@@ -47,7 +60,7 @@ def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) 
   forms = {'cpu': on_cpu}
   if grey.fits(x.shape, kernel.shape, stride, padding):
     forms['cuda'] = functools.partial(grey.correlate, stride=stride, padding=padding)
-  return lax.platform_dependent(x, kernel, **forms, default=elsewhere)
+  return _by_platform(x, kernel, **forms, default=elsewhere)
 
 
 @functools.partial(jax.jit, static_argnames=('stride', 'padding'))
@@ -60,7 +73,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int
   def on_tpu(x, kernel):
     return _lax_conv(x, kernel, stride=stride, padding=padding, groups=x.shape[-1])
 
-  return lax.platform_dependent(x, kernel, tpu=on_tpu, default=shifted)
+  return _by_platform(x, kernel, tpu=on_tpu, default=shifted)
 
 
 @functools.partial(jax.jit, static_argnames=('stride', 'padding'))
@@ -85,7 +98,7 @@ def conv_transpose(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int
   images = grey.stamped_shape(x, kernel, stride=stride, padding=padding)
   if grey.fits(images, kernel.shape, stride, padding):
     forms['cuda'] = functools.partial(grey.stamp, stride=stride, padding=padding)
-  return lax.platform_dependent(x, kernel, **forms, default=elsewhere)
+  return _by_platform(x, kernel, **forms, default=elsewhere)
 
 
 def max_pool(x: jax.Array, *, window: int, stride: int, padding: int = 0) -> jax.Array:
@@ -99,7 +112,7 @@ def max_pool(x: jax.Array, *, window: int, stride: int, padding: int = 0) -> jax
     pads = ((padding, padding), (padding, padding))
     return nn.max_pool(x, (window, window), (stride, stride), pads)
 
-  return lax.platform_dependent(x, tpu=on_tpu, default=shifted)
+  return _by_platform(x, tpu=on_tpu, default=shifted)
 
 
 def _lax_conv(x, kernel, *, stride=1, padding=0, groups=1):
@@ -240,7 +253,7 @@ def _depthwise_kernel_gradient(x, window: tuple[int, int], stride: int, cotangen
   def elsewhere(x, cotangent):
     return jnp.stack([product.sum((0, 1, 2)) for product in products(x, cotangent)])
 
-  return lax.platform_dependent(x, cotangent, cpu=on_cpu, default=elsewhere)
+  return _by_platform(x, cotangent, cpu=on_cpu, default=elsewhere)
 
 
 def _sums_over_pixels(images: list[jax.Array]) -> jax.Array:
