@@ -8,7 +8,6 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from ctfake_jax import allocator
 from ctfake_jax.types import PreemptedError, UserError
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file; see configs/.')
@@ -71,6 +70,9 @@ def main(argv: list[str]) -> int:
 
 
 def _run() -> None:
+  from ctfake_jax import allocator
+
+  allocator.reuse_freed_memory()
   from ctfake_jax import compilation_cache, mesh, preemption, tasks, workdir
   from ctfake_jax import config as config_lib
 
@@ -108,5 +110,4 @@ def _fail(message: str) -> int:
 
 
 if __name__ == '__main__':
-  allocator.restart_with_settings()
   app.run(main, flags_parser=parse)

@@ -1,33 +1,35 @@
-"""Memory that XLA frees and asks for again, in every step and while it compiles."""
+"""Memory that XLA's CPU backend frees and asks for again in every step."""
 
-import os
+import ctypes
 import sys
 
-VARIABLE = 'GLIBC_TUNABLES'
-SETTINGS = {
-  # By default large blocks return to the kernel when freed, and every step pays again for mapping
-  # and zeroing its temporaries page by page: a tenth to a quarter of a step's time. With one arena
-  # that never shrinks the process stays at its peak size instead.
-  'arena_max': 1,
-  'mmap_max': 0,
-  'trim_threshold': 2**64 - 1,
-  'top_pad': 2**28,
-  # Small blocks of each thread's own, lest threads that compile wait for the arena: a fifth of the
-  # time of compilation.
-  'tcache_count': 2000,
-}
+# Parameters of glibc's mallopt(3).
+M_TRIM_THRESHOLD = -1
+M_TOP_PAD = -2
+M_MMAP_MAX = -4
+M_ARENA_MAX = -8
+TOP_PAD_BYTES = 2**28
+NEVER = -1  # trim: the largest threshold in bytes, 2 GB, is less than some steps free
 
 
-def restart_with_settings() -> None:
-  """Starts this program anew, in the same process, as glibc reads its settings at its start only.
+def reuse_freed_memory() -> bool:
+  """Lets glibc keep freed memory for the next step; whether it took the settings.
 
-  Returns in the new one, whose children do not inherit them. Settings of the user's own stay as
-  they are, and other C libraries know none.
+  By default large blocks return to the kernel when freed, and every step pays again for mapping
+  and zeroing its temporaries page by page: a tenth to a quarter of a step's time. With one arena
+  that never shrinks the process stays at its peak size instead. To be called before threads
+  start; does nothing where the C library is not glibc.
   """
-  ours = ':'.join(f'glibc.malloc.{name}={value}' for name, value in SETTINGS.items())
-  if os.environ.get(VARIABLE) == ours:
-    del os.environ[VARIABLE]
-  elif sys.platform.startswith('linux') and VARIABLE not in os.environ:
-    os.environ[VARIABLE] = ours
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606, no shell is wanted
+  if not sys.platform.startswith('linux'):
+    return False
+  mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+  if mallopt is None:
+    return False
+  settings = (
+    (M_ARENA_MAX, 1),
+    (M_MMAP_MAX, 0),
+    (M_TRIM_THRESHOLD, NEVER),
+    (M_TOP_PAD, TOP_PAD_BYTES),
+  )
+  accepted = [mallopt(name, value) for name, value in settings]
+  return all(accepted)
