@@ -227,7 +227,7 @@ def _inference(forward, arguments: tuple, parameters: int, dtype: str) -> _Work:
   compiled = functools.cache(lambda: forward.lower(*arguments).compile())
 
   def call(_):
-    return jax.block_until_ready(compiled()(*arguments[1:]))
+    return compiled()(*arguments[1:])
 
   def cost():
     return cost_lib.of(forward, arguments, compiled())

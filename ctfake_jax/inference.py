@@ -66,7 +66,7 @@ def run(model: nn.Module, variables: dict, images: np.ndarray) -> tuple[np.ndarr
 
   def judged(_, batch):
     sharded = mesh_lib.shard_batch(mesh, {'image': batch})['image']
-    return forward(model, variables, sharded)
+    return mesh_lib.to_host(forward(model, variables, sharded))
 
   return batches.run(judged, images, batch_size=batch_size)
 

@@ -22,7 +22,7 @@ MAY_IMPORT = {
   'compilation_cache': set(),
   'cost': set(),
   'progress': set(),
-  'batches': {'mesh', 'progress'},
+  'batches': {'progress'},
   'preemption': {'types'},
   'side_by_side': {'preemption'},
   'metrics': {'types'},
