@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / 'ctfake_jax'
 FILES = sorted(PACKAGE.rglob('*.py'))
-BASE = {'types', 'config', 'mesh', 'checkpoints', 'metrics', 'workdir', 'progress', 'batches'}
+BASE = {'types', 'config', 'mesh', 'checkpoints', 'metrics', 'workdir', 'progress'}
 LEAVES = {
   'export', 'inference', 'sampling', 'fakes', 'generate', 'evaluate', 'predict', 'controls',
   'figures', 'scores', 'fall', 'quality', 'yardstick', 'experiment',
@@ -30,16 +30,16 @@ MAY_IMPORT = {
   'models': set(),
   'data': BASE,
   'report': {'types'},
-  **{leaf: BASE | LEAVES | {'data', 'models'} for leaf in LEAVES},
+  **{leaf: BASE | LEAVES | {'batches', 'data', 'models'} for leaf in LEAVES},
   'train': BASE | LEAVES | {'data', 'models', 'preemption', 'cost'},
   'study': BASE | LEAVES | {'data', 'models', 'train', 'report', 'side_by_side'},
-  'detector': BASE | LEAVES | {'data', 'models', 'train', 'attribution', 'report'},
+  'detector': BASE | LEAVES | {'batches', 'data', 'models', 'train', 'attribution', 'report'},
   'detector_bench': BASE | LEAVES | {'data', 'models', 'train', 'detector', 'report'},
   'attribution': {'types', 'models'},
   'detect': BASE | {'data', 'detector'},
   'explain': BASE | {'data', 'inference', 'figures', 'attribution', 'detector'},
   'estimate': BASE | {'data', 'models', 'train', 'detector', 'detector_bench'},
-  'benchmark': BASE | LEAVES | {'data', 'models', 'train', 'cost'},
+  'benchmark': BASE | LEAVES | {'batches', 'data', 'models', 'train', 'cost'},
   'tasks': {'config'},
 }
 FORBIDDEN = {'tensorflow', 'pickle', 'clu', 'torch'}
