@@ -2,8 +2,8 @@
 
 One row for each network and mode, on random images. Times are medians over `benchmark.repeats`
 blocks of `benchmark.steps` calls; a call that is not waited for costs nothing until its block ends.
-Training calls dispatch as many steps as the trainer does on this platform, and inference has as many
-batches in flight as evaluation (`batches`).
+Training calls dispatch as many steps as the trainer does on this platform, inference has
+as many batches in flight as evaluation (`batches`).
 """
 
 import dataclasses
