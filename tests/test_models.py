@@ -144,12 +144,12 @@ def values_and_gradients(function, *args):
   return (out, *vjp(cotangent))
 
 
-def assert_same(ours, reference, *args):
+def assert_same(ours, reference, *args, tolerance=2e-6):
   got = jax.jit(lambda *a: values_and_gradients(ours, *a))(*args)
   want = jax.jit(lambda *a: values_and_gradients(reference, *a))(*args)
   for g, w in zip(got, want, strict=True):
     scale = float(jnp.abs(w).max()) + 1e-6
-    np.testing.assert_allclose(g / scale, w / scale, atol=2e-6)
+    np.testing.assert_allclose(g / scale, w / scale, atol=tolerance)
 
 
 def random(*shape, seed=0):
@@ -264,6 +264,35 @@ def test_batch_norm_normalises_and_tracks_statistics():
   np.testing.assert_allclose(updates['batch_stats']['var'], x.var((0, 1, 2)), rtol=1e-4)
   settled = norm.apply({'params': variables['params'], **updates}, x, train=False)
   np.testing.assert_allclose(settled, out, atol=1e-4)
+
+
+@pytest.mark.parametrize('shape', [(8, 6, 5, 4), (16, 1, 1, 3), (1, 7, 7, 2)])
+def test_gradients_of_batch_norm_are_those_of_its_formula(shape):
+  x, scale, bias = 2 * random(*shape) - 1, 1 + random(shape[-1]), random(shape[-1])
+
+  def formula(x, scale, bias):
+    mean, var = x.mean((0, 1, 2), keepdims=True), x.var((0, 1, 2), keepdims=True)
+    standard = (x - mean) / jnp.sqrt(var + 1e-5)
+    return standard * scale.reshape(1, 1, 1, -1) + bias.reshape(1, 1, 1, -1)
+
+  def module(x, scale, bias):
+    params = {'params': {'scale': scale, 'bias': bias}}
+    return layers.BatchNorm().apply(params, x, train=True, mutable=['batch_stats'])[0]
+
+  assert_same(module, formula, x, scale, bias, tolerance=1e-5)
+
+
+def test_batch_norm_lets_no_gradient_through_what_it_takes_away():
+  x, weights = 3 + random(4, 5, 5, 3), random(4, 5, 5, 3, seed=1)
+
+  def loss(x):
+    out, _ = layers.BatchNorm().init_with_output(jax.random.key(0), x, train=True)
+    return (weights * out).sum()
+
+  gradient = jax.grad(loss)(x)
+  np.testing.assert_allclose(gradient.sum((0, 1, 2)), 0, atol=1e-4)
+  along = gradient * (x - x.mean((0, 1, 2), keepdims=True))
+  np.testing.assert_allclose(along.sum((0, 1, 2)), 0, atol=1e-3)
 
 
 def test_adaptive_average_is_the_mean_of_even_windows():

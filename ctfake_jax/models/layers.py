@@ -84,20 +84,54 @@ class BatchNorm(nn.Module):
     scale = self.param('scale', self.scale_init, shape, jnp.float32)
     bias = self.param('bias', initializers.zeros, shape, jnp.float32)
     if train:
-      mean, var = _moments(x)
+      y, mean, var = _normalised_once(x, scale, bias, self.epsilon)
       if not self.is_initializing():
         running_mean.value = self._blend(running_mean.value, mean)
         running_var.value = self._blend(running_var.value, var)
     else:
       mean, var = running_mean.value, running_var.value
-    return _standardised(x, mean, var, scale, bias, self.epsilon).astype(self.dtype)
+      y = _standardised(x, mean, var, scale, bias, self.epsilon)
+    return y.astype(self.dtype)
 
   def _blend(self, old: jax.Array, new: jax.Array) -> jax.Array:
     return self.momentum * old + (1 - self.momentum) * new
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalised(x, scale, bias, epsilon: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Standardised by the batch's own statistics, and these; no gradient flows through them alone.
+
+  Its derivative (Ioffe & Szegedy 2015, section 3) is written out as one line in x and the
+  cotangent: JAX's own passes mean, variance, their limit and the root one by one, and each such
+  step would be compiled for every number of channels.
+  """
+  mean, var = _moments(x)
+  return _standardised(x, mean, var, scale, bias, epsilon), mean, var
+
+
+def _normalised_forward(x, scale, bias, epsilon):
+  y, mean, var = _normalised(x, scale, bias, epsilon)
+  return (y, mean, var), (x, scale, mean, var)
+
+
+def _normalised_backward(epsilon, residuals, cotangents):
+  x, scale, mean, var = residuals
+  dy, count = cotangents[0], x.size // x.shape[-1]
+  inverse = lax.rsqrt(var + epsilon)
+  d_bias = dy.sum((0, 1, 2))
+  d_scale = (dy * ((x - _over_pixels(mean)) * _over_pixels(inverse))).sum((0, 1, 2))
+  factor = scale * inverse
+  slope = -factor * inverse * d_scale / count
+  offset = -factor * d_bias / count - slope * mean
+  dx = _over_pixels(factor) * dy + _over_pixels(slope) * x + _over_pixels(offset)
+  return dx.astype(x.dtype), d_scale, d_bias
+
+
+_normalised.defvjp(_normalised_forward, _normalised_backward)
 # Jitted, like the convolutions of `lowering`: layers of one shape are then traced once.
-@jax.jit
+_normalised_once = jax.jit(_normalised, static_argnums=3)
+
+
 def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Mean and variance per channel, float32, in one pass over the batch."""
   x = x.astype(jnp.float32)
@@ -110,4 +144,9 @@ def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _standardised(x, mean, var, scale, bias, epsilon) -> jax.Array:
   factor = scale * lax.rsqrt(var + epsilon)
   offset = bias - mean * factor
-  return x * factor.reshape(1, 1, 1, -1) + offset.reshape(1, 1, 1, -1)
+  return x * _over_pixels(factor) + _over_pixels(offset)
+
+
+def _over_pixels(values: jax.Array) -> jax.Array:
+  """f[c] as f[1, 1, 1, c]."""
+  return values.reshape(1, 1, 1, -1)
