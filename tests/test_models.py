@@ -144,12 +144,12 @@ def values_and_gradients(function, *args):
   return (out, *vjp(cotangent))
 
 
-def assert_same(ours, reference, *args, tolerance=2e-6):
+def assert_same(ours, reference, *args):
   got = jax.jit(lambda *a: values_and_gradients(ours, *a))(*args)
   want = jax.jit(lambda *a: values_and_gradients(reference, *a))(*args)
   for g, w in zip(got, want, strict=True):
     scale = float(jnp.abs(w).max()) + 1e-6
-    np.testing.assert_allclose(g / scale, w / scale, atol=tolerance)
+    np.testing.assert_allclose(g / scale, w / scale, atol=2e-6)
 
 
 def random(*shape, seed=0):
@@ -279,7 +279,7 @@ def test_gradients_of_batch_norm_are_those_of_its_formula(shape):
     params = {'params': {'scale': scale, 'bias': bias}}
     return layers.BatchNorm().apply(params, x, train=True, mutable=['batch_stats'])[0]
 
-  assert_same(module, formula, x, scale, bias, tolerance=1e-5)
+  assert_same(module, formula, x, scale, bias)
 
 
 def test_batch_norm_lets_no_gradient_through_what_it_takes_away():

@@ -3,9 +3,9 @@
 Images are [b, h, w, c] in the compute dtype, kernels [kh, kw, c_in, c_out] in the same. On TPU
 every operation is the plain XLA one. XLA's CPU backend is slow in the gradients of convolutions, in
 depthwise, transposed and small-image convolutions and in pooling; there the same sums are written
-as matrix products and shifted slices. On NVIDIA GPUs convolutions are cuDNN's, but those of grey
-images and transposed ones to them (`grey`); depthwise ones and pooling are shifted slices, which
-XLA fuses into one pass.
+as matrix products of gathered pixels and as shifted slices. On NVIDIA GPUs convolutions are
+cuDNN's, but those of grey images and transposed ones to them (`grey`); depthwise ones and pooling
+are shifted slices, which XLA fuses into one pass.
 
 The convolutions are jitted for the sake of tracing: layers of one shape are then traced once.
 """
@@ -153,7 +153,7 @@ def _patches_conv(x, kernel, stride: int, pads=winograd.NO_PADS):
   window, flat = kernel.shape[:2], kernel.reshape(-1, kernel.shape[-1])
   if x.shape[-1] < FEW_CHANNELS:
     return _product(_patches_by_rows(winograd.padded(x, pads), window, stride), flat)
-  return _product(_patches(x, x.shape[1:3], window, stride, pads), flat)
+  return _product(_patches(x, window, stride, pads), flat)
 
 
 def _patches_by_rows(x, window: tuple[int, int], stride: int):
@@ -169,35 +169,34 @@ def _patches_by_rows(x, window: tuple[int, int], stride: int):
   return x
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _patches(x, sides: tuple[int, int], window: tuple[int, int], stride: int, pads):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _patches(x, window: tuple[int, int], stride: int, pads):
   """The same for many channels, of images with zeros around them: one gather of pixels.
 
   As slices, each tap's would be a program of its own to compile.
   """
-  b, pixels, c = x.shape[0], sides[0] * sides[1], x.shape[-1]
+  b, height, width, c = x.shape
+  pixels = height * width
   rows = x.reshape(b, pixels, c)
   if any(map(any, pads)):
     rows = jnp.concatenate([rows, jnp.zeros((b, 1, c), x.dtype)], 1)
-  places = np.pad(np.arange(pixels).reshape(sides), pads, constant_values=pixels)
+  places = np.pad(np.arange(pixels).reshape(height, width), pads, constant_values=pixels)
   taps = np.lib.stride_tricks.sliding_window_view(places, window)[::stride, ::stride]
   seen = rows.at[:, taps.ravel()].get(mode='promise_in_bounds')
   return seen.reshape(b, *taps.shape[:2], window[0] * window[1] * c)
 
 
-def _patches_forward(x, sides, window, stride, pads):
-  return _patches(x, sides, window, stride, pads), None
+def _patches_forward(x, window, stride, pads):
+  return _patches(x, window, stride, pads), x
 
 
-def _patches_backward(sides, window, stride, pads, _, cotangent):
+def _patches_backward(window, stride, pads, x, cotangent):
   """Every tap's cotangents added where it looked: XLA makes one sum of all."""
 
   def slices(x):
     return jnp.concatenate(_shifted_slices(winograd.padded(x, pads), window, stride), -1)
 
-  c = cotangent.shape[-1] // (window[0] * window[1])
-  images = jax.ShapeDtypeStruct((cotangent.shape[0], *sides, c), cotangent.dtype)
-  return jax.linear_transpose(slices, images)(cotangent)
+  return jax.linear_transpose(slices, x)(cotangent)
 
 
 _patches.defvjp(_patches_forward, _patches_backward)
