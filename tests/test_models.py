@@ -199,6 +199,17 @@ def test_of_a_padded_3x3_kernel_only_seen_taps_are_multiplied(side, stride, seen
   assert (images.shape, kernel.shape) == ((1, padded, padded, 2), (seen, seen, 2, 4))
 
 
+@pytest.mark.skipif(jax.default_backend() != 'cpu', reason='the form of CPUs')
+def test_what_comes_before_a_gathered_convolution_is_computed_once():
+  """Fused into the gather of patches it would be computed for every tap."""
+  x, w = jnp.ones((2, 8, 8, 16)), jnp.ones((3, 3, 16, 4))
+  layers_in_a_row = jax.jit(lambda x: lowering.conv(jnp.tanh(x), w, stride=2, padding=1))
+  program = layers_in_a_row.lower(x).compile().as_text()
+  functions = program.split('\n\n')
+  assert sum('tanh(' in text for text in functions) == 1
+  assert not any('tanh(' in text and 'gather(' in text for text in functions)
+
+
 @pytest.mark.parametrize(('stride', 'padding'), [(1, 1), (2, 1), (2, 0)])
 def test_depthwise_convolution_equals_xla(stride, padding):
   x, w = random(2, 9, 8, 6), random(3, 3, 1, 6, seed=1)

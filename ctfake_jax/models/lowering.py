@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from ctfake_jax.models import grey, winograd
 
@@ -173,8 +174,15 @@ def _patches_by_rows(x, window: tuple[int, int], stride: int):
 def _patches(x, window: tuple[int, int], stride: int, pads):
   """The same for many channels, of images with zeros around them: one gather of pixels.
 
-  As slices, each tap's would be a program of its own to compile.
+  As slices, each tap's would be a program of its own to compile. The gather is kept a function of
+  its own in the program, too: XLA would otherwise repeat the normalisation before it for each tap.
   """
+  with set_xla_metadata(inlineable='false'):
+    return _gathered(x, window, stride, pads)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _gathered(x, window, stride, pads):
   b, height, width, c = x.shape
   pixels = height * width
   rows = x.reshape(b, pixels, c)
