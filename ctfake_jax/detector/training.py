@@ -26,8 +26,8 @@ from ctfake_jax.data.feed import open_feed
 from ctfake_jax.detector.exhibits import Exhibits
 from ctfake_jax.models.patch_net import STRIDE
 from ctfake_jax.train import loop
-from ctfake_jax.train.average import moving_average
 from ctfake_jax.train.classifier import State, init_state
+from ctfake_jax.train.update import apply_gradients, moving_average
 from ctfake_jax.types import ImageSet
 
 BATCH_SIZE = 64
@@ -77,8 +77,8 @@ def make_train_step(
       _alternating(synthetic, jnp.zeros_like(synthetic)),
       key_drop,
     )
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    now = {'params': optax.apply_updates(state.params, updates), 'batch_stats': batch_stats}
+    params, opt_state = apply_gradients(tx, grads, state.opt_state, state.params)
+    now = {'params': params, 'batch_stats': batch_stats}
     bad = (state.first_bad_step < 0) & ~jnp.isfinite(loss)
     state = state.replace(
       step=state.step + 1,

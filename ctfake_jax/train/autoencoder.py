@@ -17,8 +17,8 @@ import optax
 from ctfake_jax.data.degrade import batched
 from ctfake_jax.models import autoencoder, zoo
 from ctfake_jax.models.initializers import variables
-from ctfake_jax.train.average import moving_average
 from ctfake_jax.train.gan import Networks, State, before_training
+from ctfake_jax.train.update import apply_gradients, moving_average
 from ctfake_jax.types import ImageSet
 
 ERROR_WEIGHT, ADVERSARIAL_WEIGHT = 5.0, 0.2
@@ -75,14 +75,18 @@ def make_train_step(
     loss_d, grads_d = jax.value_and_grad(discriminator_loss)(
       state.discriminator['params'], batch['image'], rebuilt
     )
-    updates, opt_g = networks.tx_generator.update(grads, state.opt_generator)
-    updates_d, opt_d = networks.tx_discriminator.update(grads_d, state.opt_discriminator)
-    generator = {'params': optax.apply_updates(state.generator['params'], updates)}
+    g_params, opt_g = apply_gradients(
+      networks.tx_generator, grads, state.opt_generator, state.generator['params']
+    )
+    d_params, opt_d = apply_gradients(
+      networks.tx_discriminator, grads_d, state.opt_discriminator, state.discriminator['params']
+    )
+    generator = {'params': g_params}
     bad = (state.first_bad_step < 0) & ~jnp.isfinite(loss + loss_d)
     state = state.replace(
       step=state.step + 1,
       generator=generator,
-      discriminator={'params': optax.apply_updates(state.discriminator['params'], updates_d)},
+      discriminator={'params': d_params},
       opt_generator=opt_g,
       opt_discriminator=opt_d,
       ema=moving_average(state.ema, generator, c.ema_decay, state.step),

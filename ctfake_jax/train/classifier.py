@@ -27,7 +27,7 @@ from ctfake_jax.data.splits import Split
 from ctfake_jax.data.survey import identity
 from ctfake_jax.models import initializers, pretrained, zoo
 from ctfake_jax.train import loop
-from ctfake_jax.train.average import moving_average
+from ctfake_jax.train.update import apply_gradients, moving_average
 from ctfake_jax.types import ImageSet, UserError
 
 
@@ -118,8 +118,7 @@ def make_train_step(
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
       state.params, state, images, targets, weights, drop
     )
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params, opt_state = apply_gradients(tx, grads, state.opt_state, state.params)
     now = {'params': params, 'batch_stats': batch_stats}
     bad = (state.first_bad_step < 0) & ~jnp.isfinite(loss)
     state = state.replace(

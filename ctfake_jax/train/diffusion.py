@@ -13,7 +13,7 @@ import optax
 
 from ctfake_jax.models import diffusion, zoo
 from ctfake_jax.models.initializers import variables
-from ctfake_jax.train.average import moving_average
+from ctfake_jax.train.update import apply_gradients, moving_average
 
 
 class State(flax.struct.PyTreeNode):
@@ -88,8 +88,8 @@ def make_train_step(
     chex.assert_rank([batch['image'], batch['label']], [4, 1])
     params = state.generator['params']
     loss, grads = jax.value_and_grad(loss_fn)(params, batch['image'], batch['label'], key)
-    updates, opt_state = networks.tx.update(grads, state.opt_state, params)
-    generator = {'params': optax.apply_updates(params, updates)}
+    params, opt_state = apply_gradients(networks.tx, grads, state.opt_state, params)
+    generator = {'params': params}
     bad = (state.first_bad_step < 0) & ~jnp.isfinite(loss)
     state = state.replace(
       step=state.step + 1,

@@ -21,7 +21,7 @@ import optax
 from ctfake_jax.data.augment import discriminator_view
 from ctfake_jax.models import zoo
 from ctfake_jax.models.initializers import variables
-from ctfake_jax.train.average import moving_average
+from ctfake_jax.train.update import apply_gradients, moving_average
 
 
 class State(flax.struct.PyTreeNode):
@@ -126,8 +126,9 @@ def make_train_step(
       (fake, labels),
       keys[2],
     )
-    updates, opt_d = networks.tx_discriminator.update(d_grads, state.opt_discriminator)
-    d_params = optax.apply_updates(state.discriminator['params'], updates)
+    d_params, opt_d = apply_gradients(
+      networks.tx_discriminator, d_grads, state.opt_discriminator, state.discriminator['params']
+    )
 
     def generator_loss(images):
       seen = _view(c, images, keys[3])
@@ -135,8 +136,9 @@ def make_train_step(
       return _bce(logits, 1.0)
 
     g_loss, cotangent = jax.value_and_grad(generator_loss)(fake)
-    updates, opt_g = networks.tx_generator.update(pull_back(cotangent)[0], state.opt_generator)
-    g_params = optax.apply_updates(state.generator['params'], updates)
+    g_params, opt_g = apply_gradients(
+      networks.tx_generator, pull_back(cotangent)[0], state.opt_generator, state.generator['params']
+    )
     generator = {'params': g_params, 'batch_stats': g_stats}
     loss = metrics['loss_discriminator'] + g_loss
     bad = (state.first_bad_step < 0) & ~jnp.isfinite(loss)

@@ -18,7 +18,7 @@ import optax
 
 from ctfake_jax.models import zoo
 from ctfake_jax.models.initializers import variables
-from ctfake_jax.train.average import moving_average
+from ctfake_jax.train.update import apply_gradients, moving_average
 
 SMALLEST_ERROR = 1e-6
 
@@ -115,8 +115,7 @@ def make_train_step(
     (loss, (g_updates, e_updates, error, nats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
       params, state, batch['image'], batch['label'], key
     )
-    updates, opt_state = networks.tx.update(grads, state.opt_state)
-    g_params, e_params = optax.apply_updates(params, updates)
+    (g_params, e_params), opt_state = apply_gradients(networks.tx, grads, state.opt_state, params)
     generator, encoder = {'params': g_params, **g_updates}, {'params': e_params, **e_updates}
     bad = (state.first_bad_step < 0) & ~jnp.isfinite(loss)
     state = state.replace(
