@@ -28,6 +28,7 @@ from ctfake_jax.types import UserError
 
 FACTS, REFERENCE, CONFIG, DIGESTS = 'detector.json', 'reference.npz', 'config.json', 'digests.json'
 NETWORK = 'network'  # folder of the network's training
+VERSION = 2  # grows where the same files would mean something else; 2 has logarithms of moments
 # Qualities of the harmless re-encodings that must not change a verdict.
 RE_ENCODINGS = (90.0, 75.0)
 
@@ -97,6 +98,7 @@ class Detector:
 def save(detector: Detector, workdir: Path, figures: dict) -> None:
   """Writes all but the checkpoint and the config, which lie in the workdir since training."""
   facts = {
+    'version': VERSION,
     'unit': detector.unit,
     'scaling': dataclasses.asdict(detector.scaling),
     'threshold': dataclasses.asdict(detector.threshold),
@@ -132,9 +134,9 @@ def load(workdir: Path) -> Detector:
   facts = workdir_lib.read_json(workdir / FACTS)
   with np.load(workdir / REFERENCE, allow_pickle=False) as file:
     arrays = dict(file)
+  if facts.get('version') != VERSION:
+    raise UserError(f'{workdir}: a detector of another version of this package; make it anew')
   model = zoo.patch_net(config.detection)
-  if 'covariance' not in arrays or arrays['centre'].shape != (model.feature_count,):
-    raise UserError(f'{workdir}: a detector of an earlier version; make it anew')
   network = checkpoints.restore_part(workdir / NETWORK, facts['figures']['best_step'], 'ema')
   return Detector(
     model=model,

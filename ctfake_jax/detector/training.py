@@ -23,6 +23,7 @@ from ctfake_jax import batches, metrics
 from ctfake_jax import mesh as mesh_lib
 from ctfake_jax.data import degrade, looks
 from ctfake_jax.data.feed import open_feed
+from ctfake_jax.detector import calibration
 from ctfake_jax.detector.exhibits import Exhibits
 from ctfake_jax.models.patch_net import STRIDE
 from ctfake_jax.train import loop
@@ -143,7 +144,7 @@ def fit(
   workdir: Path,
   name: str,
 ) -> tuple[dict, dict]:
-  """Trains on `learn`, keeps the checkpoint with the least loss on `choose`.
+  """Trains on `learn`, keeps the checkpoint with the least `loss_once_scaled` on `choose`.
 
   The model gives one logit for an image; where it has a feature `patches`, that learns the masks.
 
@@ -157,9 +158,7 @@ def fit(
 
   def evaluate(state, _):
     found = judge(model, mesh_lib.to_host(state.ema), choose.images)[0]
-    sign = np.where(choose.fake, -1.0, 1.0)
-    losses = np.logaddexp(0, sign * found)
-    loss = float(0.5 * losses[choose.fake].mean() + 0.5 * losses[~choose.fake].mean())
+    loss = loss_once_scaled(found, choose.fake)
     return -loss, {'loss': loss, 'auroc': metrics.auroc(found[choose.fake], found[~choose.fake])}
 
   state, progress = loop.run(
@@ -184,6 +183,16 @@ def fit(
     **loop.costs(progress, c.batch_size),
   }
   return mesh_lib.to_host(state.ema), facts
+
+
+def loss_once_scaled(logits: np.ndarray, fake: np.ndarray) -> float:
+  """Log loss of logits f[n], reals and fakes weighing alike, after the scaling that lowers it most.
+
+  A long training makes logits too sure while it still betters their order, and they get scaled.
+  """
+  scaled = calibration.fit_scaling(logits, fake).logits(logits)
+  losses = np.logaddexp(0, np.where(fake, -scaled, scaled))
+  return float(0.5 * losses[fake].mean() + 0.5 * losses[~fake].mean())
 
 
 def in_pairs(exhibits: Exhibits, seed: int) -> ImageSet:

@@ -6,9 +6,10 @@ Fridrich & Kodovsky 2012, doi:10.1109/TIFS.2012.2190402; patches: Chai et al. 20
 arXiv:2008.10588). Squares of four pixels are folded into channels, so that nothing is lost and no
 layer runs at the full resolution: half the time on a CPU, at equal AUROC. Two stages of two 3x3
 convolutions see 28 pixels each way: their logits are the patch map. Two more see the whole slice.
-An image's features are mean and standard deviation over the slice of every stage's channels:
-texture shows in how much it varies. The logit, with the patches' votes, teaches them; a
-discriminant fitted on them afterwards takes its place.
+An image's features are logarithms of mean and standard deviation over the slice of every stage's
+channels: texture shows in how much it varies, and at another site, whose pictures have more or less
+of it, by about the same factor. The logit, with the patches' votes, teaches them; a discriminant
+fitted on them afterwards takes its place.
 """
 
 import chex
@@ -22,6 +23,7 @@ STRIDE = 4  # of the patch map
 LAST_COMMON_STAGE = 'stage2'  # that both the patches and the wider view pass
 RESIDUAL_GAIN = 4.0  # residuals are small beside grey values
 LEAST_VARIANCE = 1e-4  # a standard deviation needs a slope where nothing varies
+LEAST_MOMENT = 1e-2  # and its logarithm a bound
 BINOMIAL = (1 / 4, 1 / 2, 1 / 4)
 DISCRIMINANT = 'discriminant'  # collection of variables: centre f32[d], directions f32[k, d]
 
@@ -68,7 +70,7 @@ class PatchNet(nn.Module):
     x = stage3 = stage(halved(x), 3, 2 * self.width, convs=1)
     stage4 = stage(halved(x), 4, 2 * self.width, convs=1)
     votes = jnp.stack([patches.mean((1, 2)), _strongest(patches)], -1)
-    moments = [_moments(x) for x in (stage1, stage2, stage3, stage4)]
+    moments = [log_moments(x) for x in (stage1, stage2, stage3, stage4)]
     features['pre_logits'] = jnp.concatenate(moments, -1)
     if self.has_variable(DISCRIMINANT, 'directions'):
       centre: jax.Array = self.get_variable(DISCRIMINANT, 'centre')
@@ -118,12 +120,13 @@ def _smooth(x: jax.Array, step: int) -> jax.Array:
   return x
 
 
-def _moments(x: jax.Array) -> jax.Array:
-  """Mean and standard deviation over the places of f[b, h, w, c], f32[b, 2c]."""
+def log_moments(x: jax.Array) -> jax.Array:
+  """Log mean and log standard deviation over the places of f[b, h, w, c] >= 0, f32[b, 2c]."""
   x = x.astype(jnp.float32)
   mean = x.mean((1, 2))
   variance = jnp.square(x - mean[:, None, None]).mean((1, 2))
-  return jnp.concatenate([mean, jnp.sqrt(variance + LEAST_VARIANCE)], -1)
+  deviation = jnp.sqrt(variance + LEAST_VARIANCE)
+  return jnp.log(jnp.concatenate([mean, deviation], -1) + LEAST_MOMENT)
 
 
 def _strongest(patches: jax.Array) -> jax.Array:
