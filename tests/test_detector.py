@@ -234,6 +234,25 @@ def test_checkpoints_are_chosen_by_the_order_of_logits_and_not_by_how_sure_they_
 
 
 @pytest.mark.slow
+def test_an_image_is_tested_on_two_grids_and_trained_on_one():
+  network, image = (
+    patch_net.PatchNet(width=4),
+    jax.random.uniform(jax.random.key(0), (2, 32, 32, 1)),
+  )
+  moved = patch_net.on_the_other_grid(image)
+  np.testing.assert_array_equal(moved[:, 1:, 1:], image[:, :-1, :-1])
+  np.testing.assert_array_equal(moved[:, 0, 1:], image[:, 0, :-1])
+  (_, found), variables = network.init_with_output(jax.random.key(1), image, train=False)
+  one, other = (
+    patch_net.Tower(4, jnp.float32).apply(variables, x, train=False) for x in (image, moved)
+  )
+  for name in ('patches', 'pre_logits'):
+    assert np.abs(one[name] - other[name]).max() > 1e-3
+    np.testing.assert_allclose(found[name], (one[name] + other[name]) / 2, rtol=1e-5, atol=1e-6)
+  np.testing.assert_array_equal(found['stage2'], one['stage2'])
+
+
+@pytest.mark.slow
 def test_the_network_maps_patches_and_a_mask_becomes_shares():
   network = patch_net.PatchNet(width=4)
   images = jnp.zeros((2, 32, 32, 1))

@@ -99,7 +99,7 @@ def test_the_network_answers_by_the_discriminant_it_is_given():
   apply = jax.jit(lambda variables: network.apply(variables, images, train=False))
   logits, features = apply(variables)
   d = features['pre_logits'].shape[1]
-  assert d == network.feature_count
+  assert d == 2 * (4 + 3 * 8)  # two moments of each channel of the four stages
   directions = np.eye(2, d)
   changed = discriminant.with_discriminant(variables, np.full(d, -1.0), directions)
   scores, _ = apply(changed)

@@ -4,8 +4,9 @@ Enters f[b, h, w, 1] in [-1, 1], sides multiples of 16. Beside the grey values t
 smoothing takes away, at two widths: traces of synthesis live there, anatomy does not (residuals:
 Fridrich & Kodovsky 2012, doi:10.1109/TIFS.2012.2190402; patches: Chai et al. 2020,
 arXiv:2008.10588). Squares of four pixels are folded into channels, so that nothing is lost and no
-layer runs at the full resolution: half the time on a CPU, at equal AUROC. Two stages of two 3x3
-convolutions see 28 pixels each way: their logits are the patch map. Two more see the whole slice.
+layer runs at the full resolution: half the time on a CPU, at equal AUROC. Where such squares begin
+matters, so an image is tested on two grids. Two stages of two 3x3 convolutions see 28 pixels each
+way: their logits are the patch map. Two more see the whole slice.
 An image's features are logarithms of mean and standard deviation over the slice of every stage's
 channels: texture shows in how much it varies, and at another site, whose pictures have more or less
 of it, by about the same factor. The logit, with the patches' votes, teaches them; a discriminant
@@ -28,30 +29,14 @@ BINOMIAL = (1 / 4, 1 / 2, 1 / 4)
 DISCRIMINANT = 'discriminant'  # collection of variables: centre f32[d], directions f32[k, d]
 
 
-class PatchNet(nn.Module):
-  """Real-against-fake network.
+class Tower(nn.Module):
+  """From images to the named features of `PatchNet`, on one grid of squares."""
 
-  Attributes:
-    width: channels of the first stage, at half the resolution; doubled once.
-    dropout: rate before the last dense layer.
-    dtype: compute dtype.
-  """
-
-  width: int = 48
-  dropout: float = 0.2
-  dtype: jnp.dtype = jnp.float32
-
-  @property
-  def feature_count(self) -> int:
-    """Length of `pre_logits`: two moments of each channel of the four stages."""
-    return 2 * 7 * self.width
+  width: int
+  dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Scores f32[b], higher for fake; features `patches` f32[b, h/4, w/4] and `pre_logits`.
-
-    The score is the logit, or where the variables hold a discriminant, what that says.
-    """
+  def __call__(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
     features: dict[str, jax.Array] = {}
 
     def stage(x, i: int, width: int, convs: int = 2):
@@ -66,19 +51,51 @@ class PatchNet(nn.Module):
     x = stage1 = stage(folded(with_residuals(x)), 1, self.width)
     x = stage2 = stage(halved(x), 2, 2 * self.width)
     dense = layers.Dense(1, dtype=jnp.float32, name='patch_logit')
-    patches = features['patches'] = dense(x.astype(jnp.float32))[..., 0]
+    features['patches'] = dense(x.astype(jnp.float32))[..., 0]
     x = stage3 = stage(halved(x), 3, 2 * self.width, convs=1)
     stage4 = stage(halved(x), 4, 2 * self.width, convs=1)
-    votes = jnp.stack([patches.mean((1, 2)), _strongest(patches)], -1)
     moments = [log_moments(x) for x in (stage1, stage2, stage3, stage4)]
     features['pre_logits'] = jnp.concatenate(moments, -1)
+    return features
+
+
+class PatchNet(nn.Module):
+  """Real-against-fake network.
+
+  Attributes:
+    width: channels of the first stage, at half the resolution; doubled once.
+    dropout: rate before the last dense layer.
+    dtype: compute dtype.
+  """
+
+  width: int = 48
+  dropout: float = 0.2
+  dtype: jnp.dtype = jnp.float32
+
+  def setup(self):
+    self.tower = Tower(self.width, self.dtype)
+    nn.share_scope(self, self.tower)
+    self.drop = nn.Dropout(self.dropout)
+    self.fc = layers.Dense(1)
+
+  def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Scores f32[b], higher for fake; features `patches` f32[b, h/4, w/4] and `pre_logits`.
+
+    The score is the logit, or where the variables hold a discriminant, what that says. Outside of
+    training both features are means over two grids; stages are those of the first.
+    """
+    features = self.tower(x, train=train)
+    if not train:
+      again = self.tower(on_the_other_grid(x), train=False)
+      features |= {name: (features[name] + again[name]) / 2 for name in ('patches', 'pre_logits')}
     if self.has_variable(DISCRIMINANT, 'directions'):
       centre: jax.Array = self.get_variable(DISCRIMINANT, 'centre')
       directions: jax.Array = self.get_variable(DISCRIMINANT, 'directions')
       return distance_towards_fakes(features['pre_logits'], centre, directions), features
-    hidden = nn.Dropout(self.dropout, deterministic=not train)(features['pre_logits'])
-    logits = layers.Dense(1, name='fc')(jnp.concatenate([hidden, votes], -1))
-    return logits[:, 0], features
+    patches = features['patches']
+    votes = jnp.stack([patches.mean((1, 2)), _strongest(patches)], -1)
+    hidden = self.drop(features['pre_logits'], deterministic=not train)
+    return self.fc(jnp.concatenate([hidden, votes], -1))[:, 0], features
 
 
 def distance_towards_fakes(
@@ -97,6 +114,11 @@ def folded(x: jax.Array) -> jax.Array:
   b, height, width, c = x.shape
   squares = x.reshape(b, height // 2, 2, width // 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
   return squares.reshape(b, height // 2, width // 2, 4 * c)
+
+
+def on_the_other_grid(x: jax.Array) -> jax.Array:
+  """f[b, h, w, c] moved down and right by one pixel, so that other pixels share a square."""
+  return jnp.pad(x, ((0, 0), (1, 0), (1, 0), (0, 0)), mode='edge')[:, :-1, :-1]
 
 
 def with_residuals(x: jax.Array) -> jax.Array:
