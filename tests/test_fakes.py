@@ -41,16 +41,32 @@ def test_an_edit_changes_its_mask_alone_and_visibly(kind):
   np.testing.assert_array_equal(images, again)
 
 
-def test_a_blended_edge_is_soft_and_a_copied_patch_is_found_elsewhere():
-  image, other = np.zeros((32, 32)), np.ones((32, 32)) * np.linspace(-1, 1, 32)
-  mask = np.hypot(*(np.mgrid[:32, :32] - 16)) < 6
-  soft = edits.blended(image, mask, other, None)
-  at_edge, inside = np.abs(soft[16, 21]), np.abs(soft[16, 18] - other[16, 18])
-  assert at_edge < np.abs(other[16, 21])
-  assert inside < 0.35
+def circle(side, radius):
+  distance = np.hypot(*(np.mgrid[:side, :side] - side // 2))
+  return distance < radius, distance < 2
+
+
+def test_the_edge_of_what_is_put_in_is_between_hard_and_soft():
+  image, patch, (mask, core) = np.zeros((128, 128)), np.ones((128, 128)), circle(128, 14)
+  found = np.stack(
+    [edits.put_in(image, mask, patch, np.random.default_rng(seed)) for seed in range(40)]
+  )
+  assert (found[:, ~mask] == 0).all()
+  np.testing.assert_allclose(found[:, core], 1, atol=0.01)
+  at_edge = found[:, 64, 64 + 13]
+  assert at_edge.min() < 0.1
+  assert at_edge.max() > 0.99
+
+
+def test_blended_tissue_has_the_mean_and_copied_tissue_is_found_elsewhere():
+  rng, (mask, core) = np.random.default_rng(0), circle(32, 7)
+  image, other = np.full((32, 32), 0.2), np.zeros((32, 32)) + np.linspace(-1, 1, 32)
+  fitted = 0.2 + other - other[mask].mean()
+  np.testing.assert_allclose(edits.blended(image, mask, other, rng)[core], fitted[core], atol=1e-3)
   ramp = np.arange(32.0)[:, None] + np.zeros(32)
-  moved = edits.copied(ramp, mask, None, np.random.default_rng(0))
-  assert set(np.unique(moved)) <= set(range(32))
+  moved = edits.copied(ramp, mask, None, rng)
+  np.testing.assert_allclose(moved[core], moved[core].round(), atol=1e-3)
+  assert np.abs(moved - ramp)[core].min() > 1
   assert (moved[~mask] == ramp[~mask]).all()
 
 

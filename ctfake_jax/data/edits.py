@@ -1,8 +1,9 @@
 """Local edits of real slices, with the mask of what was changed.
 
-Three ways to fill an irregular patch inside the chest: with another patient's tissue, its edge
-blended in; with a smooth continuation of what surrounds it (biharmonic inpainting); with a copy of
-another place of the same slice. Outside the mask an edited image equals its original.
+Three ways to fill an irregular patch inside the chest: with another slice's tissue; with a smooth
+continuation of what surrounds it (biharmonic inpainting); with a copy of another place of the same
+slice. What is put in has an edge between hard and softly blended. Outside the mask an edited image
+equals its original.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from ctfake_jax.types import ImageSet
 SMALLEST, LARGEST = 0.07, 0.17
 # Centres lie within this share of the side about the middle; the rest is often air and table.
 CENTRAL = 0.5
-FEATHER = 0.03  # standard deviation of a blended edge, share of the side
+FEATHER = 0.03  # widest standard deviation of a blended edge, share of the side
 LEAST_CHANGE = 0.04  # root mean square within the mask, of a range of 2; less is hardly an edit
 ATTEMPTS = 20
 
@@ -40,13 +41,9 @@ def random_mask(side: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def blended(image, mask, other, rng):
-  """Another slice's tissue under the mask, its mean fitted, the edge feathered inwards."""
-  del rng
-  side = len(image)
-  distance = ndimage.distance_transform_edt(mask)
-  weight = 1 - np.exp(-0.5 * (distance / (FEATHER * side)) ** 2)
+  """Another slice's tissue under the mask, its mean fitted."""
   fitted = other + (image[mask].mean() - other[mask].mean())
-  return image + weight * (fitted - image)
+  return put_in(image, mask, fitted, rng)
 
 
 def inpainted(image, mask, other, rng):
@@ -62,7 +59,15 @@ def copied(image, mask, other, rng):
   height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
   angle, far = rng.uniform(0, 2 * np.pi), rng.uniform(1, 3)
   shift = (round(far * height * np.sin(angle)), round(far * width * np.cos(angle)))
-  return np.where(mask, np.roll(image, shift, (0, 1)), image)
+  return put_in(image, mask, np.roll(image, shift, (0, 1)), rng)
+
+
+def put_in(image, mask, patch, rng):
+  """The patch under the mask, its edge feathered inwards by a random width."""
+  width = rng.uniform(0, FEATHER) * len(image)
+  distance = ndimage.distance_transform_edt(mask)
+  weight = 1 - np.exp(-0.5 * (distance / max(width, 1e-3)) ** 2)
+  return image + weight * (patch - image)
 
 
 EDITS: dict[str, Edit] = {
