@@ -2,9 +2,8 @@
 
 python launch.py --config=configs/detector.py --workdir=runs/detector
 
-The default learns from the embedded phantom, within minutes, and is not for real CT. On your own:
---config.data.source=folders --config.data.path=FOLDER --config.data.image_size=64, and longer
-trainings of the generators (--config.gan.updates=6000 and so on).
+It learns from the embedded phantom, within minutes, and is not for real CT; `detector_folders` is
+for your own.
 """
 
 from ctfake_jax import config as config_lib

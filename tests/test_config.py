@@ -28,6 +28,7 @@ GIVEN = {
   'recalibrate': {'detector': 'runs/detector', 'input': 'FOLDER'},
   'detect': {'detector': 'runs/detector', 'input': 'FOLDER'},
   'study_folders': {'data.path': 'FOLDER'},
+  'detector_folders': {'data.path': 'FOLDER'},
   'cross_validate': {'data.path': 'FOLDER'},
 }
 

@@ -1,0 +1,35 @@
+"""A calibrated detector from your own originals, at 64 px, with trainings long enough for real CT.
+
+python launch.py --config=configs/detector_folders.py --workdir=runs/mine --config.data.path=FOLDER
+
+The files may be pictures or, with --config.data.source=dicom, DICOM. Two hours or more on two cores.
+"""
+
+from ctfake_jax import config as config_lib
+
+
+def get_config():
+  config = config_lib.defaults()
+  config.task = 'detector'
+  config.data.source = 'folders'
+  config.data.image_size = 64
+  config.gan.width = 32
+  config.gan.batch_size = 32
+  config.gan.updates = 2000
+  config.gan.eval_every = 1000
+  config.gan.augment = True
+  config.gan.schedule = 'cosine'
+  config.gan.label_loss = 0.0
+  config.vae.width = 32
+  config.vae.updates = 2000
+  config.vae.eval_every = 1000
+  config.diffusion.width = 16
+  config.diffusion.batch_size = 16
+  config.diffusion.updates = 1500
+  config.diffusion.eval_every = 750
+  config.autoencoder.width = 16
+  config.autoencoder.updates = 1500
+  config.autoencoder.eval_every = 500
+  config.detection.updates = 12000
+  config.detection.eval_every = 2000
+  return config
