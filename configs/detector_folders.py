@@ -2,7 +2,7 @@
 
 python launch.py --config=configs/detector_folders.py --workdir=runs/mine --config.data.path=FOLDER
 
-The files may be pictures or, with --config.data.source=dicom, DICOM. Two hours or more on two cores.
+The files may be pictures or, with --config.data.source=dicom, DICOM. Two hours on two cores.
 """
 
 from ctfake_jax import config as config_lib

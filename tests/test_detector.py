@@ -293,6 +293,22 @@ def test_every_fake_is_beside_an_original_of_its_group(tmp_path):
   assert len({original.tobytes() for original in pairs.images[~known, ..., 2]}) == len(owner)
 
 
+def test_moved_pairs_are_moved_by_whole_pixels_and_alike():
+  image = jax.random.uniform(jax.random.key(0), (40, 8, 9, 1))
+  found = training.moved(jnp.concatenate([image, -image], -1), jax.random.key(1))
+  np.testing.assert_array_equal(found[..., 0], -found[..., 1])
+  steps = set()
+  for before, after in zip(np.asarray(image[..., 0]), np.asarray(found[..., 0])):
+    steps |= {
+      (down, right)
+      for down in range(4)
+      for right in range(4)
+      if (after[down:, right:] == before[: 8 - down, : 9 - right]).all()
+      and (after[:down] == after[down]).all()
+    }
+  assert len(steps) > 8
+
+
 @pytest.mark.slow
 def test_a_step_changes_a_fake_and_its_original_alike():
   image = jax.random.uniform(jax.random.key(0), (8, 32, 32, 1), minval=-1.0)

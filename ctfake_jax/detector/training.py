@@ -1,10 +1,10 @@
 """Training the real-against-fake network on pairs of a fake and an original.
 
 A fake meets its original, or one of the same patient; a sample of a generator meets any. Both turn,
-get another site's looks (`data.looks`) and suffer random changes (`data.degrade`) alike, so that
-what tells them apart is how the fake was made and neither anatomy nor image quality (aligned pairs:
-Guillaro et al. 2025, arXiv:2412.17671). The image's label and, patch by patch, the mask of what is
-synthetic teach at once. Images travel with mask and original as further channels.
+move, get another site's looks (`data.looks`) and suffer random changes (`data.degrade`) alike, so
+that what tells them apart is how the fake was made and neither anatomy nor image quality (aligned
+pairs: Guillaro et al. 2025, arXiv:2412.17671). The image's label and, patch by patch, the mask of
+what is synthetic teach at once. Images travel with mask and original as further channels.
 """
 
 import functools
@@ -33,6 +33,7 @@ from ctfake_jax.types import ImageSet
 
 BATCH_SIZE = 64
 PATCH_WEIGHT = 0.5
+FARTHEST = 3  # pixels that a pair is moved by
 
 
 def make_train_step(
@@ -61,10 +62,11 @@ def make_train_step(
     return losses.mean(), (logits, updates.get('batch_stats', {}))
 
   def train_step(state, batch, key):
-    """One update: turn, other looks, degrade, gradient, optimiser, moving average."""
+    """One update: turn and move, other looks, degrade, gradient, optimiser, moving average."""
     chex.assert_rank(batch['image'], 4)
-    key_turn, key_looks, key_degrade, key_drop = jax.random.split(key, 4)
-    pairs = with_other_looks(mirrored(batch['image'], key_turn), key_looks)
+    key_turn, key_move, key_looks, key_degrade, key_drop = jax.random.split(key, 5)
+    pairs = moved(mirrored(batch['image'], key_turn), key_move)
+    pairs = with_other_looks(pairs, key_looks)
     synthetic = shares(pairs[..., 1] > 0)
     images = _alternating(
       degrade.degrade(pairs[..., :1], key_degrade), degrade.degrade(pairs[..., 2:], key_degrade)
@@ -108,6 +110,20 @@ def mirrored(images: jax.Array, key: jax.Array) -> jax.Array:
   """Each of f32[b, h, w, c] flipped left-right with even chance: no pixel is interpolated."""
   flip = jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1))
   return jnp.where(flip, images[:, :, ::-1], images)
+
+
+def moved(images: jax.Array, key: jax.Array) -> jax.Array:
+  """Each of f32[b, h, w, c] down and right by up to `FARTHEST` pixels, the edge repeated.
+
+  What a generator leaves must be known wherever the network's squares begin.
+  """
+  padded = jnp.pad(images, ((0, 0), (FARTHEST, 0), (FARTHEST, 0), (0, 0)), mode='edge')
+  starts = jax.random.randint(key, (len(images), 2), 0, FARTHEST + 1)
+
+  def one(image, start):
+    return jax.lax.dynamic_slice(image, (*start, 0), images.shape[1:])
+
+  return jax.vmap(one)(padded, starts)
 
 
 def with_other_looks(pairs: jax.Array, key: jax.Array) -> jax.Array:
