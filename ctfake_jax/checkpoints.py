@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
+import math
 import shutil
 import sys
 import threading
@@ -136,19 +137,17 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def drop_damaged(self) -> int:
-    """Removes, naming them, the checkpoints after the newest one to go on from; 0 if none is left.
-
-    That one is whole, and so is the best one that it names.
-    """
+    """Removes, naming them, the checkpoints after the newest whole one; its step, 0 if none is."""
     steps = sorted(self._manager.all_steps(), reverse=True)
     usable = 0
     if jax.process_index() == 0:
       damage = {step: find_damage(self._path(step)) for step in steps}
-      whole = [step for step in steps if not damage[step]]
-      usable = next((step for step in whole if self._best_of(step) in (-1, *whole)), 0)
+      usable = next((step for step in steps if not damage[step]), 0)
       for step in steps:
         if damage[step]:
           print(f'checkpoint {self._path(step)}: {damage[step]}; not used', file=sys.stderr)
+      if steps and not usable:
+        print(f'{self._manager.directory}: none is whole; training starts afresh', file=sys.stderr)
     usable = _from_main_process(usable)
     for step in steps:
       if step > usable:
@@ -156,7 +155,10 @@ class Checkpoints:
     return usable
 
   def restore(self, step: int, abstract_state: Any) -> tuple[Any, Progress]:
-    """State with the shapes and shardings of `abstract_state`, and the progress beside it."""
+    """State with the shapes and shardings of `abstract_state`, and the progress beside it.
+
+    Where the best checkpoint is lost, this one takes its place until an evaluation betters any.
+    """
     restore_args = ocp.checkpoint_utils.construct_restore_args(abstract_state)
     args = ocp.args.Composite(
       state=ocp.args.PyTreeRestore(abstract_state, restore_args=restore_args),
@@ -165,6 +167,7 @@ class Checkpoints:
     with _named_damage(self._path(step)):
       restored = self._manager.restore(step, args=args)
       progress = Progress(**restored['progress'])
+    self._replace_lost_best(step, progress)
     self._best.note(progress.best_step)
     return restored['state'], progress
 
@@ -182,8 +185,13 @@ class Checkpoints:
   def _path(self, step: int) -> Path:
     return Path(self._manager.directory) / str(step)
 
-  def _best_of(self, step: int) -> int:
-    return workdir_lib.read_json(self._path(step) / 'progress' / 'metadata')['best_step']
+  def _replace_lost_best(self, step: int, progress: Progress) -> None:
+    best = progress.best_step
+    if best not in (-1, step) and find_damage(self._path(best)):
+      if jax.process_index() == 0:
+        print(f'checkpoint {self._path(best)}: the best one is lost; ', end='', file=sys.stderr)
+        print(f'the best from step {step} on will be kept', file=sys.stderr)
+      progress.best_step, progress.best_score, progress.evals_since_best = step, -math.inf, 0
 
   def _finish(self, step: int) -> None:
     try:

@@ -43,7 +43,7 @@ def read_json(path: Path) -> Any:
     content = json.loads(path.read_text())
   except FileNotFoundError:
     raise UserError(f'{path} is missing: is this the workdir of a finished run?') from None
-  except json.JSONDecodeError as error:
+  except ValueError as error:  # of JSON or of UTF-8
     raise UserError(f'{path} is not valid JSON ({error}): restore it or start afresh') from None
   if not isinstance(content, dict):
     raise UserError(f'{path} holds no JSON object: restore it or start afresh')
@@ -164,12 +164,12 @@ class MetricLog:
 
 
 def read_rows(path: Path) -> list[dict]:
-  """Rows of a metrics.jsonl; a torn last line is passed over."""
+  """Rows of a metrics.jsonl; a torn or altered line is passed over."""
   rows = []
-  for line in path.read_text().splitlines() if path.exists() else ():
-    with contextlib.suppress(json.JSONDecodeError):
+  for line in path.read_bytes().splitlines() if path.exists() else ():
+    with contextlib.suppress(ValueError):
       rows.append(json.loads(line))
-  return rows
+  return [row for row in rows if isinstance(row, dict) and 'step' in row]
 
 
 def csv_safe(text: str) -> str:

@@ -58,15 +58,31 @@ def test_a_save_that_was_cut_off_is_passed_over(tmp_path, capsys):
   assert 'was cut off' in capsys.readouterr().err
 
 
-def test_a_run_whose_best_is_damaged_goes_back_to_before_it(tmp_path):
+def test_a_run_goes_on_without_the_best_where_that_is_lost(tmp_path, capsys):
   checkpoints = Checkpoints(tmp_path, keep=4)
   save(checkpoints, [1], best_step=1)
   save(checkpoints, [2, 3], best_step=2)
   checkpoints.close()
   (tmp_path / 'checkpoints/2/extra').write_text('new')
   again = Checkpoints(tmp_path, keep=4)
-  assert again.drop_damaged() == 1
+  assert again.drop_damaged() == 3
+  progress = again.restore(3, STATE)[1]
+  assert (progress.best_step, progress.best_score) == (3, -np.inf)
+  assert 'best from step 3 on' in capsys.readouterr().err
   again.close()
+
+
+def test_a_run_without_a_whole_checkpoint_says_so(tmp_path, capsys):
+  checkpoints = Checkpoints(tmp_path, keep=2)
+  save(checkpoints, [1, 2], best_step=1)
+  checkpoints.close()
+  (tmp_path / 'checkpoints/1/manifest.json').write_bytes(b'{"\xff": 1}')
+  (tmp_path / 'checkpoints/2/manifest.json').unlink()
+  again = Checkpoints(tmp_path, keep=2)
+  assert again.drop_damaged() == 0
+  again.close()
+  assert 'starts afresh' in capsys.readouterr().err
+  assert kept(tmp_path) == []
 
 
 def test_one_field_is_read_as_numpy_arrays_and_without_a_warning(tmp_path, caplog):

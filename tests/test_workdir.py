@@ -17,11 +17,11 @@ def test_json_is_whole_and_readable_by_any_reader(tmp_path):
   assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize('content', [None, '{"torn": '])
+@pytest.mark.parametrize('content', [None, b'{"torn": ', b'{"\xff": 1}'])
 def test_a_missing_or_torn_json_is_named(content, tmp_path):
   path = tmp_path / 'config.json'
   if content:
-    path.write_text(content)
+    path.write_bytes(content)
   with pytest.raises(UserError, match=r'config\.json'):
     workdir.read_json(path)
 
@@ -31,8 +31,8 @@ def test_rows_after_the_restored_step_are_dropped(tmp_path):
   for step in (1, 2, 3):
     log.write(step, {'loss': 1.0 / step})
   log.close()
-  with open(tmp_path / 'metrics.jsonl', 'a') as handle:
-    handle.write('{"step": 4, "lo')
+  with open(tmp_path / 'metrics.jsonl', 'ab') as handle:
+    handle.write(b'{"st\xff": 2}\n3\n{"step": 4, "lo')
   workdir.MetricLog(tmp_path, 2).close()
   assert [row['step'] for row in workdir.read_rows(tmp_path / 'metrics.jsonl')] == [1, 2]
 
