@@ -3,6 +3,7 @@
 import errno
 import gc
 import sys
+import traceback
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -12,6 +13,7 @@ from ctfake_jax.types import PreemptedError, UserError
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file; see configs/.')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Where results go; default runs/CONFIG_NAME.')
+EXIT_ERROR = 1
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: schedulers requeue the job
 EXIT_INTERRUPTED = 130  # by Ctrl-C, as shells have it
 DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of a user error.')
@@ -48,31 +50,41 @@ def main(argv: list[str]) -> int:
     return _fail(f'--config={named}: no such file; launch.py without arguments lists the configs')
   if CONFIG.value is None:
     return _fail(f'--config={named}: its get_config() returns nothing')
-  try:
-    _run()
-  except PreemptedError as error:
-    print(f'{error}; run the same command to go on', file=sys.stderr)
-    return EXIT_PREEMPTED
-  except KeyboardInterrupt:
-    if DEBUG.value:
-      raise
-    print('interrupted; run the same command to go on', file=sys.stderr)
-    return EXIT_INTERRUPTED
-  except OSError as error:
-    if DEBUG.value or error.errno not in (errno.ENOSPC, errno.EDQUOT):
-      raise
-    return _fail(f'{error}: the disk is full, free some space and run the same command')
-  except UserError as error:
-    if DEBUG.value:
-      raise
-    return _fail(str(error))
-  return 0
-
-
-def _run() -> None:
   from ctfake_jax import allocator
 
   allocator.reuse_freed_memory()
+  from ctfake_jax import mesh
+
+  try:
+    _run()
+  except PreemptedError as error:  # of all processes at the same step
+    print(f'{error}; run the same command to go on', file=sys.stderr)
+    return EXIT_PREEMPTED
+  except BaseException as error:
+    code = None if DEBUG.value else _reported(error)
+    if mesh.together():
+      if code is None:
+        traceback.print_exc()
+      mesh.leave(code or EXIT_ERROR)
+    if code is None:
+      raise
+    return code
+  return 0
+
+
+def _reported(error: BaseException) -> int | None:
+  """The exit code, once the user is told; None for what is unexpected."""
+  if isinstance(error, KeyboardInterrupt):
+    print('interrupted; run the same command to go on', file=sys.stderr)
+    return EXIT_INTERRUPTED
+  if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    return _fail(f'{error}: the disk is full, free some space and run the same command')
+  if isinstance(error, UserError):
+    return _fail(str(error))
+  return None
+
+
+def _run() -> None:
   from ctfake_jax import compilation_cache, mesh, preemption, tasks, workdir
   from ctfake_jax import config as config_lib
 
@@ -106,7 +118,7 @@ def _usage() -> int:
 
 def _fail(message: str) -> int:
   print(f'error: {message}', file=sys.stderr)
-  return 1
+  return EXIT_ERROR
 
 
 if __name__ == '__main__':

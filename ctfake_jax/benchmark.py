@@ -1,7 +1,8 @@
 """How fast the trainers' own steps and the forward passes are here: `benchmark.json`.
 
 One row for each network and mode, on random images. Times are medians over `benchmark.repeats`
-blocks of `benchmark.steps` calls; a call that is not waited for costs nothing until its block ends.
+blocks of `benchmark.steps` calls or one more; a call that is not waited for costs nothing until its
+block ends.
 Training calls dispatch as many steps as the trainer does on this platform, inference has
 as many batches in flight as evaluation (`batches`).
 """
@@ -9,6 +10,7 @@ as many batches in flight as evaluation (`batches`).
 import dataclasses
 import functools
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -85,6 +87,7 @@ class _Work:
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """The task `benchmark`."""
+  mesh_lib.check_batch_size('train.batch_size', config.train.batch_size)
   rows: list[dict] = []
   print(f'{"model":14s}{"mode":7s}{"images/s":>10s}{"ms/step":>10s}{"first s":>9s}')
   for name in config.benchmark.models:
@@ -109,7 +112,9 @@ def measure(config: ml_collections.ConfigDict, name: str, mode: str) -> Row:
   compile_s = time.perf_counter() - begun
   for _ in range(WARM_UP_CALLS):
     jax.block_until_ready(next(work.calls))
-  blocks = [_block(work.calls, config.benchmark.steps) for _ in range(config.benchmark.repeats)]
+  # Batches that are in flight together end together: blocks have whole numbers of such groups.
+  calls = batches.IN_FLIGHT * math.ceil(config.benchmark.steps / batches.IN_FLIGHT)
+  blocks = [_block(work.calls, calls) for _ in range(config.benchmark.repeats)]
   seconds = statistics.median(blocks) / work.steps
   cost = work.cost()
   return Row(
@@ -224,7 +229,11 @@ def _gan(config, name: str) -> tuple[ml_collections.ConfigDict, gan.Networks, ga
 
 
 def _inference(forward, arguments: tuple, parameters: int, dtype: str) -> _Work:
-  """`forward` is jitted, its first argument static."""
+  """`forward` is jitted, its first argument static, its second on all devices, the rest a batch."""
+  model, variables, *batch = arguments
+  names = [str(i) for i in range(len(batch))]
+  share = mesh_lib.shard_batch(mesh_lib.data_mesh(), dict(zip(names, map(np.asarray, batch))))
+  arguments = (model, variables, *(share[name] for name in names))
   compiled = functools.cache(lambda: forward.lower(*arguments).compile())
 
   def call(_):

@@ -470,12 +470,28 @@ def validate(config: ml_collections.ConfigDict) -> None:
     )
   if config.task == 'study':
     _check_study(config)
+  _check_mesh(config.mesh)
   times_a_gan = config.task == 'benchmark' and 'dcgan' in config.benchmark.models
   side = _POWER_OF_TWO if times_a_gan else _SIDES.get(config.task)
   if side and not side.holds(config.data.image_size):
     raise UserError(
       f'config.data.image_size = {config.data.image_size}: the generator needs {side.allowed}'
     )
+
+
+def _check_mesh(mesh: ml_collections.ConfigDict) -> None:
+  """Addresses that JAX would refuse without naming the key, or pass over."""
+  count, own = mesh.num_processes, mesh.process_id
+  if mesh.coordinator is None:
+    for key, value in {'num_processes': count, 'process_id': own}.items():
+      if value is not None:
+        raise UserError(f'config.mesh.{key} = {value}: set mesh.coordinator=HOST:PORT beside it')
+    return
+  host, _, port = mesh.coordinator.rpartition(':')
+  if not host or not port.isdigit():
+    raise UserError(f'config.mesh.coordinator = {mesh.coordinator!r}: must be HOST:PORT')
+  if count is not None and own is not None and not 0 <= own < count:
+    raise UserError(f'config.mesh.process_id = {own}: must be from 0 to {count - 1}')
 
 
 def _check_study(config: ml_collections.ConfigDict) -> None:

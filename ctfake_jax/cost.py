@@ -13,8 +13,8 @@ class Cost:
   """Of one call of a compiled function.
 
   Attributes:
-    flops: XLA's count for the plain forms of all operations, on all devices; on CPUs of what
-      was compiled, on one device; 0 where it counts nothing.
+    flops: XLA's count, on all devices, for the plain forms of all operations; on CPUs of what was
+      compiled; 0 where it counts nothing.
     peak_bytes: arguments, results and temporaries together, on one device.
   """
 
@@ -30,7 +30,7 @@ def of(function: Any, arguments: tuple, compiled: Any) -> Cost:
   memory = compiled.memory_analysis()
   here = jax.default_backend() == 'cpu'
   return Cost(
-    flops=_flops(compiled) if here else uncompiled_flops(function, arguments),
+    flops=jax.device_count() * _flops(compiled) if here else uncompiled_flops(function, arguments),
     peak_bytes=memory.argument_size_in_bytes
     + memory.output_size_in_bytes
     + memory.temp_size_in_bytes

@@ -1,8 +1,9 @@
 """Devices: the cluster's start-up, the mesh over all of them, and where arrays lie on it."""
 
 import os
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import ml_collections
@@ -23,17 +24,38 @@ def start(config: ml_collections.ConfigDict) -> None:
   addressed = config.mesh.coordinator is not None
   found = addressed or in_a_cluster(os.environ)
   if config.distributed == 'on' or (config.distributed == 'auto' and found):
-    jax.distributed.initialize(
-      coordinator_address=config.mesh.coordinator,
-      num_processes=config.mesh.num_processes,
-      process_id=config.mesh.process_id,
-      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-    )
+    try:
+      jax.distributed.initialize(
+        coordinator_address=config.mesh.coordinator,
+        num_processes=config.mesh.num_processes,
+        process_id=config.mesh.process_id,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+      )
+    except ValueError as error:
+      raise UserError(
+        f'config.distributed = {config.distributed}: no cluster was found ({error}); set '
+        'mesh.coordinator=HOST:PORT, mesh.num_processes and mesh.process_id'
+      ) from None
     if jax.process_count() > 1 and config.task not in TASKS_OF_MANY_PROCESSES:
       raise UserError(
         f'config.task = {config.task}: runs on one process; '
         f'{", ".join(TASKS_OF_MANY_PROCESSES)} run on several'
       )
+
+
+def together() -> bool:
+  """Whether this process is one of several."""
+  return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def leave(code: int) -> NoReturn:
+  """Ends a process of several at once; the others notice within a minute.
+
+  An ordinary end waits minutes for them to end too, while they wait for this one's part of a batch.
+  """
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
 
 
 def in_a_cluster(environment: Mapping[str, str]) -> bool:

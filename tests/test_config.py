@@ -40,6 +40,22 @@ def load(path):
   return module.get_config()
 
 
+@pytest.mark.parametrize(
+  ('keys', 'message'),
+  [
+    ({'num_processes': 2}, r'num_processes = 2.*coordinator=HOST:PORT'),
+    ({'process_id': 1}, r'process_id = 1.*coordinator=HOST:PORT'),
+    ({'coordinator': 'localhost'}, r"'localhost': must be HOST:PORT"),
+    ({'coordinator': 'a:1', 'num_processes': 2, 'process_id': 2}, r'must be from 0 to 1'),
+  ],
+)
+def test_addresses_that_lead_nowhere_are_refused(keys, message):
+  config = config_lib.defaults()
+  config.mesh.update(keys)
+  with pytest.raises(UserError, match=message):
+    config_lib.validate(config)
+
+
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
 def test_config_files_validate_and_open_with_their_command(path):
   config = load(path)

@@ -108,6 +108,20 @@ def test_a_worker_that_dies_takes_the_job_down(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_worker_that_fails_takes_the_job_down_with_its_own_words(tmp_path):
+  finish(*start_two('cnn', tmp_path, 'train.epochs=1'))
+  address = f'mesh.coordinator=localhost:{free_port()}'
+  both = [
+    start('cnn', tmp_path, address, 'mesh.num_processes=2', f'mesh.process_id={i}', other)
+    for i, other in enumerate(('train.epochs=500', 'train.learning_rate=0.5'))
+  ]
+  errors = [process.communicate(timeout=90)[1] for process in both]
+  assert both[1].returncode == 1
+  assert 'other values of train.' in errors[1]
+  assert both[0].returncode not in (0, 75)
+
+
+@pytest.mark.slow
 def test_a_preempted_job_saves_the_same_step_everywhere_and_goes_on(tmp_path):
   processes = two_in_training(tmp_path)
   for process in processes:
