@@ -2,9 +2,11 @@
 
 import errno
 import gc
+import signal
 import sys
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -108,6 +110,11 @@ def _run() -> None:
     print(f'results: {folder}')
 
 
+def _stop_early(*_) -> NoReturn:
+  """SIGTERM before anything is begun; `preemption` takes over later."""
+  sys.exit(EXIT_PREEMPTED)
+
+
 def _usage() -> int:
   print('python launch.py --config=configs/TASK.py [--workdir=DIR] [--config.key=value ...]\n')
   for path in sorted(Path(__file__).parent.glob('configs/*.py')):
@@ -122,4 +129,5 @@ def _fail(message: str) -> int:
 
 
 if __name__ == '__main__':
+  signal.signal(signal.SIGTERM, _stop_early)
   app.run(main, flags_parser=parse)

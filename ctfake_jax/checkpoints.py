@@ -126,10 +126,12 @@ class Checkpoints:
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SPARE_BYTES
     free = shutil.disk_usage(self._manager.directory).free
     if jax.process_index() == 0 and free < needed:
+      step = self.latest_step()
+      saved = 'nothing is saved yet' if step is None else f'what is saved (step {step}) is whole'
       raise UserError(
         f'{self._manager.directory}: the disk is full, {free / 1e6:.1f} MB are free and a '
-        f'checkpoint takes up to {needed / 1e6:.1f} MB; what is saved (step '
-        f'{self.latest_step() or "none"}) is whole: free some space and run the same command'
+        f'checkpoint takes up to {needed / 1e6:.1f} MB; {saved}: free some space and run the '
+        'same command'
       )
 
   def latest_step(self) -> int | None:

@@ -291,7 +291,7 @@ def _one_of(*names: str) -> Rule:
 
 def _some_of(*names: str) -> Rule:
   return Rule(
-    'one or more of ' + ', '.join(names),
+    'one or more of ' + ', '.join(names) + ', each once',
     lambda v: len(v) > 0 and len(set(v)) == len(v) and set(v) <= set(names),
   )
 

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +37,17 @@ def launch(config, *flags, **kwargs):
   return subprocess.run(
     command(config, *flags), capture_output=True, text=True, env=environment(), **kwargs
   )
+
+
+def test_sigterm_in_the_first_moments_asks_for_the_job_again(tmp_path):
+  process = subprocess.Popen(command('cnn', f'--workdir={tmp_path}'), env=environment())
+  status = Path(f'/proc/{process.pid}/status')
+  caught = 1 << (signal.SIGTERM - 1)
+  while not int(re.search(r'SigCgt:\s*(\w+)', status.read_text()).group(1), 16) & caught:
+    time.sleep(0.001)
+  process.terminate()
+  assert process.wait(timeout=60) == 75
+  assert not (tmp_path / 'config.json').exists()
 
 
 def write_folders(root, per_class=30, size=40, classes=('covid', 'healthy')):
