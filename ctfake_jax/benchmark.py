@@ -206,15 +206,18 @@ def _infer_classifier(config, name: str, batch_size: int) -> _Work:
     initializers.variables(model, jax.random.key(0), images[:1], train=False)
   )
   parameters = _count(variables['params'])
-  return _inference(inference.forward, (model, variables, images), parameters, own.model.dtype)
+  batch = {'images': images}
+  return _inference(inference.forward, model, variables, batch, parameters, own.model.dtype)
 
 
 def _infer_gan(config, name: str, batch_size: int) -> _Work:
   own, networks, state = _gan(config, name)
   latent = jax.random.normal(jax.random.key(0), (batch_size, networks.latent))
-  labels = jnp.arange(batch_size) % CLASSES
-  arguments = (networks.generator, state.generator, latent, labels)
-  return _inference(sampling.generate, arguments, state.parameter_count(), own.gan.dtype)
+  batch = {'latent': latent, 'labels': jnp.arange(batch_size) % CLASSES}
+  parameters, dtype = state.parameter_count(), own.gan.dtype
+  return _inference(
+    sampling.generate, networks.generator, state.generator, batch, parameters, dtype
+  )
 
 
 def _gan(config, name: str) -> tuple[ml_collections.ConfigDict, gan.Networks, gan.State]:
@@ -228,12 +231,13 @@ def _gan(config, name: str) -> tuple[ml_collections.ConfigDict, gan.Networks, ga
   )
 
 
-def _inference(forward, arguments: tuple, parameters: int, dtype: str) -> _Work:
-  """`forward` is jitted, its first argument static, its second on all devices, the rest a batch."""
-  model, variables, *batch = arguments
-  names = [str(i) for i in range(len(batch))]
-  share = mesh_lib.shard_batch(mesh_lib.data_mesh(), dict(zip(names, map(np.asarray, batch))))
-  arguments = (model, variables, *(share[name] for name in names))
+def _inference(
+  forward, model: Any, variables: dict, batch: dict, parameters: int, dtype: str
+) -> _Work:
+  """`forward(model, variables, *batch)` is jitted, the model static; the batch is split here."""
+  arrays = {key: np.asarray(value) for key, value in batch.items()}
+  split = mesh_lib.shard_batch(mesh_lib.data_mesh(), arrays)
+  arguments = (model, variables, *split.values())
   compiled = functools.cache(lambda: forward.lower(*arguments).compile())
 
   def call(_):

@@ -191,8 +191,11 @@ class Checkpoints:
     best = progress.best_step
     if best not in (-1, step) and find_damage(self._path(best)):
       if jax.process_index() == 0:
-        print(f'checkpoint {self._path(best)}: the best one is lost; ', end='', file=sys.stderr)
-        print(f'the best from step {step} on will be kept', file=sys.stderr)
+        print(
+          f'checkpoint {self._path(best)}: the best one is lost; the best from step {step} on will '
+          'be kept',
+          file=sys.stderr,
+        )
       progress.best_step, progress.best_score, progress.evals_since_best = step, -math.inf, 0
 
   def _finish(self, step: int) -> None:
