@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
   try:
     _run()
   except PreemptedError as error:  # of all processes at the same step
-    print(f'{error}; run the same command to go on', file=sys.stderr)
+    print(f'{error}; run the same command again', file=sys.stderr)
     return EXIT_PREEMPTED
   except BaseException as error:
     code = None if DEBUG.value else _reported(error)
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
 def _reported(error: BaseException) -> int | None:
   """The exit code, once the user is told; None for what is unexpected."""
   if isinstance(error, KeyboardInterrupt):
-    print('interrupted; run the same command to go on', file=sys.stderr)
+    print('interrupted; run the same command again', file=sys.stderr)
     return EXIT_INTERRUPTED
   if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
     return _fail(f'{error}: the disk is full, free some space and run the same command')

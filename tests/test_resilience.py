@@ -95,7 +95,7 @@ def test_a_run_terminated_and_killed_at_random_ends_as_a_straight_one(task, stra
   process.send_signal(signal.SIGTERM)
   _, errors = process.communicate(timeout=30)
   assert process.returncode == 75, errors
-  assert 'run the same command to go on' in errors
+  assert 'run the same command again' in errors
   moments = random.Random(7)
   for _ in range(KILLS):
     process = start_and_wait_for_rows(task, tmp_path)
