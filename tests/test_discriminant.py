@@ -1,4 +1,4 @@
-"""The score against closed forms, and what recalibrating with it promises."""
+"""The score against closed forms."""
 
 import flax.linen as nn
 import jax
@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctfake_jax.data import degrade
-from ctfake_jax.detector import calibration, discriminant
+from ctfake_jax.detector import discriminant
 from ctfake_jax.detector.exhibits import REAL, Exhibits
 from ctfake_jax.models import initializers
 from ctfake_jax.models.patch_net import DISCRIMINANT, PatchNet, distance_towards_fakes
-from ctfake_jax.types import UserError
 
 COVARIANCE = np.array([[1.0, 0.6, 0.0, 0.0], [0.6, 2.0, 0.0, 0.0], [0, 0, 0.5, 0], [0, 0, 0, 1]])
 MEANS = {REAL: np.zeros(4), 'a': np.array([2.0, 0, 0, 0]), 'b': np.array([0, 0, 1.0, 1.0])}
@@ -128,34 +127,3 @@ def test_a_site_brings_its_centre_and_half_of_the_covariance():
   np.testing.assert_allclose(centre, 5, atol=0.05)
   # The covariance is diag(5, 1), so the distance of (1, 1) is the root of 1/5 + 1.
   np.testing.assert_allclose(directions, np.array([[0.2, 1.0]]) / np.sqrt(1.2), atol=0.02)
-
-
-def test_left_out_scores_are_those_of_every_real_against_the_others():
-  rng = np.random.default_rng(0)
-  features, shifts = rng.normal(size=(12, 5)), rng.normal(size=(2, 5))
-  learnt = discriminant.Learnt(rng.normal(size=(3, 5)), np.eye(5))
-  found = discriminant.left_out_scores(learnt, features, shifts)
-  assert found.shape == (12, 3)
-  for i in range(12):
-    others = discriminant.for_site(learnt, np.delete(features, i, 0))
-    for j, shift in enumerate([np.zeros(5), *shifts]):
-      alone = distance_towards_fakes((features[i] + shift)[None], *others)
-      np.testing.assert_allclose(found[i, j], alone[0], rtol=1e-4)
-  with pytest.raises(UserError, match='there must be two'):
-    discriminant.left_out_scores(learnt, features[:1], shifts)
-
-
-@pytest.mark.slow
-def test_reals_that_give_centre_covariance_and_threshold_keep_the_promise():
-  rng, alarms = np.random.default_rng(0), []
-  learnt = discriminant.Learnt(np.eye(4, 30), np.eye(30))
-  for _ in range(100):
-    site = 3 + 2 * rng.normal(size=(99, 30))
-    scores = discriminant.left_out_scores(learnt, site, np.zeros((1, 30)))[:, 0]
-    threshold = calibration.conformal_threshold(scores, 0.01).value
-    fresh = 3 + 2 * rng.normal(size=(400, 30))
-    alarms.append(
-      (distance_towards_fakes(fresh, *discriminant.for_site(learnt, site)) > threshold).mean()
-    )
-  # The largest of 99: 1 % on average, Monte Carlo error 0.001.
-  assert np.mean(alarms) == pytest.approx(0.01, abs=0.0025)

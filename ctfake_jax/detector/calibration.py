@@ -23,9 +23,7 @@ HARDLY_MORE = 1.1  # times the false-alarm rate asked for
 BINS = 15
 INVERSE_PENALTY = 1e3  # a weak one keeps the slope finite where reals and fakes do not overlap
 LEAST_SLOPE = 1e-3  # log odds for a standard deviation of the scores
-# What a threshold promises.
-SPLIT = 'marginal: over detectors calibrated like this one, for images like its reals'
-LEFT_OUT = 'approximate (jackknife) and marginal: over recalibrations, for images like these reals'
+GUARANTEE = 'marginal: over detectors calibrated like this one, for images like its reals'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +52,7 @@ def one_per_group(scores: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarr
   return scores[order[first]]
 
 
-def conformal_threshold(
-  scores: np.ndarray, false_alarm_rate: float, guarantee: str = SPLIT
-) -> Threshold:
+def conformal_threshold(scores: np.ndarray, false_alarm_rate: float) -> Threshold:
   """From independent reals' scores f[n].
 
   Raises:
@@ -74,7 +70,7 @@ def conformal_threshold(
   # The share of new reals above the k-th smallest of n is Beta(n + 1 - k, k).
   bound = scipy.stats.beta.ppf(CONFIDENCE, count + 1 - rank, rank)
   value = float(np.sort(scores)[rank - 1])
-  return Threshold(value, false_alarm_rate, count, float(bound), guarantee)
+  return Threshold(value, false_alarm_rate, count, float(bound), GUARANTEE)
 
 
 def refuse_few_groups(groups: np.ndarray, false_alarm_rate: float) -> None:

@@ -15,11 +15,9 @@ from sklearn.covariance import ledoit_wolf
 from ctfake_jax.data import degrade
 from ctfake_jax.detector import training
 from ctfake_jax.detector.exhibits import REAL, Exhibits
-from ctfake_jax.models.patch_net import DISCRIMINANT, distance_towards_fakes
-from ctfake_jax.types import UserError
+from ctfake_jax.models.patch_net import DISCRIMINANT
 
 SITE_SHARE = 0.5  # of a site's own covariance in the one that its directions are made of
-FOLDS = 100  # so many times at most a site's reals are judged by the rest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,26 +89,3 @@ def with_discriminant(variables: dict, centre: np.ndarray, directions: np.ndarra
   """The network's variables with `centre` f[d] and `directions` f[k, d]."""
   found = {'centre': centre.astype(np.float32), 'directions': directions.astype(np.float32)}
   return {**variables, DISCRIMINANT: found}
-
-
-def left_out_scores(learnt: Learnt, features: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-  """Scores f[n, 1 + m] of a site's reals f[n, d], and of the same moved by each of f[m, d].
-
-  Each is judged by the centre and the directions of the others (of those outside its fold, where
-  there are more than `FOLDS`).
-
-  Raises:
-    UserError: there is one real.
-  """
-  count = len(features)
-  if count < 2:
-    raise UserError(f'{count} independent real: there must be two, or many more for low rates')
-  moved = features[:, None] + np.concatenate([np.zeros_like(shifts[:1]), shifts])[None]
-  scores = np.empty(moved.shape[:2], np.float32)
-  for fold in range(min(count, FOLDS)):
-    own = np.arange(count) % FOLDS == fold
-    found = distance_towards_fakes(
-      moved[own].reshape(-1, moved.shape[2]), *for_site(learnt, features[~own])
-    )
-    scores[own] = np.reshape(found, scores[own].shape)
-  return scores

@@ -1,15 +1,13 @@
 """The task `recalibrate`: a detector fitted to another site's own real images, no labels needed.
 
 The network and how fakes differ from reals stay. The site's reals give the centre, half of the
-covariance and, each as new to the others, the threshold (a jackknife: what split conformal
-prediction promises, but approximately); fakes of the site are supposed to differ from them as the
-old ones did from theirs, which gives p_fake. The site is compared with the reals of the detector's
+covariance and the threshold (`site`); fakes of the site are supposed to differ from them as the old
+ones did from theirs, which gives p_fake. The site is compared with the reals of the detector's
 making, and its images with each other: an alarm says that they look unlike those (drift), or that
 some of them lie apart from the rest (planted fakes?).
 """
 
 import dataclasses
-import math
 import shutil
 from pathlib import Path
 
@@ -17,20 +15,17 @@ import ml_collections
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from ctfake_jax import controls, progress
+from ctfake_jax import controls
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import splits
 from ctfake_jax.data.pipeline import gather
-from ctfake_jax.detector import calibration, directory, discriminant
+from ctfake_jax.detector import calibration, directory, discriminant, site
 from ctfake_jax.detector.directory import Detector
-from ctfake_jax.detector.discriminant import Learnt
 from ctfake_jax.predict import open_input
 from ctfake_jax.types import UserError
 
 ALARM = 0.01  # p-value
 PERMUTATIONS = 500
-DRAWS = 200  # of old reals, that a site's are compared with
-EXTREME = 0.05  # share of the reals whose distance is compared, and who are suspects
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
@@ -71,21 +66,20 @@ def recalibrate(
 ) -> tuple[Detector, dict]:
   """From reals f32[n, h, w, 1] of another site in groups int[n]; the new detector and figures.
 
-  `suspects` are the rows of those that score highest.
+  `suspects` are rows, the highest score first.
   """
   rate = calibration.nearest_rate(groups, config.detection.false_alarm_rate)
   found = old.examine(images, config.prior_fake)
   one = calibration.one_per_group(np.arange(len(images)), groups, config.seed)
   features = found['features'][one]
-  # The site's reals, and the same moved as each family of fakes was.
-  scores, *of_supposed = discriminant.left_out_scores(old.learnt, features, old.differences).T
-  threshold = calibration.conformal_threshold(scores, rate, calibration.LEFT_OUT)
+  own = site.fit(old.learnt, features, old.differences)
+  usual = site.usual_scores(old.learnt, old.reference, len(features), config.seed)
+  threshold = site.threshold(own.scores, usual, rate)
+  order = np.argsort(-own.scores)
   new = dataclasses.replace(
     old,
-    variables=discriminant.with_discriminant(
-      old.variables, *discriminant.for_site(old.learnt, features)
-    ),
-    scaling=_scaling(scores, np.concatenate(of_supposed)),
+    variables=discriminant.with_discriminant(old.variables, own.centre, own.directions),
+    scaling=_scaling(own, usual),
     threshold=threshold,
   )
   results = {
@@ -102,14 +96,17 @@ def recalibrate(
     'scaling': dataclasses.asdict(new.scaling),
     'alarms': {
       'drift': drift(old.reference, features, config.seed),
-      'outliers': outliers(old.reference, features, old.learnt, config.seed),
+      'outliers': outliers(own.scores, usual, config.seed),
     },
-    'suspects': one[np.argsort(-scores)[: math.ceil(EXTREME * len(one))]].tolist(),
+    'suspects': one[order[own.suspects[order]]].tolist(),
   }
   return new, results
 
 
-def _scaling(reals: np.ndarray, fakes: np.ndarray) -> calibration.Scaling:
+def _scaling(own: site.Fit, usual: np.ndarray) -> calibration.Scaling:
+  """Of reals as rehearsed, so that planted fakes do not count as reals, against supposed fakes."""
+  centre, scale = site.middle(own.scores)
+  reals, fakes = centre + scale * usual, own.supposed.ravel()
   fake = np.arange(len(reals) + len(fakes)) >= len(reals)
   return calibration.fit_scaling(np.concatenate([reals, fakes]), fake)
 
@@ -141,54 +138,14 @@ def _energy(distances: np.ndarray, first: np.ndarray) -> float:
   return float(2 * a @ distances @ b - a @ distances @ a - b @ distances @ b)
 
 
-def outliers(reference: np.ndarray, features: np.ndarray, learnt: Learnt, seed: int) -> dict:
-  """Whether some reals f[n, d] lie further towards fakes than is usual among reals f[m, d] of old.
-
-  Compares `lopsidedness` with that of draws of as many of the old ones, of half of them at most,
-  along the direction where it stands out most. Draws of a share s of the old ones vary by 1 - s of
-  the variance of fresh ones, and their mean by s of it.
-  """
-  rng, count = np.random.default_rng(seed), min(len(features), len(reference) // 2)
-  seen = lopsidedness(features, learnt)
-  null = np.stack(
-    [
-      lopsidedness(reference[rng.choice(len(reference), count, replace=False)], learnt)
-      for _ in progress.bar('planted fakes', range(DRAWS), patience=progress.PATIENCE)
-    ]
-  )
-  center, spread = null.mean(0), null.std(0) + 1e-9
-  share = count / len(reference)
-  usual = ((null - center) / spread).max(1) * np.sqrt((1 + share) / (1 - share))
-  p_value = float((1 + np.sum(usual >= ((seen - center) / spread).max())) / (1 + DRAWS))
+def outliers(scores: np.ndarray, usual: np.ndarray, seed: int) -> dict:
+  """Whether some reals lie further towards fakes than is usual, by their scores f[n]."""
+  p_value = site.apart(scores, usual, seed)
   return {
     'raised': p_value < ALARM,
     'p_value': p_value,
-    'lopsidedness': seen.tolist(),
     'says': 'some of these images lie apart from the rest on the side of fakes; look at `suspects`',
   }
-
-
-def lopsidedness(features: np.ndarray, learnt: Learnt) -> np.ndarray:
-  """How far apart the reals f[n, d] that lie furthest towards each of k families are, f[k].
-
-  The direction is made anew of the others, for planted fakes would widen what they lie along.
-  """
-  found, few = [], max(1, round(EXTREME * len(features)))
-  for family, direction in enumerate(learnt.directions):
-    rest = features[np.argsort(features @ direction)[:-few]]
-    found.append(lean(features @ discriminant.for_site(learnt, rest)[1][family], few))
-  return np.array(found)
-
-
-def lean(projections: np.ndarray, few: int) -> float:
-  """By how much the `few` highest of f[n] are further out than the lowest are.
-
-  In standard deviations of the lower half, which fakes above do not widen; 0 for what is symmetric.
-  """
-  ordered = np.sort(projections - np.median(projections))
-  below = ordered[: len(ordered) // 2]
-  spread = np.sqrt(np.maximum((below**2).mean(), 1e-12))
-  return float((ordered[-few:].mean() + ordered[:few].mean()) / spread)
 
 
 def _figures(old: Path, results: dict) -> dict:

@@ -1,0 +1,138 @@
+"""Another site's reals: what an image there is judged by, though fakes may be among them.
+
+The few that lie furthest towards fakes are suspects: neither centre nor directions are made of
+them, so that planted fakes do not hide themselves. Each real is scored by the others. Where the
+tail of such scores begins is learnt in rehearsals: reals of the detector's making, as many at a
+time, go through the same. A site's scores are supposed to be spread like theirs but for centre and
+scale, which the middle of the scores gives: a tail of a hundred scores is one or two of them, and
+one planted fake would be all of it.
+"""
+
+import dataclasses
+
+import numpy as np
+import scipy.stats
+
+from ctfake_jax import progress
+from ctfake_jax.detector import calibration
+from ctfake_jax.detector.calibration import Threshold
+from ctfake_jax.detector.discriminant import Learnt, for_site
+from ctfake_jax.models.patch_net import distance_towards_fakes
+from ctfake_jax.types import UserError
+
+FOLDS = 10  # a site's reals are judged by the rest
+SUSPECTS = 0.07  # share of the reals
+ROUNDS = 2  # suspects are found anew without the first ones
+REHEARSALS = 12
+MIDDLE = np.linspace(0.1, 0.9, 17)  # quantiles
+DRAWS = 2000  # of usual scores, that a site's are compared with
+GUARANTEE = (
+  'approximate: scores of these reals are supposed to be spread like those of the reals that the '
+  'detector was made of, but for centre and scale'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+  """What n reals of a site give.
+
+  Attributes:
+    centre: f[d], directions: f[k, d], of those that are no suspects.
+    suspects: bool[n].
+    scores: f[n], each real's by the others.
+    supposed: f[n, m], those of the same reals after each of m shifts.
+  """
+
+  centre: np.ndarray
+  directions: np.ndarray
+  suspects: np.ndarray
+  scores: np.ndarray
+  supposed: np.ndarray
+
+
+def fit(learnt: Learnt, features: np.ndarray, shifts: np.ndarray) -> Fit:
+  """From features f[n, d] of reals and shifts f[m, d].
+
+  Raises:
+    UserError: there is one real.
+  """
+  suspects = np.zeros(len(features), bool)
+  for _ in range(ROUNDS):
+    scores = left_out_scores(learnt, features, suspects, shifts[:0])[:, 0]
+    suspects = np.zeros(len(features), bool)
+    suspects[np.argsort(-scores)[: _few(len(features))]] = True
+  scores = left_out_scores(learnt, features, suspects, shifts)
+  return Fit(*for_site(learnt, features[~suspects]), suspects, scores[:, 0], scores[:, 1:])
+
+
+def left_out_scores(
+  learnt: Learnt, features: np.ndarray, suspects: np.ndarray, shifts: np.ndarray
+) -> np.ndarray:
+  """Scores f[n, 1 + m] of a site's reals f[n, d], and of the same moved by each of f[m, d].
+
+  Each is judged by the centre and the directions of those outside its fold that are no suspects.
+
+  Raises:
+    UserError: there is one real.
+  """
+  count = len(features)
+  if count < 2:
+    raise UserError(f'{count} independent real: there must be two, or many more for low rates')
+  moved = features[:, None] + np.concatenate([np.zeros((1, features.shape[1])), shifts])[None]
+  scores = np.empty(moved.shape[:2], np.float32)
+  for fold in range(min(count, FOLDS)):
+    own = np.arange(count) % FOLDS == fold
+    found = distance_towards_fakes(
+      moved[own].reshape(-1, moved.shape[2]), *for_site(learnt, features[~own & ~suspects])
+    )
+    scores[own] = np.reshape(found, scores[own].shape)
+  return scores
+
+
+def usual_scores(learnt: Learnt, reference: np.ndarray, count: int, seed: int) -> np.ndarray:
+  """Scores of reals f[m, d] of the making, `count` of them at a time taken for a site's; standard.
+
+  Of half of them at most, so that rehearsals differ.
+  """
+  rng, together = np.random.default_rng(seed), min(count, max(len(reference) // 2, 2))
+  found = []
+  for _ in progress.bar('rehearsals', range(REHEARSALS), patience=progress.PATIENCE):
+    own = reference[rng.choice(len(reference), together, replace=False)]
+    scores = fit(learnt, own, own[:0]).scores
+    centre, scale = middle(scores)
+    found.append((scores - centre) / scale)
+  return np.concatenate(found)
+
+
+def middle(scores: np.ndarray) -> tuple[float, float]:
+  """Centre and scale of f[n], that neither tail moves."""
+  quantiles = np.quantile(scores, MIDDLE)
+  return float(quantiles.mean()), float(max(quantiles.std(), 1e-9))
+
+
+def threshold(scores: np.ndarray, usual: np.ndarray, false_alarm_rate: float) -> Threshold:
+  """That which a share of `usual` scores exceed, on the scale of a site's scores f[n].
+
+  The bound on this detector's own rate is Clopper & Pearson's (1934), of how many of f[n] exceed
+  it.
+  """
+  centre, scale = middle(scores)
+  value = centre + scale * calibration.conformal_threshold(usual, false_alarm_rate).value
+  count, above = len(scores), int((scores > value).sum())
+  bound = 1.0
+  if above < count:
+    bound = float(scipy.stats.beta.ppf(calibration.CONFIDENCE, above + 1, count - above))
+  return Threshold(value, false_alarm_rate, count, bound, GUARANTEE)
+
+
+def apart(scores: np.ndarray, usual: np.ndarray, seed: int) -> float:
+  """p-value of the highest of f[n], as many as suspects, against draws of as many usual scores."""
+  rng, few = np.random.default_rng(seed), max(_few(len(scores)), 1)
+  centre, scale = middle(scores)
+  seen = np.sort((scores - centre) / scale)[-few:].mean()
+  draws = np.sort(rng.choice(usual, (DRAWS, len(scores))), axis=1)
+  return float((1 + (draws[:, -few:].mean(1) >= seen).sum()) / (1 + DRAWS))
+
+
+def _few(count: int) -> int:
+  return round(SUSPECTS * count)
