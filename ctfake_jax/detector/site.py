@@ -9,6 +9,8 @@ one planted fake would be all of it.
 """
 
 import dataclasses
+import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import scipy.stats
@@ -20,10 +22,10 @@ from ctfake_jax.detector.discriminant import Learnt, for_site
 from ctfake_jax.models.patch_net import distance_towards_fakes
 from ctfake_jax.types import UserError
 
-FOLDS = 10  # a site's reals are judged by the rest
+FOLDS = 5  # a site's reals are judged by the rest
 SUSPECTS = 0.07  # share of the reals
 ROUNDS = 2  # suspects are found anew without the first ones
-REHEARSALS = 12
+REHEARSALS = 24
 MIDDLE = np.linspace(0.1, 0.9, 17)  # quantiles
 DRAWS = 2000  # of usual scores, that a site's are compared with
 GUARANTEE = (
@@ -92,16 +94,23 @@ def left_out_scores(
 def usual_scores(learnt: Learnt, reference: np.ndarray, count: int, seed: int) -> np.ndarray:
   """Scores of reals f[m, d] of the making, `count` of them at a time taken for a site's; standard.
 
-  Of half of them at most, so that rehearsals differ.
+  Or half of them, where there are no two times as many.
   """
-  rng, together = np.random.default_rng(seed), min(count, max(len(reference) // 2, 2))
+  parts = list(itertools.islice(_parts(len(reference), count, seed), REHEARSALS))
   found = []
-  for _ in progress.bar('rehearsals', range(REHEARSALS), patience=progress.PATIENCE):
-    own = reference[rng.choice(len(reference), together, replace=False)]
+  for part in progress.bar('rehearsals', parts, patience=progress.PATIENCE):
+    own = reference[part]
     scores = fit(learnt, own, own[:0]).scores
     centre, scale = middle(scores)
     found.append((scores - centre) / scale)
   return np.concatenate(found)
+
+
+def _parts(total: int, count: int, seed: int) -> Iterator[np.ndarray]:
+  """Rows of parts of `count` or more, each row as often as any other."""
+  rng = np.random.default_rng(seed)
+  while True:
+    yield from np.array_split(rng.permutation(total), max(total // count, 2))
 
 
 def middle(scores: np.ndarray) -> tuple[float, float]:
