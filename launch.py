@@ -4,6 +4,7 @@ import errno
 import gc
 import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import NoReturn
@@ -38,12 +39,15 @@ def _mistake(error: Exception) -> str:
   reason = str(error.args[0] if len(error.args) == 1 else error) or type(error).__name__
   if reason[:1] in ('"', "'") and reason[-1:] == reason[:1]:
     reason = reason[1:-1]
+  if isinstance(error, (KeyError, AttributeError)):
+    reason = f'no such key in the config: {reason}'
   return 'flags: ' + reason.replace('\\n', '; ').replace("\\'", "'")
 
 
 def main(argv: list[str]) -> int:
   """Runs the task; 1 after a user error, 75 after SIGTERM, 130 after Ctrl-C."""
-  logging.set_verbosity(logging.ERROR)
+  # What Orbax logs as errors of its threads reaches us as exceptions, too.
+  logging.set_verbosity(logging.ERROR if DEBUG.value else logging.FATAL)
   if len(argv) > 1:
     return _fail(f'unexpected argument {argv[1]!r}: flags look like --config.key=value')
   if CONFIG.value is None and not flags.FLAGS['config'].present:
@@ -55,16 +59,17 @@ def main(argv: list[str]) -> int:
   from ctfake_jax import allocator
 
   allocator.reuse_freed_memory()
-  from ctfake_jax import mesh
+  from ctfake_jax import mesh, preemption
 
   try:
     _run()
   except PreemptedError as error:  # of all processes at the same step
+    preemption.settled()
     print(f'{error}; run the same command again', file=sys.stderr)
     return EXIT_PREEMPTED
   except BaseException as error:
     code = None if DEBUG.value else _reported(error)
-    if mesh.together():
+    if mesh.together() or _a_thread_remains():
       if code is None:
         traceback.print_exc()
       mesh.leave(code or EXIT_ERROR)
@@ -72,6 +77,11 @@ def main(argv: list[str]) -> int:
       raise
     return code
   return 0
+
+
+def _a_thread_remains() -> bool:
+  """Whether an ordinary end would wait for another thread, as for Orbax's after a failed save."""
+  return any(t is not threading.main_thread() and not t.daemon for t in threading.enumerate())
 
 
 def _reported(error: BaseException) -> int | None:

@@ -99,15 +99,17 @@ class Checkpoints:
     )
     self._sealer = concurrent.futures.ThreadPoolExecutor(1)
     self._seal: concurrent.futures.Future | None = None
+    self._step = 0  # of the last save begun
 
   def save(self, step: int, state: Any, progress: Progress) -> None:
     """Starts a save and returns; `close` waits for it.
 
     Raises:
-      UserError: the disk is full; the checkpoints before are whole.
+      UserError: the disk is full, or the save before failed; older checkpoints are whole.
     """
     self._wait()
     self._check_room(state)
+    self._step = step
     self._best.note(progress.best_step)
     args = ocp.args.Composite(
       state=ocp.args.PyTreeSave(state),
@@ -115,7 +117,8 @@ class Checkpoints:
     )
     _saving.acquire()
     try:
-      self._manager.save(step, args=args)
+      with self._named_failure():
+        self._manager.save(step, args=args)
       self._seal = self._sealer.submit(self._finish, step)
     except BaseException:
       _saving.release()
@@ -175,14 +178,32 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits for pending saves."""
-    self._wait()
-    self._sealer.shutdown()
-    self._manager.close()
+    try:
+      self._wait()
+    finally:
+      self._sealer.shutdown()
+      with self._named_failure():
+        self._manager.close()
 
   def _wait(self) -> None:
-    self._manager.wait_until_finished()
-    if self._seal:
-      self._seal.result()
+    with self._named_failure():
+      self._manager.wait_until_finished()
+      if self._seal:
+        self._seal.result()
+
+  @contextlib.contextmanager
+  def _named_failure(self) -> Iterator[None]:
+    """What Orbax and TensorStore raise where they cannot write, as one message."""
+    try:
+      yield
+    except UserError:
+      raise
+    except Exception as error:
+      reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+      raise UserError(
+        f'{self._path(self._step)}: the checkpoint could not be written ({reason}); what was saved '
+        'before is whole: see that there is room (space, quota, inodes) and run the same command'
+      ) from error
 
   def _path(self, step: int) -> Path:
     return Path(self._manager.directory) / str(step)
@@ -200,7 +221,8 @@ class Checkpoints:
 
   def _finish(self, step: int) -> None:
     try:
-      self._manager.wait_until_finished()
+      with self._named_failure():
+        self._manager.wait_until_finished()
     finally:
       _saving.release()
     if jax.process_index() == 0:

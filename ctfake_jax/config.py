@@ -341,11 +341,12 @@ RULES: dict[str, Rule] = {
   'model.dtype': _one_of('float32', 'bfloat16'),
   'model.views': Rule('1, 5 or 9', lambda v: v in (1, 5, 9)),
   'model.cnn.widths': Rule(
-    'one or more positive widths', lambda v: len(v) > 0 and all(int(w) == w and w > 0 for w in v)
+    'one or more positive whole numbers',
+    lambda v: len(v) > 0 and all(isinstance(w, int) and w > 0 for w in v),
   ),
   'model.cnn.convs': Rule(
-    'one or more numbers from 1 to 8',
-    lambda v: len(v) > 0 and all(int(n) == n and 1 <= n <= 8 for n in v),
+    'one or more whole numbers from 1 to 8',
+    lambda v: len(v) > 0 and all(isinstance(n, int) and 1 <= n <= 8 for n in v),
   ),
   'model.cnn.stem_stride': _between(1, 4),
   'model.cnn.dropout': _between(0, 0.95),
@@ -488,8 +489,12 @@ def _check_mesh(mesh: ml_collections.ConfigDict) -> None:
         raise UserError(f'config.mesh.{key} = {value}: set mesh.coordinator=HOST:PORT beside it')
     return
   host, _, port = mesh.coordinator.rpartition(':')
-  if not host or not port.isdigit():
-    raise UserError(f'config.mesh.coordinator = {mesh.coordinator!r}: must be HOST:PORT')
+  if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+    raise UserError(
+      f'config.mesh.coordinator = {mesh.coordinator!r}: must be HOST:PORT, the port below 65536'
+    )
+  if count is not None and count < 1:
+    raise UserError(f'config.mesh.num_processes = {count}: must be at least 1')
   if count is not None and own is not None and not 0 <= own < count:
     raise UserError(f'config.mesh.process_id = {own}: must be from 0 to {count - 1}')
 

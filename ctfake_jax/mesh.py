@@ -24,6 +24,8 @@ def start(config: ml_collections.ConfigDict) -> None:
   addressed = config.mesh.coordinator is not None
   found = addressed or in_a_cluster(os.environ)
   if config.distributed == 'on' or (config.distributed == 'auto' and found):
+    if addressed:
+      print(f'waiting for the others at {config.mesh.coordinator}, 5 minutes at most', flush=True)
     try:
       jax.distributed.initialize(
         coordinator_address=config.mesh.coordinator,
@@ -49,7 +51,7 @@ def together() -> bool:
 
 
 def leave(code: int) -> NoReturn:
-  """Ends a process of several at once; the others notice within a minute.
+  """Ends this process at once; others of the job notice within a minute.
 
   An ordinary end waits minutes for them to end too, while they wait for this one's part of a batch.
   """

@@ -9,10 +9,13 @@ import jax
 
 from ctfake_jax.types import PreemptedError
 
+REMINDER_SECONDS = 2.0
+
 
 class _Request:
   def __init__(self):
     self.made = False
+    self.reminder: threading.Timer | None = None
     self.deferring = 0  # trainings that ask for themselves
     self.lock = threading.Lock()
 
@@ -60,8 +63,19 @@ def requested(step: int) -> bool:
   return _request.made
 
 
+def settled() -> None:
+  """The run ends: nothing reminds it any more."""
+  if _request.reminder:
+    _request.reminder.cancel()
+
+
 def _on_sigterm(signum, frame) -> None:
-  del signum, frame
+  del frame
   _request.made = True
   if not _request.deferring:
+    # Python drops what is raised in a finaliser, and collects garbage anywhere: so once more.
+    settled()
+    _request.reminder = threading.Timer(REMINDER_SECONDS, signal.raise_signal, [signum])
+    _request.reminder.daemon = True
+    _request.reminder.start()
     raise PreemptedError('stopped by SIGTERM between two stages')

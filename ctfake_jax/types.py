@@ -18,8 +18,11 @@ class UserError(ValueError):
   """A mistake in what the user gave: shown as one message, without a traceback."""
 
 
-class PreemptedError(Exception):
-  """The run was asked to stop; the same command goes on where it stopped."""
+class PreemptedError(BaseException):
+  """The run was asked to stop; the same command goes on where it stopped.
+
+  No `Exception`: it may be raised in the middle of a decoder, whose errors are the file's.
+  """
 
 
 class UnreadableImageError(UserError):

@@ -96,6 +96,26 @@ def test_one_field_is_read_as_numpy_arrays_and_without_a_warning(tmp_path, caplo
   assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+def test_a_save_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+  checkpoints = Checkpoints(tmp_path, keep=3)
+  save(checkpoints, [1], best_step=1)
+
+  def full(*args, **kwargs):
+    raise ValueError('RESOURCE_EXHAUSTED: no inodes\nmore')
+
+  monkeypatch.setattr(checkpoints._manager, 'save', full)
+  with pytest.raises(UserError, match=r'checkpoints/2: .*\(RESOURCE_EXHAUSTED: no inodes\).*whole'):
+    save(checkpoints, [2], best_step=1)
+  checkpoints.close()
+  monkeypatch.undo()
+  # What fails behind our back comes out where the run waits for it.
+  checkpoints = Checkpoints(tmp_path, keep=3)
+  monkeypatch.setattr(checkpoints._manager, 'wait_until_finished', full)
+  with pytest.raises(UserError, match='could not be written'):
+    checkpoints.close()
+  assert Checkpoints(tmp_path, keep=3).drop_damaged() == 1
+
+
 def test_a_full_disk_stops_before_the_save(tmp_path, monkeypatch):
   checkpoints = Checkpoints(tmp_path, keep=3)
   save(checkpoints, [1], best_step=1)

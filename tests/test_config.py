@@ -46,6 +46,8 @@ def load(path):
     ({'num_processes': 2}, r'num_processes = 2.*coordinator=HOST:PORT'),
     ({'process_id': 1}, r'process_id = 1.*coordinator=HOST:PORT'),
     ({'coordinator': 'localhost'}, r"'localhost': must be HOST:PORT"),
+    ({'coordinator': 'localhost:65536'}, r'the port below 65536'),
+    ({'coordinator': 'a:1', 'num_processes': 0, 'process_id': 0}, r'num_processes = 0.*at least 1'),
     ({'coordinator': 'a:1', 'num_processes': 2, 'process_id': 2}, r'must be from 0 to 1'),
   ],
 )
@@ -188,6 +190,8 @@ def test_a_task_without_its_paths_says_which(task):
     ('generate.count', 10),
     ('split.random_labels', True),
     ('model.cnn.widths', (4, 'x')),
+    ('model.cnn.widths', (4.0,)),
+    ('model.cnn.convs', (1.0,)),
   ],
 )
 def test_what_would_fail_after_hours_is_refused_at_once(key, value):

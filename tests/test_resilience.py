@@ -6,6 +6,7 @@ CTFAKE_KILLS sets how often each run is killed; 20 is the soak test of a release
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -104,3 +105,16 @@ def test_a_run_terminated_and_killed_at_random_ends_as_a_straight_one(task, stra
     process.communicate()
   finish(task, tmp_path)
   assert_same(outcome(tmp_path), straight[task])
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_a_message(tmp_path):
+  process = start_and_wait_for_rows('cnn', tmp_path)
+  process.kill()
+  process.communicate()
+  shutil.rmtree(tmp_path / 'checkpoints')
+  (tmp_path / 'checkpoints').touch()  # nothing can be made below it
+  process = start('cnn', tmp_path)
+  _, errors = process.communicate(timeout=120)
+  assert process.returncode == 1, errors
+  assert 'could not be written' in errors.splitlines()[-1]

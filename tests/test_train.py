@@ -151,6 +151,14 @@ def test_more_epochs_continue_a_finished_run(tiny_config, images, tmp_path):
 
 
 @pytest.mark.slow
+def test_fewer_epochs_than_are_done_are_refused(tiny_config, images, tmp_path):
+  fit(tiny_config, images, tmp_path)
+  tiny_config.train.epochs -= 1
+  with pytest.raises(UserError, match=r'steps are done, \d+ are asked for'):
+    fit(tiny_config, images, tmp_path)
+
+
+@pytest.mark.slow
 def test_a_run_stopped_between_evaluations_goes_on_as_if_it_had_not(
   tiny_config, images, tmp_path, monkeypatch
 ):

@@ -84,6 +84,7 @@ def run(
   abstract = _abstract(state)
   if start:
     state, progress = checkpoints.restore(start, abstract)
+    _refuse_fewer_steps(start, schedule.total, workdir)
   else:
     state, progress = mesh_lib.put_everywhere(state), Progress()
   log = workdir_lib.MetricLog(workdir, start)
@@ -125,6 +126,14 @@ def run(
     log.close()
     checkpoints.close()
   return _best(workdir, keep, progress, abstract), progress
+
+
+def _refuse_fewer_steps(done: int, total: int, workdir: Path) -> None:
+  if done > total:
+    raise UserError(
+      f'{workdir}: {done} steps are done, {total} are asked for: ask for as many or more, or '
+      'choose another --workdir'
+    )
 
 
 def costs(progress: Progress, batch_size: int) -> dict[str, float]:
