@@ -533,6 +533,10 @@ def test_a_detector_is_recalibrated_from_files(made, site_files, tmp_path, capsy
   np.testing.assert_array_equal(found.reference, old.reference)
   with pytest.raises(UserError, match='is the old detector'):
     recalibration.run(config, workdir)
+  config.detection.false_alarm_rate = 0.001
+  many = np.resize(pixels, (999, 32, 32, 1))
+  with pytest.raises(UserError, match=r'rate = 0.001: the detector was calibrated on .*too few'):
+    recalibration.recalibrate(old, many, np.arange(999), config)
   # Once more: the site's centre again, and still compared with the making's reals.
   # Twelve reals are one too few for the rate asked now, but nearly promise it.
   config.detector, config.detection.false_alarm_rate = str(tmp_path / 'new'), 0.072

@@ -69,6 +69,7 @@ def recalibrate(
   `suspects` are rows, the highest score first.
   """
   rate = calibration.nearest_rate(groups, config.detection.false_alarm_rate)
+  _refuse_rare_alarms(rate, len(old.reference))
   found = old.examine(images, config.prior_fake)
   one = calibration.one_per_group(np.arange(len(images)), groups, config.seed)
   features = found['features'][one]
@@ -101,6 +102,17 @@ def recalibrate(
     'suspects': one[order[own.suspects[order]]].tolist(),
   }
   return new, results
+
+
+def _refuse_rare_alarms(rate: float, count: int) -> None:
+  """Where the tail begins is learnt from `count` reals of the making."""
+  least = 1 / (count + 1)
+  if rate < least:
+    raise UserError(
+      f'config.detection.false_alarm_rate = {rate:g}: the detector was calibrated on {count} '
+      f'independent reals, too few for so rare alarms: ask for {least:.2g} or more, or make one of '
+      'more originals'
+    )
 
 
 def _scaling(own: site.Fit, usual: np.ndarray) -> calibration.Scaling:
