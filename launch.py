@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import multiprocessing
 import signal
 import sys
 import threading
@@ -66,6 +67,10 @@ def main(argv: list[str]) -> int:
   except PreemptedError as error:  # of all processes at the same step
     preemption.settled()
     print(f'{error}; run the same command again', file=sys.stderr)
+    if not mesh.together():  # XLA may be compiling, and crashes where Python ends meanwhile
+      for child in multiprocessing.active_children():
+        child.terminate()
+      mesh.leave(EXIT_PREEMPTED)
     return EXIT_PREEMPTED
   except BaseException as error:
     code = None if DEBUG.value else _reported(error)
