@@ -13,13 +13,15 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
+from ctfake_jax import config as config_lib
 from ctfake_jax import progress
 from ctfake_jax import workdir as workdir_lib
-from ctfake_jax.data.decode import Decoded, Limits, decode_all
+from ctfake_jax.data.decode import Decoded, Limits, check_input, decode_all
 from ctfake_jax.data.preprocess import from_uint8
 from ctfake_jax.detector import directory
 from ctfake_jax.detector.calibration import UNSURE
 from ctfake_jax.detector.directory import Detector
+from ctfake_jax.types import UserError
 
 BATCH_SIZE = 64
 UNREADABLE = 'unreadable'
@@ -30,6 +32,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """Judges all of `config.input` by the detector in `config.detector`."""
   workdir_lib.refuse_training_dir(workdir)
   detector = directory.load(Path(config.detector))
+  _refuse_another_rate(config, detector)
+  warnings = directory.warnings(Path(config.detector))
+  for warning in warnings:
+    print(f'WARNING: {warning}', flush=True)
+  check_input(Path(config.input))
+  (workdir / 'results.json').unlink(missing_ok=True)  # of other images
   counts: collections.Counter = collections.Counter()
   begun = time.perf_counter()
   with open(workdir / 'verdicts.csv', 'w', newline='') as handle:
@@ -47,11 +55,21 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     'false_alarm_rate_bound95': threshold.rate_bound,
     'calibration_groups': threshold.groups,
     'guarantee': threshold.guarantee,
+    'warnings': warnings,
     'prior_fake': config.prior_fake,
     'seconds': time.perf_counter() - begun,
   }
   workdir_lib.write_json(workdir / 'results.json', results)
   return results
+
+
+def _refuse_another_rate(config: ml_collections.ConfigDict, detector: Detector) -> None:
+  asked, own = config.detection.false_alarm_rate, detector.threshold.false_alarm_rate
+  if asked not in (own, config_lib.defaults().detection.false_alarm_rate):
+    raise UserError(
+      f'config.detection.false_alarm_rate = {asked:g}: this detector was calibrated for {own:g}; '
+      'the rate is set where it is made or recalibrated'
+    )
 
 
 def _rows(config: ml_collections.ConfigDict, detector: Detector) -> Iterator[list]:

@@ -34,6 +34,7 @@ def junk(tmp_path):
   (tmp_path / '.hidden.png').write_bytes(b'x')
   (tmp_path / 'link.png').symlink_to('/etc/hostname')
   os.mkfifo(tmp_path / 'pipe.png')
+  (tmp_path / 'round.png').symlink_to('round.png')
   picture(tmp_path / 'sub' / 'z.png', value=255)
   ct = Path(pydicom.data.get_testdata_file('CT_small.dcm'))
   (tmp_path / 'sub' / 'ct.dcm').write_bytes(ct.read_bytes())
@@ -46,7 +47,7 @@ def test_a_folder_of_junk_gives_a_row_for_every_file(junk):
   by_path = {d.path: d for d in found}
   assert [d.path for d in found] == [
     'a.png', 'b.png', 'bomb.png', 'c.txt', 'empty.dcm', 'link.png', 'pipe.png',
-    'sub/ct.dcm', 'sub/z.png',
+    'round.png', 'sub/ct.dcm', 'sub/z.png',
   ]  # fmt: skip
   readable = {path for path, d in by_path.items() if d.pixels is not None}
   assert readable == {'a.png', 'sub/ct.dcm', 'sub/z.png'}
@@ -57,6 +58,34 @@ def test_a_folder_of_junk_gives_a_row_for_every_file(junk):
   assert 'link' in by_path['link.png'].reason
   assert 'regular' in by_path['pipe.png'].reason
   assert all(d.reason and str(junk) not in d.reason for d in found if d.pixels is None)
+
+
+@pytest.mark.parametrize('error', [PermissionError(13, 'Permission denied'), RuntimeError()])
+def test_whatever_a_decoder_raises_is_one_row(tmp_path, monkeypatch, error):
+  picture(tmp_path / 'a.png')
+
+  def broken(path, max_pixels):
+    raise error
+
+  monkeypatch.setattr(decode, '_open', broken)
+  (found,) = decode.decode_files(str(tmp_path), ['a.png'], VIEW, 10_000)
+  assert found.reason == getattr(error, 'strerror', 'RuntimeError')
+
+
+def test_a_folder_that_cannot_be_read_is_one_row(tmp_path, monkeypatch):
+  picture(tmp_path / 'a.png')
+  (tmp_path / 'closed').mkdir()
+  scandir = os.scandir
+
+  def closed(path):
+    if str(path).endswith('closed'):
+      raise PermissionError(13, 'Permission denied', str(path))
+    return scandir(path)
+
+  monkeypatch.setattr(os, 'scandir', closed)
+  assert list(decode._files(tmp_path)) == ['a.png', 'closed']
+  (found,) = decode.decode_files(str(tmp_path), ['closed'], VIEW, 10_000)
+  assert 'folder that cannot be read' in found.reason
 
 
 def with_killers(base, paths, view, max_pixels):

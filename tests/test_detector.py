@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ctfake_jax import checkpoints, controls, detect, explain, generate
 from ctfake_jax import config as config_lib
-from ctfake_jax import controls, detect, explain, generate
 from ctfake_jax.data import splits
 from ctfake_jax.data.pipeline import gather
 from ctfake_jax.data.preprocess import to_uint8
@@ -137,6 +137,15 @@ def test_the_audit_names_a_planted_leak_and_refuses(suffix, size, fact, tmp_path
   with pytest.raises(UserError, match=found['folder']['tells']):
     audit.refuse_leaks(found, ignore=False)
   audit.refuse_leaks(found, ignore=True)
+
+
+def test_what_does_not_stop_the_making_is_said():
+  quiet = {'grey_facts': 0.5, 'thumbnails': 0.55, 'tells': 'levels', 'copies': 0}
+  loud = {'grey_facts': 0.9, 'thumbnails': 0.5, 'tells': 'maximum', 'copies': 3}
+  assert audit.remarks({'a': quiet, 'b': loud}) == [
+    'b: told from the originals without forensics (grey_facts AUROC 0.90; maximum)',
+    'b: 3 are copies of originals',
+  ]
 
 
 @pytest.mark.slow
@@ -388,6 +397,10 @@ def test_detect_writes_a_row_for_every_file(made, tmp_path):
     assert 'HU' in row['reasons']
   assert results['images'] == 6
   assert results['verdicts']['unreadable'] == 1
+  assert results['warnings'] == ['this detector learnt from a simulated scanner: not for real CT']
+  config.detection.false_alarm_rate = 0.3
+  with pytest.raises(UserError, match=r'rate = 0.3: this detector was calibrated for 0.1'):
+    detect.run(config, tmp_path / 'out')
 
 
 @pytest.mark.slow
@@ -406,6 +419,25 @@ def test_an_altered_file_of_a_detector_is_named(made, name):
     path.write_bytes(kept)
   found = directory.load(made[0])
   assert found.threshold.groups == found.reference.shape[0]
+
+
+@pytest.mark.slow
+def test_a_network_of_another_detector_is_refused(made):
+  """Its checkpoint is whole: the manifest proves that alone."""
+  step = directory.figures(made[0])['best_step']
+  checkpoint = made[0] / directory.NETWORK / 'checkpoints' / str(step)
+  whole = checkpoint.with_name('whole')
+  shutil.copytree(checkpoint, whole)
+  try:
+    (checkpoint / 'stranger').touch()
+    manifest = checkpoint / checkpoints.MANIFEST
+    manifest.write_text(json.dumps(checkpoints._digests(checkpoint)))
+    assert not checkpoints.find_damage(checkpoint)
+    with pytest.raises(UserError, match=r'manifest.json was altered'):
+      directory.load(made[0])
+  finally:
+    shutil.rmtree(checkpoint)
+    whole.rename(checkpoint)
 
 
 @pytest.mark.slow
@@ -515,6 +547,9 @@ def test_a_detector_is_recalibrated_from_files(made, site_files, tmp_path, capsy
   results = recalibration.run(config, tmp_path / 'new')
   assert results['groups'] == 12
   assert set(results['alarms']) == {'drift', 'outliers'}
+  raised = [name for name, alarm in results['alarms'].items() if alarm['raised']]
+  said = directory.warnings(tmp_path / 'new')[1:]  # the first is of the phantom
+  assert [text.split(':')[0] for text in said] == raised
   assert (site_files / results['suspects'][0]).is_file()
   found, old = (directory.load(path) for path in (tmp_path / 'new', workdir))
   assert found.threshold.groups == 12

@@ -70,6 +70,12 @@ def decode_files(base: str, paths: list[str], view: Preprocess, max_pixels: int)
   return [found for path in paths for found in _decode_file(Path(base), path, view, max_pixels)]
 
 
+def check_input(root: Path) -> None:
+  """UserError where there is nothing."""
+  if not root.exists():
+    raise UserError(f'config.input = {root}: no such file or folder')
+
+
 def decode_all(
   root: Path,
   view: Preprocess,
@@ -77,8 +83,7 @@ def decode_all(
   decode: Callable[[str, list[str], Preprocess, int], list[Decoded]] = decode_files,
 ) -> Iterator[Decoded]:
   """Every image below `root` (or the one file), in order; `decode` runs in the workers."""
-  if not root.exists():
-    raise UserError(f'config.input = {root}: no such file or folder')
+  check_input(root)
   base = root if root.is_dir() else root.parent
   context = multiprocessing.get_context('spawn')
   with pebble.ProcessPool(
@@ -126,11 +131,14 @@ def _files(root: Path) -> Iterator[str]:
   if root.is_file():
     yield root.name
     return
-  for folder, folders, names in os.walk(root):
+  closed: list[str] = []
+  for folder, folders, names in os.walk(root, onerror=lambda error: closed.append(error.filename)):
     folders[:] = sorted(name for name in folders if not name.startswith('.'))
     for name in sorted(names):
       if not name.startswith('.'):
         yield str(Path(folder, name).relative_to(root))
+  # Folders that may not be read get a row each.
+  yield from (str(Path(folder).relative_to(root)) for folder in closed)
 
 
 def _chunks(paths: Iterator[str]) -> Iterator[list[str]]:
@@ -151,17 +159,22 @@ def _limit_memory(mebibytes: int) -> None:
 def _decode_file(base: Path, path: str, view: Preprocess, max_pixels: int) -> list[Decoded]:
   shown = _shown(path)
   whole = base / path
-  if whole.is_symlink() and not whole.resolve().is_relative_to(base.resolve()):
-    return [Decoded(shown, None, reason='is a link that leads out of the folder')]
-  if not whole.is_file():
-    return [Decoded(shown, None, reason='is not a regular file')]
   try:
+    if whole.is_symlink() and not whole.resolve().is_relative_to(base.resolve()):
+      return [Decoded(shown, None, reason='is a link that leads out of the folder')]
+    if whole.is_dir():
+      return [Decoded(shown, None, reason='is a folder that cannot be read')]
+    if not whole.is_file():
+      return [Decoded(shown, None, reason='is not a regular file')]
     source = _open(whole, max_pixels)
     frames = [_see(source, i, view) for i in range(len(source))]
-  except UserError as error:
-    return [Decoded(shown, None, reason=str(error).replace(str(base), '').strip())]
   except MemoryError:
     return [Decoded(shown, None, reason='took too much memory to decode')]
+  except OSError as error:
+    return [Decoded(shown, None, reason=error.strerror or 'cannot be read')]
+  except Exception as error:  # whatever it is, the other files are judged
+    reason = str(error).replace(str(base), '').strip()
+    return [Decoded(shown, None, reason=reason or type(error).__name__)]
   if len(frames) == 1:
     return [dataclasses.replace(frames[0], path=shown)]
   return [dataclasses.replace(f, path=f'{shown}#{i}') for i, f in enumerate(frames, 1)]

@@ -49,6 +49,19 @@ def refuse_leaks(found: dict, ignore: bool) -> None:
       )
 
 
+def remarks(found: dict) -> list[str]:
+  """What does not stop the making, but who gave the fakes should see."""
+  said = []
+  for family, row in found.items():
+    loud = [name for name in ('grey_facts', 'thumbnails') if row[name] > LEAK]
+    if loud:
+      facts = ', '.join(f'{name} AUROC {row[name]:.2f}' for name in loud)
+      said.append(f'{family}: told from the originals without forensics ({facts}; {row["tells"]})')
+    if row['copies']:
+      said.append(f'{family}: {row["copies"]} are copies of originals')
+  return said
+
+
 def grey_facts(images: np.ndarray) -> np.ndarray:
   """f64[n, 7] in the order of `GREY_NAMES`, of f32[n, h, w, 1] in [-1, 1]."""
   flat = images.reshape(len(images), -1)

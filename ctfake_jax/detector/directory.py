@@ -1,8 +1,8 @@
 """A detector at rest: the workdir of its making, every file of it under a digest.
 
-`detector.json` (scaling, threshold, figures), `reference.npz` (discriminant, features of reals) and
-`config.json` are listed with their SHA-256 in `digests.json`; the network is an Orbax checkpoint
-with a manifest of its own.
+`detector.json` (scaling, threshold, figures), `reference.npz` (discriminant, features of reals),
+`config.json` and the manifest of the network's checkpoint, which lists its files, stand with their
+SHA-256 in `digests.json`.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from ctfake_jax.types import UserError
 
 FACTS, REFERENCE, CONFIG, DIGESTS = 'detector.json', 'reference.npz', 'config.json', 'digests.json'
 NETWORK = 'network'  # folder of the network's training
-VERSION = 2  # grows where the same files would mean something else; 2 has logarithms of moments
+VERSION = 3  # grows where the same files would mean something else; 3 binds the network's manifest
 # Qualities of the harmless re-encodings that must not change a verdict.
 RE_ENCODINGS = (90.0, 75.0)
 
@@ -113,7 +113,8 @@ def save(detector: Detector, workdir: Path, figures: dict) -> None:
     **vars(detector.learnt),
     **detector.variables[DISCRIMINANT],
   )
-  digests = {name: _digest(workdir / name) for name in (FACTS, REFERENCE, CONFIG)}
+  names = (FACTS, REFERENCE, CONFIG, _manifest(figures['best_step']))
+  digests = {name: _digest(workdir / name) for name in names}
   workdir_lib.write_json(workdir / DIGESTS, digests)
 
 
@@ -125,19 +126,18 @@ def figures(workdir: Path) -> dict:
 def load(workdir: Path) -> Detector:
   """UserError where something is missing, or is not what was saved."""
   digests = workdir_lib.read_json(workdir / DIGESTS)
-  for name in (FACTS, REFERENCE, CONFIG):
-    if not (workdir / name).is_file():
-      raise UserError(f'{workdir / name} is missing: restore the detector from a whole copy')
-    if _digest(workdir / name) != digests.get(name):
-      raise UserError(f'{workdir / name} was altered: restore the detector from a whole copy')
-  config = config_lib.from_dict(workdir_lib.read_json(workdir / CONFIG)['config'])
+  _check(workdir, digests, FACTS)
   facts = workdir_lib.read_json(workdir / FACTS)
-  with np.load(workdir / REFERENCE, allow_pickle=False) as file:
-    arrays = dict(file)
   if facts.get('version') != VERSION:
     raise UserError(f'{workdir}: a detector of another version of this package; make it anew')
+  step = facts['figures']['best_step']
+  for name in (REFERENCE, CONFIG, _manifest(step)):
+    _check(workdir, digests, name)
+  config = config_lib.from_dict(workdir_lib.read_json(workdir / CONFIG)['config'])
+  with np.load(workdir / REFERENCE, allow_pickle=False) as file:
+    arrays = dict(file)
   model = zoo.patch_net(config.detection)
-  network = checkpoints.restore_part(workdir / NETWORK, facts['figures']['best_step'], 'ema')
+  network = checkpoints.restore_part(workdir / NETWORK, step, 'ema')
   return Detector(
     model=model,
     variables=with_discriminant(network, arrays['centre'], arrays['directions']),
@@ -149,6 +149,27 @@ def load(workdir: Path) -> Detector:
     differences=arrays['differences'],
     learnt=Learnt(arrays['apart'], arrays['covariance']),
   )
+
+
+def warnings(workdir: Path) -> list[str]:
+  """What whoever reads a verdict of this detector should know."""
+  found = []
+  if workdir_lib.read_json(workdir / CONFIG)['config']['data']['source'] == 'phantom':
+    found.append('this detector learnt from a simulated scanner: not for real CT')
+  alarms = figures(workdir).get('recalibration', {}).get('alarms', {})
+  found += [f'{name}: {alarm["says"]}' for name, alarm in alarms.items() if alarm['raised']]
+  return found
+
+
+def _manifest(step: int) -> str:
+  return f'{NETWORK}/checkpoints/{step}/{checkpoints.MANIFEST}'
+
+
+def _check(workdir: Path, digests: dict, name: str) -> None:
+  if not (workdir / name).is_file():
+    raise UserError(f'{workdir / name} is missing: restore the detector from a whole copy')
+  if _digest(workdir / name) != digests.get(name):
+    raise UserError(f'{workdir / name} was altered: restore the detector from a whole copy')
 
 
 def _digest(path: Path) -> str:

@@ -52,6 +52,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   found = audit.audit(shown['learn'], config.seed)
   workdir_lib.write_json(workdir / 'audit.json', found)
   audit.refuse_leaks(found, config.detection.ignore_leaks)
+  for remark in audit.remarks(found):
+    print(remark, flush=True)
   _stage('network')
   model, folder = zoo.patch_net(config.detection), workdir / directory.NETWORK
   variables, facts = training.fit(

@@ -52,7 +52,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   promised, asked = new.threshold.false_alarm_rate, config.detection.false_alarm_rate
   if promised != asked:
     print(
-      f'{new.threshold.groups} independent reals (patients or near-duplicate groups) promise '
+      f'{new.threshold.groups} independent reals (patients or near-duplicate groups) are for '
       f'{promised:.2%} false alarms, not the {asked:.2%} asked for'
     )
   for name, alarm in results['alarms'].items():
@@ -140,7 +140,8 @@ def drift(reference: np.ndarray, features: np.ndarray, seed: int) -> dict:
     'raised': p_value < ALARM,
     'p_value': p_value,
     'energy_distance': float(seen),
-    'says': 'these images differ from those that the detector learnt from; its figures do not hold',
+    'says': 'these images differ from those that the detector learnt from; what was measured there '
+    'does not hold for them',
   }
 
 

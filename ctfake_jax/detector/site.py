@@ -137,10 +137,14 @@ def threshold(scores: np.ndarray, usual: np.ndarray, false_alarm_rate: float) ->
 def apart(scores: np.ndarray, usual: np.ndarray, seed: int) -> float:
   """p-value of the highest of f[n], as many as suspects, against draws of as many usual scores."""
   rng, few = np.random.default_rng(seed), max(_few(len(scores)), 1)
-  centre, scale = middle(scores)
-  seen = np.sort((scores - centre) / scale)[-few:].mean()
-  draws = np.sort(rng.choice(usual, (DRAWS, len(scores))), axis=1)
-  return float((1 + (draws[:, -few:].mean(1) >= seen).sum()) / (1 + DRAWS))
+
+  def reach(own):
+    centre, scale = middle(own)
+    return (np.sort(own)[-few:].mean() - centre) / scale
+
+  seen = reach(scores)
+  further = sum(reach(rng.choice(usual, len(scores))) >= seen for _ in range(DRAWS))
+  return float((1 + further) / (1 + DRAWS))
 
 
 def _few(count: int) -> int:
