@@ -2,7 +2,7 @@
 
 import errno
 import gc
-import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -68,8 +68,6 @@ def main(argv: list[str]) -> int:
     preemption.settled()
     print(f'{error}; run the same command again', file=sys.stderr)
     if not mesh.together():  # XLA may be compiling, and crashes where Python ends meanwhile
-      for child in multiprocessing.active_children():
-        child.terminate()
       mesh.leave(EXIT_PREEMPTED)
     return EXIT_PREEMPTED
   except BaseException as error:
@@ -126,8 +124,11 @@ def _run() -> None:
 
 
 def _stop_early(*_) -> NoReturn:
-  """SIGTERM before anything is begun; `preemption` takes over later."""
-  sys.exit(EXIT_PREEMPTED)
+  """SIGTERM before anything is begun; `preemption` takes over later.
+
+  No exception: imports run finalisers, which would drop it.
+  """
+  os._exit(EXIT_PREEMPTED)
 
 
 def _usage() -> int:

@@ -221,8 +221,7 @@ class Checkpoints:
 
   def _finish(self, step: int) -> None:
     try:
-      with self._named_failure():
-        self._manager.wait_until_finished()
+      self._manager.wait_until_finished()
     finally:
       _saving.release()
     if jax.process_index() == 0:

@@ -16,7 +16,7 @@ import numpy as np
 from ctfake_jax import config as config_lib
 from ctfake_jax import progress
 from ctfake_jax import workdir as workdir_lib
-from ctfake_jax.data.decode import Decoded, Limits, check_input, decode_all
+from ctfake_jax.data.decode import Decoded, Limits, decode_all
 from ctfake_jax.data.preprocess import from_uint8
 from ctfake_jax.detector import directory
 from ctfake_jax.detector.calibration import UNSURE
@@ -36,14 +36,14 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   warnings = directory.warnings(Path(config.detector))
   for warning in warnings:
     print(f'WARNING: {warning}', flush=True)
-  check_input(Path(config.input))
+  images = decode_all(Path(config.input), detector.view, Limits.from_config(config))
   (workdir / 'results.json').unlink(missing_ok=True)  # of other images
   counts: collections.Counter = collections.Counter()
   begun = time.perf_counter()
   with open(workdir / 'verdicts.csv', 'w', newline='') as handle:
     writer = csv.writer(handle)
     writer.writerow(COLUMNS)
-    for row in progress.bar('judging', _rows(config, detector)):
+    for row in progress.bar('judging', _rows(images, detector, config.prior_fake)):
       counts[row[COLUMNS.index('verdict')]] += 1
       writer.writerow(row)
   threshold = detector.threshold
@@ -72,16 +72,15 @@ def _refuse_another_rate(config: ml_collections.ConfigDict, detector: Detector) 
     )
 
 
-def _rows(config: ml_collections.ConfigDict, detector: Detector) -> Iterator[list]:
+def _rows(images: Iterator[Decoded], detector: Detector, prior: float) -> Iterator[list]:
   """Rows of the table in the files' order; images are judged in batches."""
-  limits = Limits.from_config(config)
   waiting: list[Decoded] = []
-  for decoded in decode_all(Path(config.input), detector.view, limits):
+  for decoded in images:
     waiting.append(decoded)
     if sum(d.pixels is not None for d in waiting) == BATCH_SIZE or len(waiting) > 4 * BATCH_SIZE:
-      yield from _judge(waiting, detector, config.prior_fake)
+      yield from _judge(waiting, detector, prior)
       waiting = []
-  yield from _judge(waiting, detector, config.prior_fake)
+  yield from _judge(waiting, detector, prior)
 
 
 def _judge(waiting: list[Decoded], detector: Detector, prior: float) -> Iterator[list]:

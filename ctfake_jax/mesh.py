@@ -1,5 +1,6 @@
 """Devices: the cluster's start-up, the mesh over all of them, and where arrays lie on it."""
 
+import multiprocessing
 import os
 import sys
 from collections.abc import Mapping
@@ -55,6 +56,8 @@ def leave(code: int) -> NoReturn:
 
   An ordinary end waits minutes for them to end too, while they wait for this one's part of a batch.
   """
+  for child in multiprocessing.active_children():
+    child.terminate()
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)

@@ -398,6 +398,11 @@ def test_detect_writes_a_row_for_every_file(made, tmp_path):
   assert results['images'] == 6
   assert results['verdicts']['unreadable'] == 1
   assert results['warnings'] == ['this detector learnt from a simulated scanner: not for real CT']
+  kept = (tmp_path / 'out' / 'verdicts.csv').read_text()
+  config.input = str(tmp_path / 'nothing')
+  with pytest.raises(UserError, match='no such file'):
+    detect.run(config, tmp_path / 'out')
+  assert (tmp_path / 'out' / 'verdicts.csv').read_text() == kept
   config.detection.false_alarm_rate = 0.3
   with pytest.raises(UserError, match=r'rate = 0.3: this detector was calibrated for 0.1'):
     detect.run(config, tmp_path / 'out')

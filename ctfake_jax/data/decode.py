@@ -70,20 +70,23 @@ def decode_files(base: str, paths: list[str], view: Preprocess, max_pixels: int)
   return [found for path in paths for found in _decode_file(Path(base), path, view, max_pixels)]
 
 
-def check_input(root: Path) -> None:
-  """UserError where there is nothing."""
-  if not root.exists():
-    raise UserError(f'config.input = {root}: no such file or folder')
-
-
 def decode_all(
   root: Path,
   view: Preprocess,
   limits: Limits,
   decode: Callable[[str, list[str], Preprocess, int], list[Decoded]] = decode_files,
 ) -> Iterator[Decoded]:
-  """Every image below `root` (or the one file), in order; `decode` runs in the workers."""
-  check_input(root)
+  """Every image below `root` (or the one file), in order; `decode` runs in the workers.
+
+  Raises:
+    UserError: there is nothing; at once, not with the first image.
+  """
+  if not root.exists():
+    raise UserError(f'config.input = {root}: no such file or folder')
+  return _decoded(root, view, limits, decode)
+
+
+def _decoded(root: Path, view: Preprocess, limits: Limits, decode: Callable) -> Iterator[Decoded]:
   base = root if root.is_dir() else root.parent
   context = multiprocessing.get_context('spawn')
   with pebble.ProcessPool(
