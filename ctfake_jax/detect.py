@@ -31,6 +31,7 @@ COLUMNS = ('path', 'p_fake', 'verdict', 'score', 'threshold', 'false_alarm_rate'
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """Judges all of `config.input` by the detector in `config.detector`."""
   workdir_lib.refuse_training_dir(workdir)
+  workdir_lib.refuse_inside(workdir, Path(config.input))
   detector = directory.load(Path(config.detector))
   _refuse_another_rate(config, detector)
   warnings = directory.warnings(Path(config.detector))
@@ -98,16 +99,14 @@ def _judge(waiting: list[Decoded], detector: Detector, prior: float) -> Iterator
       yield [path, '', UNREADABLE, '', *fixed, workdir_lib.csv_safe(decoded.reason)]
       continue
     judged = next(found)
-    same_unit = decoded.unit == detector.unit
-    verdict = judged['verdict'] if same_unit else UNSURE
-    reasons = '; '.join(_reasons(judged, decoded.unit, detector))
+    obstacles = detector.obstacles(decoded)
+    verdict = UNSURE if obstacles else judged['verdict']
+    reasons = '; '.join([*obstacles, *_reasons(judged)])
     yield [path, f'{judged["p_fake"]:.6f}', verdict, f'{judged["score"]:.6f}', *fixed, reasons]
 
 
-def _reasons(judged: dict, unit: str, detector: Detector) -> Iterator[str]:
+def _reasons(judged: dict) -> Iterator[str]:
   """Why the verdict is what it is."""
-  if unit != detector.unit:
-    yield f'{unit} values, the detector learnt from {detector.unit} values'
   yield f'score {"above" if judged["alarm"] else "not above"} the threshold'
   if judged['flips']:
     yield 'JPEG re-encoding changes the verdict'

@@ -25,6 +25,7 @@ LIKELY = 0.5  # an answer less probable has nothing that could be taken away
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """Explains the answers to `config.input`; leaves explanations/*.png and results.json."""
   workdir_lib.refuse_training_dir(workdir)
+  workdir_lib.refuse_inside(workdir, Path(config.input))
   witness, view, unit = summon(config)
   c = config.explain
   stage = witness.stage(view.size, c.stage)

@@ -22,6 +22,7 @@ from ctfake_jax.types import ImageSet, Source, UserError
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """Writes predictions.csv (path, label, one column a class) and results.json."""
   workdir_lib.refuse_training_dir(workdir)
+  workdir_lib.refuse_inside(workdir, Path(config.input))
   trained = inference.load(Path(config.checkpoint))
   images = gather(
     open_input(Path(config.input), config.data.max_pixels), trained.view, labelled=False

@@ -131,6 +131,12 @@ def refuse_training_dir(workdir: Path) -> None:
     raise UserError(f'--workdir={workdir} holds a training: choose another one')
 
 
+def refuse_inside(workdir: Path, images: Path) -> None:
+  """Raises UserError where what a run writes would be among the images that it reads."""
+  if workdir.resolve().is_relative_to(images.resolve()):
+    raise UserError(f'--workdir={workdir} lies in config.input = {images}: choose one outside')
+
+
 class MetricLog:
   """metrics.jsonl and TensorBoard events; rows after `from_step` of an earlier run are dropped.
 

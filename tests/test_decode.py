@@ -35,6 +35,7 @@ def junk(tmp_path):
   (tmp_path / 'link.png').symlink_to('/etc/hostname')
   os.mkfifo(tmp_path / 'pipe.png')
   (tmp_path / 'round.png').symlink_to('round.png')
+  (tmp_path / 'same').symlink_to('sub')
   picture(tmp_path / 'sub' / 'z.png', value=255)
   ct = Path(pydicom.data.get_testdata_file('CT_small.dcm'))
   (tmp_path / 'sub' / 'ct.dcm').write_bytes(ct.read_bytes())
@@ -47,15 +48,19 @@ def test_a_folder_of_junk_gives_a_row_for_every_file(junk):
   by_path = {d.path: d for d in found}
   assert [d.path for d in found] == [
     'a.png', 'b.png', 'bomb.png', 'c.txt', 'empty.dcm', 'link.png', 'pipe.png',
-    'round.png', 'sub/ct.dcm', 'sub/z.png',
+    'round.png', 'same', 'sub/ct.dcm', 'sub/z.png',
   ]  # fmt: skip
   readable = {path for path, d in by_path.items() if d.pixels is not None}
   assert readable == {'a.png', 'sub/ct.dcm', 'sub/z.png'}
   assert by_path['sub/ct.dcm'].unit == 'HU'
+  assert by_path['sub/ct.dcm'].native_size == (128, 128)
+  assert by_path['sub/ct.dcm'].patient_id
   assert by_path['a.png'].pixels.max() == 0
+  assert (by_path['a.png'].native_size, by_path['a.png'].patient_id) == ((20, 20), None)
   assert by_path['sub/z.png'].pixels.min() == 255
   assert 'pixels' in by_path['bomb.png'].reason
   assert 'link' in by_path['link.png'].reason
+  assert 'link to a folder' in by_path['same'].reason
   assert 'regular' in by_path['pipe.png'].reason
   assert all(d.reason and str(junk) not in d.reason for d in found if d.pixels is None)
 

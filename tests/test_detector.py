@@ -18,6 +18,7 @@ from PIL import Image
 from ctfake_jax import checkpoints, controls, detect, explain, generate
 from ctfake_jax import config as config_lib
 from ctfake_jax.data import splits
+from ctfake_jax.data.decode import Decoded
 from ctfake_jax.data.pipeline import gather
 from ctfake_jax.data.preprocess import to_uint8
 from ctfake_jax.detector import (
@@ -543,6 +544,38 @@ def _pixels(detector, folder):
 
 
 @pytest.mark.slow
+def test_an_image_that_no_score_can_decide_on_is_unsure(made):
+  detector, grey = directory.load(made[0]), np.arange(32 * 32).reshape(32, 32)
+  judgeable = Decoded('a', grey.astype(np.uint8), 'HU', native_size=(16, 40))
+  assert detector.obstacles(judgeable) == []
+  for change, reason in [
+    ({'unit': 'grey'}, 'grey values, the detector learnt from HU'),
+    ({'native_size': (40, 15)}, '40 x 15 pixels are too few, the detector looks at 32 x 32'),
+    ({'pixels': np.full((32, 32), 7, np.uint8)}, 'one grey value everywhere'),
+  ]:
+    (found,) = detector.obstacles(dataclasses.replace(judgeable, **change))
+    assert reason in found
+
+
+@pytest.mark.slow
+def test_patients_of_a_site_are_its_folders_where_that_is_said(made, tmp_path):
+  config = config_lib.defaults()
+  config.task, config.input, config.data.patient_folders = 'recalibrate', str(tmp_path), True
+  detector = dataclasses.replace(directory.load(made[0]), unit='grey')
+  for i, image in enumerate(make_images(6, size=32).images):
+    (tmp_path / f'patient{i % 2}' / 'study').mkdir(parents=True, exist_ok=True)
+    Image.fromarray(to_uint8(image[..., 0])).save(tmp_path / f'patient{i % 2}/study/{i}.png')
+  Image.new('L', (32, 32)).save(tmp_path / 'patient0' / 'black.png')
+  images = recalibration.reals(config, detector)
+  by, groups = splits.group(images, config.split)
+  assert (by, groups.tolist()) == ('patient', [0, 0, 0, 1, 1, 1])
+  assert [error.path for error in images.unreadable] == ['patient0/black.png']
+  Image.new('L', (32, 32), 9).save(tmp_path / 'whose.png')
+  with pytest.raises(UserError, match=r'no image can be taken; whose\.png: grey values'):
+    recalibration.reals(config, directory.load(made[0]))
+
+
+@pytest.mark.slow
 def test_a_detector_is_recalibrated_from_files(made, site_files, tmp_path, capsys):
   workdir, _ = made
   config = config_lib.defaults()
@@ -556,6 +589,13 @@ def test_a_detector_is_recalibrated_from_files(made, site_files, tmp_path, capsy
   said = directory.warnings(tmp_path / 'new')[1:]  # the first is of the phantom
   assert [text.split(':')[0] for text in said] == raised
   assert (site_files / results['suspects'][0]).is_file()
+  text = (tmp_path / 'new' / 'MODEL_CARD.md').read_text()
+  assert 'Not for real CT' in text
+  assert [f'**Alarm, {name}**' in text for name in results['alarms']] == [
+    alarm['raised'] for alarm in results['alarms'].values()
+  ]
+  assert '12 originals of the site in 12 independent groups' in text
+  assert str(site_files) not in text
   found, old = (directory.load(path) for path in (tmp_path / 'new', workdir))
   assert found.threshold.groups == 12
   pixels, one = _pixels(found, site_files)
@@ -573,6 +613,10 @@ def test_a_detector_is_recalibrated_from_files(made, site_files, tmp_path, capsy
   np.testing.assert_array_equal(found.reference, old.reference)
   with pytest.raises(UserError, match='is the old detector'):
     recalibration.run(config, workdir)
+  (tmp_path / 'training').mkdir()
+  (tmp_path / 'training' / 'config.json').write_text('{}')
+  with pytest.raises(UserError, match='holds a training'):
+    recalibration.run(config, tmp_path / 'training')
   config.detection.false_alarm_rate = 0.001
   many = np.resize(pixels, (999, 32, 32, 1))
   with pytest.raises(UserError, match=r'rate = 0.001: the detector was calibrated on .*too few'):
@@ -581,6 +625,7 @@ def test_a_detector_is_recalibrated_from_files(made, site_files, tmp_path, capsy
   # Twelve reals are one too few for the rate asked now, but nearly promise it.
   config.detector, config.detection.false_alarm_rate = str(tmp_path / 'new'), 0.072
   again = recalibration.run(config, tmp_path / 'again')
+  recalibration.run(config, tmp_path / 'again')
   assert '12 independent reals' in capsys.readouterr().out
   assert again['threshold']['false_alarm_rate'] == 1 / 13
   assert again['threshold']['value'] > found.threshold.value

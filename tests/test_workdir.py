@@ -86,6 +86,14 @@ def test_results_of_a_trained_network_are_not_overwritten(tmp_path):
     workdir.refuse_training_dir(tmp_path)
 
 
+def test_results_are_not_written_among_the_images(tmp_path):
+  workdir.refuse_inside(tmp_path / 'out', tmp_path / 'in')
+  (tmp_path / 'link').symlink_to(tmp_path / 'in')
+  for inside in ('in', 'in/sub/out', 'link/out'):
+    with pytest.raises(UserError, match=r'lies in config\.input'):
+      workdir.refuse_inside(tmp_path / inside, tmp_path / 'in')
+
+
 @pytest.mark.parametrize('text', ['=1+1', '+1', '-1', '@x', '\tx'])
 def test_cells_from_files_are_no_formulas(text):
   assert workdir.csv_safe(text) == "'" + text

@@ -51,12 +51,16 @@ class Decoded:
     path: relative to the input, `#frame` behind it where a file holds several.
     pixels: uint8[size, size] of the view, None if unreadable.
     unit: 'HU' or 'grey'.
+    native_size: height and width as stored.
+    patient_id: of a DICOM file.
   """
 
   path: str
   pixels: np.ndarray | None
   unit: str = ''
   reason: str = ''
+  native_size: tuple[int, ...] = (0, 0)
+  patient_id: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,14 +134,15 @@ def _cause(error: BaseException) -> str:
 
 
 def _files(root: Path) -> Iterator[str]:
-  """Paths relative to the root of all files that are not hidden, by name."""
+  """Paths relative to the root of all files, and links to folders, that are not hidden."""
   if root.is_file():
     yield root.name
     return
   closed: list[str] = []
   for folder, folders, names in os.walk(root, onerror=lambda error: closed.append(error.filename)):
-    folders[:] = sorted(name for name in folders if not name.startswith('.'))
-    for name in sorted(names):
+    links = [name for name in folders if Path(folder, name).is_symlink()]
+    folders[:] = sorted(name for name in folders if not name.startswith('.') and name not in links)
+    for name in sorted([*names, *links]):
       if not name.startswith('.'):
         yield str(Path(folder, name).relative_to(root))
   # Folders that may not be read get a row each.
@@ -165,6 +170,8 @@ def _decode_file(base: Path, path: str, view: Preprocess, max_pixels: int) -> li
   try:
     if whole.is_symlink() and not whole.resolve().is_relative_to(base.resolve()):
       return [Decoded(shown, None, reason='is a link that leads out of the folder')]
+    if whole.is_symlink() and whole.is_dir():
+      return [Decoded(shown, None, reason='is a link to a folder, which is not followed')]
     if whole.is_dir():
       return [Decoded(shown, None, reason='is a folder that cannot be read')]
     if not whole.is_file():
@@ -202,4 +209,10 @@ def _see(source: Source, index: int, view: Preprocess) -> Decoded:
     image = source[index]
   except UnreadableImageError as error:
     return Decoded('', None, reason=error.reason)
-  return Decoded('', to_uint8(view(image))[..., 0], image.unit)
+  return Decoded(
+    '',
+    to_uint8(view(image))[..., 0],
+    image.unit,
+    native_size=image.pixels.shape,
+    patient_id=source.records[index].patient_id,
+  )

@@ -1,21 +1,30 @@
-"""The model card of a detector (Mitchell et al. 2019, arXiv:1810.03993), as Markdown."""
+"""Model cards of detectors (Mitchell et al. 2019, arXiv:1810.03993), as Markdown."""
 
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import ml_collections
 
-TEMPLATE = Path(__file__).parent / 'card.md'
+TEMPLATES = Path(__file__).parent
 
 
 def write(config: ml_collections.ConfigDict, results: dict, workdir: Path) -> None:
-  """Leaves MODEL_CARD.md."""
+  """Leaves MODEL_CARD.md of a detector made with `config`."""
+  _render('card.md', config, workdir, config=config, r=results, t=results['threshold'])
+
+
+def write_site(config: ml_collections.ConfigDict, figures: dict, workdir: Path) -> None:
+  """Leaves that of a recalibrated one, with the `figures` of its directory."""
+  site = figures['recalibration']
+  _render('site_card.md', config, workdir, s=site, t=site['threshold'], home=figures['home'])
+
+
+def _render(name: str, made_with: ml_collections.ConfigDict, workdir: Path, **content: Any) -> None:
   environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)  # noqa: S701 (Markdown, and no text of files)
-  text = environment.from_string(TEMPLATE.read_text()).render(
-    config=config,
-    r=results,
-    t=results['threshold'],
-    phantom=config.data.source == 'phantom',
+  text = environment.from_string((TEMPLATES / name).read_text()).render(
+    phantom=made_with.data.source == 'phantom',
     pc=lambda share: f'{100 * share:.1f} %',
+    **content,
   )
   (workdir / 'MODEL_CARD.md').write_text(text)

@@ -18,19 +18,21 @@ from ctfake_jax import config as config_lib
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.attribution import Witness
 from ctfake_jax.data import degrade
+from ctfake_jax.data.decode import Decoded
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.detector import calibration, training
 from ctfake_jax.detector.calibration import Scaling, Threshold
 from ctfake_jax.detector.discriminant import Learnt, with_discriminant
 from ctfake_jax.models import zoo
 from ctfake_jax.models.patch_net import DISCRIMINANT, LAST_COMMON_STAGE
-from ctfake_jax.types import UserError
+from ctfake_jax.types import Unit, UserError
 
 FACTS, REFERENCE, CONFIG, DIGESTS = 'detector.json', 'reference.npz', 'config.json', 'digests.json'
 NETWORK = 'network'  # folder of the network's training
 VERSION = 3  # grows where the same files would mean something else; 3 binds the network's manifest
 # Qualities of the harmless re-encodings that must not change a verdict.
 RE_ENCODINGS = (90.0, 75.0)
+LEAST_SHARE = 0.5  # of the side that the network sees; robustness is measured down to it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Detector:
   model: nn.Module
   variables: dict
   config: ml_collections.ConfigDict
-  unit: str
+  unit: Unit
   scaling: Scaling
   threshold: Threshold
   reference: np.ndarray
@@ -60,6 +62,17 @@ class Detector:
   def view(self) -> Preprocess:
     """What the network sees of a slice."""
     return Preprocess.from_config(self.config.data)
+
+  def obstacles(self, decoded: Decoded) -> list[str]:
+    """Why no score could decide on this image."""
+    found, size, (height, width) = [], self.view.size, decoded.native_size
+    if decoded.unit != self.unit:
+      found.append(f'{decoded.unit} values, the detector learnt from {self.unit} values')
+    if min(height, width) < LEAST_SHARE * size:
+      found.append(f'{height} x {width} pixels are too few, the detector looks at {size} x {size}')
+    if decoded.pixels is not None and decoded.pixels.min() == decoded.pixels.max():
+      found.append('one grey value everywhere')
+    return found
 
   def examine(self, images: np.ndarray, prior: float) -> dict[str, np.ndarray]:
     """Scores, p_fake and verdicts of images f32[n, h, w, 1] in [-1, 1] that went through 8 bits."""

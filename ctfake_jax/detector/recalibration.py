@@ -15,14 +15,14 @@ import ml_collections
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from ctfake_jax import controls
+from ctfake_jax import progress
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import splits
-from ctfake_jax.data.pipeline import gather
-from ctfake_jax.detector import calibration, directory, discriminant, site
+from ctfake_jax.data.decode import Decoded, Limits, decode_all
+from ctfake_jax.data.preprocess import from_uint8
+from ctfake_jax.detector import calibration, card, directory, discriminant, site
 from ctfake_jax.detector.directory import Detector
-from ctfake_jax.predict import open_input
-from ctfake_jax.types import UserError
+from ctfake_jax.types import UNKNOWN_LABEL, ImageSet, Record, UnreadableImageError, UserError
 
 ALARM = 0.01  # p-value
 PERMUTATIONS = 500
@@ -31,23 +31,16 @@ PERMUTATIONS = 500
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """Reads the site's reals in `config.input`, leaves a detector directory in the workdir."""
   old = directory.load(Path(config.detector))
-  if workdir.resolve() == Path(config.detector).resolve():
-    raise UserError(f'--workdir={workdir} is the old detector: choose another one')
-  source = open_input(Path(config.input), config.data.max_pixels)
-  images = gather(source, old.view, labelled=False)
-  if images.unit != old.unit:
-    raise UserError(
-      f'config.input = {config.input}: {images.unit} values, the detector learnt from '
-      f'{old.unit} values; give images of the same form'
-    )
-  _, groups = splits.group(images, old.config.split)
-  pixels = controls.through_png(np.asarray(images.images))
-  new, results = recalibrate(old, pixels, groups, config)
-  records = images.records
-  results['suspects'] = [records[row].provenance for row in results['suspects']]
-  results['unreadable'] = [{'path': e.path, 'reason': e.reason} for e in images.unreadable]
+  _refuse_workdir(workdir, config)
+  images = reals(config, old)
+  _, groups = splits.group(images, config.split)
+  new, results = recalibrate(old, images.images, groups, config)
+  results['suspects'] = [images.records[row].provenance for row in results['suspects']]
+  results['left_out'] = [{'path': e.path, 'reason': e.reason} for e in images.unreadable]
   _copy_network(Path(config.detector), workdir)
-  directory.save(new, workdir, _figures(Path(config.detector), results))
+  figures = _figures(Path(config.detector), results)
+  directory.save(new, workdir, figures)
+  card.write_site(old.config, figures, workdir)
   workdir_lib.write_json(workdir / 'results.json', results)
   promised, asked = new.threshold.false_alarm_rate, config.detection.false_alarm_rate
   if promised != asked:
@@ -59,6 +52,56 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     if alarm['raised']:
       print(f'ALARM, {name}: {alarm["says"]}')
   return results
+
+
+def _refuse_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
+  """The same command may be repeated; nothing else may be overwritten."""
+  workdir_lib.refuse_inside(workdir, Path(config.input))
+  if workdir.resolve() == Path(config.detector).resolve():
+    raise UserError(f'--workdir={workdir} is the old detector: choose another one')
+  if not (workdir / directory.FACTS).exists() or 'recalibration' not in directory.figures(workdir):
+    workdir_lib.refuse_training_dir(workdir)
+
+
+def reals(config: ml_collections.ConfigDict, detector: Detector) -> ImageSet:
+  """Every image of `config.input`, decoded as `detect` does, as the detector sees it.
+
+  Raises:
+    UserError: there is none that the detector could judge.
+  """
+  limits = Limits.from_config(config)
+  found: list[Decoded] = []
+  pixels: list[np.ndarray] = []
+  left_out: list[UnreadableImageError] = []
+  for decoded in progress.bar('reading', decode_all(Path(config.input), detector.view, limits)):
+    reason = decoded.reason or '; '.join(detector.obstacles(decoded))
+    if decoded.pixels is None or reason:
+      left_out.append(UnreadableImageError(decoded.path, reason))
+    else:
+      found.append(decoded)
+      pixels.append(decoded.pixels)
+  if not found:
+    reasons = '; '.join(str(error) for error in left_out[:3])
+    raise UserError(f'config.input = {config.input}: no image can be taken; {reasons}')
+  if left_out:
+    print(f'left out: {len(left_out)} files; results.json says why')
+  return ImageSet(
+    images=from_uint8(np.stack(pixels))[..., None],
+    labels=np.full(len(found), UNKNOWN_LABEL, np.int32),
+    records=tuple(Record(UNKNOWN_LABEL, _patient(d, config), d.path) for d in found),
+    native_sizes=np.array([d.native_size for d in found], np.int32),
+    class_names=(),
+    unit=detector.unit,
+    unreadable=tuple(left_out),
+  )
+
+
+def _patient(decoded: Decoded, config: ml_collections.ConfigDict) -> str | None:
+  """That of a DICOM file; of a picture the folder right below the input, where that is said."""
+  if not config.data.patient_folders:
+    return decoded.patient_id
+  folders = Path(decoded.path).parts[:-1]
+  return folders[0] if folders else None
 
 
 def recalibrate(
