@@ -21,7 +21,11 @@ def write_site(config: ml_collections.ConfigDict, figures: dict, workdir: Path) 
 
 
 def _render(name: str, made_with: ml_collections.ConfigDict, workdir: Path, **content: Any) -> None:
-  environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)  # noqa: S701 (Markdown, and no text of files)
+  environment = jinja2.Environment(
+    undefined=jinja2.StrictUndefined,
+    autoescape=False,  # noqa: S701 (Markdown, and no text of files)
+    keep_trailing_newline=True,
+  )
   text = environment.from_string((TEMPLATES / name).read_text()).render(
     phantom=made_with.data.source == 'phantom',
     pc=lambda share: f'{100 * share:.1f} %',

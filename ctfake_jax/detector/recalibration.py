@@ -26,6 +26,7 @@ from ctfake_jax.types import UNKNOWN_LABEL, ImageSet, Record, UnreadableImageErr
 
 ALARM = 0.01  # p-value
 PERMUTATIONS = 500
+COMPARED = 2000
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
@@ -169,13 +170,15 @@ def _scaling(own: site.Fit, usual: np.ndarray) -> calibration.Scaling:
 def drift(reference: np.ndarray, features: np.ndarray, seed: int) -> dict:
   """Permutation test of the energy distance between two samples f[n, d], f[m, d].
 
-  Szekely & Rizzo 2013, doi:10.1016/j.jspi.2013.03.018. Features are scaled by the reference.
+  Szekely & Rizzo 2013, doi:10.1016/j.jspi.2013.03.018. Features are scaled by the reference. Of
+  large samples `COMPARED` rows each are drawn, for memory grows with their square.
   """
+  rng = np.random.default_rng(seed)
+  reference, features = (rng.permutation(rows)[:COMPARED] for rows in (reference, features))
   scale = reference.std(0) + 1e-6
   together = np.concatenate([reference, features]) / scale
   distances = cdist(together, together)
   first = np.arange(len(together)) < len(reference)
-  rng = np.random.default_rng(seed)
   seen = _energy(distances, first)
   null = [_energy(distances, rng.permutation(first)) for _ in range(PERMUTATIONS)]
   p_value = float((1 + np.sum(np.array(null) >= seen)) / (1 + PERMUTATIONS))

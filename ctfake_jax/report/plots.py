@@ -111,7 +111,11 @@ def robustness(sweeps: dict[str, Rows]) -> Figure:
   shown = {key: rows for key, rows in sweeps.items() if len(rows) > 1}
   figure = Figure((_WIDTH, 1.7 * -(-len(shown) // 2) + 0.4), layout='constrained')
   grid = figure.subplots(-(-len(shown) // 2), 2, squeeze=False, sharey=True).ravel()
-  curves = (('auroc', 'AUROC'), ('detection', 'fakes found'), ('false_alarms', 'false alarms'))
+  curves = (
+    ('auroc', 'AUROC'),
+    ('detection', 'fakes above the threshold'),
+    ('false_alarms', 'originals above it'),
+  )
   for axes, (key, rows) in zip(grid, shown.items()):
     _calm(axes)
     strengths = [row['strength'] for row in rows]
