@@ -27,7 +27,8 @@ from ctfake_jax.types import ImageSet, UserError
 
 # Shares of the groups. The threshold's part is large: 99 groups are the least for 1 %.
 PARTS = {'learn': 0.45, 'choose': 0.08, 'scale': 0.1, 'threshold': 0.22, 'test': 0.15}
-REALS_ALONE = 'threshold'  # the part that no fakes are made for
+REALS_ALONE = 'threshold'  # the part without fakes
+WITH_FAKES = {part: share for part, share in PARTS.items() if part != REALS_ALONE}
 REAL, FOLDER = 'real', 'folder'
 LEAST_STRANGERS = 4  # of somebody's fakes in each part
 
@@ -71,7 +72,7 @@ class Stock:
   """Images dealt to parts: the originals, or somebody's fakes.
 
   Attributes:
-    parts: rows of each of `PARTS`.
+    parts: rows of each of `PARTS`, or of `WITH_FAKES`.
     root: folder that the records' provenance starts from; None where they are no files.
   """
 
@@ -129,7 +130,7 @@ def strangers(config: ml_collections.ConfigDict, reals: Stock) -> Stock | None:
     )
   groups, own = _beside(reals, images, config.split.duplicate_correlation)
   rows, parts = np.nonzero(own)[0], {}
-  for part, dealt in _dealt(groups[own], config.seed).items():
+  for part, dealt in _dealt(groups[own], WITH_FAKES, config.seed).items():
     joined = np.isin(groups, reals.groups[reals.parts[part]]) & ~own
     parts[part] = np.sort(np.concatenate([rows[dealt], np.nonzero(joined)[0]]))
   few = [part for part, found in parts.items() if len(found) < LEAST_STRANGERS]
@@ -155,7 +156,7 @@ def _beside(reals: Stock, images: ImageSet, correlation: float) -> tuple[np.ndar
 
 def deal(groups: np.ndarray, seed: int) -> dict[str, np.ndarray]:
   """Rows of each of `PARTS`; whole groups, at random."""
-  parts = _dealt(groups, seed)
+  parts = _dealt(groups, PARTS, seed)
   empty = [part for part, rows in parts.items() if not len(rows)]
   if empty:
     raise UserError(
@@ -165,11 +166,12 @@ def deal(groups: np.ndarray, seed: int) -> dict[str, np.ndarray]:
   return parts
 
 
-def _dealt(groups: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+def _dealt(groups: np.ndarray, shares: dict[str, float], seed: int) -> dict[str, np.ndarray]:
   names = np.random.default_rng(seed).permutation(np.unique(groups))
-  ends = np.round(np.cumsum(list(PARTS.values())) * len(names)).astype(int)
+  ends = np.cumsum(list(shares.values()))
+  ends = np.round(ends / ends[-1] * len(names)).astype(int)
   chosen = np.split(names, ends[:-1])
-  return {part: np.nonzero(np.isin(groups, own))[0] for part, own in zip(PARTS, chosen)}
+  return {part: np.nonzero(np.isin(groups, own))[0] for part, own in zip(shares, chosen)}
 
 
 def train_generators(config: ml_collections.ConfigDict, reals: Stock, workdir: Path) -> None:
@@ -217,7 +219,7 @@ def gather(
   data = fingerprint(own)
   count = c.fakes_to_learn if part == 'learn' else min(c.fakes_per_family, len(own))
   sets = [reals.show(part, REAL)]
-  if others:
+  if others and part != REALS_ALONE:
     sets.append(others.show(part, FOLDER))
   # Far above every other group's number.
   free = reals.groups.max() + 1 + (others.groups.max() + 1 if others else 0)
