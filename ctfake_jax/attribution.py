@@ -1,8 +1,9 @@
 """Where in an image a network's answer comes from, and how far such a map can be trusted.
 
 A map is f64[h, w], higher where the image speaks for the answer. `grad_cam` looks inside the
-network, `lime` only at what it says of altered images; `faithfulness` takes away and brings back
-the places that a map calls important. Maps that do no better than `random_map` explain nothing.
+network, `lime` only at what it says where places are taken away; `faithfulness` takes away and
+brings back those that a map calls important. Maps that do no better than `random_map` explain
+nothing. How places are taken away is the witness's own matter.
 """
 
 import dataclasses
@@ -25,11 +26,12 @@ SLIC_COMPACTNESS = 0.1
 LIME_KERNEL_WIDTH = 0.25  # of the cosine distance
 LIME_RIDGE = 1.0
 CURVE_STEPS = 16
-BLUR_SIDES = 1 / 8  # standard deviation of the blur that stands for "nothing there"
+BLUR_SIDES = 1 / 8  # standard deviation of the blur that stands for "nothing there" by default
 RANDOM_CELLS = 8
 RANDOM_MAPS = 5  # whose mean areas stand beside those of a map
 
-Judge = Callable[[np.ndarray], np.ndarray]
+# From places kept bool[n, h, w] of one image to answers f[n].
+JudgeParts = Callable[[np.ndarray], np.ndarray]
 
 
 def stages(model: nn.Module, variables: dict, images: np.ndarray) -> dict[str, tuple[int, ...]]:
@@ -84,15 +86,13 @@ def chosen_logits(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def lime(
-  judge: Judge, image: np.ndarray, *, superpixels: int, samples: int, seed: int
+  judge: JudgeParts, image: np.ndarray, *, superpixels: int, samples: int, seed: int
 ) -> np.ndarray:
   """Local linear explanation: f64[h, w], the weight of each superpixel, of either sign.
 
-  Ribeiro, Singh & Guestrin 2016, arXiv:1602.04938. Superpixels are SLIC's (Achanta et al. 2012);
-  those that a sample leaves out are blurred away. A ridge regression on which were kept, samples
-  weighted by their cosine distance to the whole image, gives the weights.
-
-  `judge` gives answers f[n] to images f32[n, h, w, 1]; `image` is one of them.
+  Ribeiro, Singh & Guestrin 2016, arXiv:1602.04938. Superpixels are SLIC's (Achanta et al. 2012).
+  A ridge regression on which were kept in each sample, weighted by its cosine distance to the whole
+  image, gives the weights. `judge` answers where parts of `image` f32[h, w, 1] are left.
   """
   segments = skimage.segmentation.slic(
     image[..., 0], n_segments=superpixels, compactness=SLIC_COMPACTNESS, channel_axis=None
@@ -102,7 +102,7 @@ def lime(
   count = segments.max() + 1
   kept = np.random.default_rng(seed).random((samples, count)) < 0.5
   kept[0] = True
-  answers = judge(mixed(image, kept[:, segments]))
+  answers = judge(kept[:, segments])
   distance = 1 - np.sqrt(kept.mean(1))
   weights = np.exp(-((distance / LIME_KERNEL_WIDTH) ** 2))
   line = Ridge(alpha=LIME_RIDGE).fit(kept, answers, sample_weight=weights)
@@ -118,7 +118,7 @@ def random_map(shape: tuple[int, int], seed: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Faithfulness:
-  """Answers f64[k] while pixels leave the whole image, or enter the blurred one.
+  """Answers f64[k] while pixels leave the whole image, or come back where all had left.
 
   The most important go first, in k - 1 equal steps. A good map has a small mean in `deletion`
   and a large one in `insertion`.
@@ -135,7 +135,7 @@ class Faithfulness:
     }
 
 
-def faithfulness(judge: Judge, image: np.ndarray, importance: np.ndarray) -> Faithfulness:
+def faithfulness(judge: JudgeParts, importance: np.ndarray) -> Faithfulness:
   """Deletion and insertion (Petsiuk, Das & Saenko 2018, arXiv:1806.07421) of a map f[h, w]."""
   # Places of equal importance go in random order: a constant map must not mean "from the top".
   order = np.lexsort((np.random.default_rng(0).random(importance.size), -importance.ravel()))
@@ -143,7 +143,7 @@ def faithfulness(judge: Judge, image: np.ndarray, importance: np.ndarray) -> Fai
   rank[order] = np.arange(order.size)
   ends = np.round(np.linspace(0, order.size, CURVE_STEPS + 1))
   entered = rank.reshape(importance.shape)[None] < ends[:, None, None]
-  answers = judge(np.concatenate([mixed(image, ~entered), mixed(image, entered)]))
+  answers = judge(np.concatenate([~entered, entered]))
   return Faithfulness(*np.split(np.asarray(answers, np.float64), 2))
 
 
@@ -162,6 +162,8 @@ class Witness:
     judge: probabilities f[n, k] of the k answers to images f32[n, h, w, 1].
     answers: names of the k answers; their logits are those of `network`.
     patch_map: f[n, h', w'] of images, None where the network has none.
+    judge_parts: probabilities f[m, k] where places bool[m, h, w] of an image f32[h, w, 1] are left;
+      None: of the image with the others blurred away.
     usual_stage: the last that all of the answer passes through; '' where the deepest is that.
   """
 
@@ -170,6 +172,7 @@ class Witness:
   judge: Callable[[np.ndarray], np.ndarray]
   answers: tuple[str, ...]
   patch_map: Callable[[np.ndarray], np.ndarray] | None = None
+  judge_parts: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
   usual_stage: str = ''
 
   def stage(self, size: int, asked: str) -> str:
@@ -185,8 +188,9 @@ def explain(
   probabilities = witness.judge(image[None])[0]
   target = int(probabilities.argmax())
 
-  def judge(images):
-    return witness.judge(images)[:, target]
+  def judge(kept):
+    parts = witness.judge_parts or (lambda image, kept: witness.judge(mixed(image, kept)))
+    return parts(image, kept)[:, target]
 
   parts = (witness.network, witness.variables, image[None], np.array([target]), stage)
   maps = {
@@ -198,8 +202,8 @@ def explain(
     maps['patch map'] = np.kron(patches, np.ones((image.shape[0] // patches.shape[0],) * 2))
   shape = (image.shape[0], image.shape[1])
   noise = [random_map(shape, seed + i) for i in range(RANDOM_MAPS)]
-  areas = {name: faithfulness(judge, image, shown).areas() for name, shown in maps.items()}
-  areas |= mean_areas([{'random': faithfulness(judge, image, shown).areas()} for shown in noise])
+  areas = {name: faithfulness(judge, shown).areas() for name, shown in maps.items()}
+  areas |= mean_areas([{'random': faithfulness(judge, shown).areas()} for shown in noise])
   answer, probability = witness.answers[target], float(probabilities[target])
   return maps, {'answer': answer, 'probability': probability, 'areas': areas}
 

@@ -13,7 +13,7 @@ import flax.linen as nn
 import ml_collections
 import numpy as np
 
-from ctfake_jax import checkpoints
+from ctfake_jax import batches, checkpoints
 from ctfake_jax import config as config_lib
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.attribution import Witness
@@ -24,7 +24,7 @@ from ctfake_jax.detector import calibration, training
 from ctfake_jax.detector.calibration import Scaling, Threshold
 from ctfake_jax.detector.discriminant import Learnt, with_discriminant
 from ctfake_jax.models import zoo
-from ctfake_jax.models.patch_net import DISCRIMINANT, LAST_COMMON_STAGE
+from ctfake_jax.models.patch_net import DISCRIMINANT, LAST_COMMON_STAGE, scores_of_parts
 from ctfake_jax.types import Unit, UserError
 
 FACTS, REFERENCE, CONFIG, DIGESTS = 'detector.json', 'reference.npz', 'config.json', 'digests.json'
@@ -101,7 +101,22 @@ class Detector:
     def patch_map(images):
       return training.judge(self.model, self.variables, images)[2]
 
-    return Witness(self.model, self.variables, judge, ('fake',), patch_map, LAST_COMMON_STAGE)
+    def judge_parts(image, kept):
+      def judged(_, part):
+        return scores_of_parts(self.model, self.variables, image, part)
+
+      scores = batches.run(judged, kept, batch_size=training.BATCH_SIZE)
+      return self.scaling.p_fake(scores, prior)[:, None]
+
+    return Witness(
+      self.model,
+      self.variables,
+      judge,
+      ('fake',),
+      patch_map,
+      judge_parts,
+      usual_stage=LAST_COMMON_STAGE,
+    )
 
   def _re_encoded(self, images: np.ndarray, quality: float) -> np.ndarray:
     encoded = degrade.in_batches(degrade.jpeg, images, quality)

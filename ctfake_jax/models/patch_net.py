@@ -13,14 +13,18 @@ of it, by about the same factor. The logit, with the patches' votes, teaches the
 fitted on them afterwards takes its place.
 """
 
+import functools
+
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ctfake_jax.models import layers, lowering
 
 STRIDE = 4  # of the patch map
+STAGES = ('stage1', 'stage2', 'stage3', 'stage4')
 LAST_COMMON_STAGE = 'stage2'  # that both the patches and the wider view pass
 RESIDUAL_GAIN = 4.0  # residuals are small beside grey values
 LEAST_VARIANCE = 1e-4  # a standard deviation needs a slope where nothing varies
@@ -48,14 +52,13 @@ class Tower(nn.Module):
     def halved(x):
       return lowering.max_pool(x, window=2, stride=2)
 
-    x = stage1 = stage(folded(with_residuals(x)), 1, self.width)
-    x = stage2 = stage(halved(x), 2, 2 * self.width)
+    x = stage(folded(with_residuals(x)), 1, self.width)
+    x = stage(halved(x), 2, 2 * self.width)
     dense = layers.Dense(1, dtype=jnp.float32, name='patch_logit')
     features['patches'] = dense(x.astype(jnp.float32))[..., 0]
-    x = stage3 = stage(halved(x), 3, 2 * self.width, convs=1)
-    stage4 = stage(halved(x), 4, 2 * self.width, convs=1)
-    moments = [log_moments(x) for x in (stage1, stage2, stage3, stage4)]
-    features['pre_logits'] = jnp.concatenate(moments, -1)
+    x = stage(halved(x), 3, 2 * self.width, convs=1)
+    stage(halved(x), 4, 2 * self.width, convs=1)
+    features['pre_logits'] = jnp.concatenate([log_moments(features[s]) for s in STAGES], -1)
     return features
 
 
@@ -107,6 +110,44 @@ def distance_towards_fakes(
   """
   along = jnp.matmul(features - centre[None], directions.T, precision='highest')
   return jax.nn.logsumexp(along, axis=1) - jnp.log(len(directions))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def scores_of_parts(
+  model: PatchNet, variables: dict, image: jax.Array, kept: jax.Array
+) -> jax.Array:
+  """Scores f32[n] of an image f[h, w, 1] of which the places kept bool[n, h, w] are left.
+
+  What is taken away becomes a typical original's: a stage's moments are those of the kept places
+  and, for the missing share, of the discriminant's centre. Black or blurred places would not do,
+  they look synthetic themselves. All places kept give the image's score, none give 0.
+  """
+  centre, kept = variables[DISCRIMINANT]['centre'], kept[..., None].astype(jnp.float32)
+  found = []
+  for pixels, weights in ((image[None], kept), map(on_the_other_grid, (image[None], kept))):
+    stages = model.apply(variables, pixels, train=False)[1]
+    widths = [2 * stages[name].shape[-1] for name in STAGES]
+    usual = jnp.split(centre, np.cumsum(widths[:-1]))
+    parts = [_moments_of_parts(stages[n][0], weights[..., 0], u) for n, u in zip(STAGES, usual)]
+    found.append(jnp.concatenate(parts, -1))
+  return distance_towards_fakes((found[0] + found[1]) / 2, **variables[DISCRIMINANT])
+
+
+def _moments_of_parts(x: jax.Array, kept: jax.Array, usual: jax.Array) -> jax.Array:
+  """As `log_moments` f32[n, 2c] of x f[h, w, c] at kept f32[n, h', w'], and `usual` f32[2c]."""
+  height, width, _ = x.shape
+  shares = kept.reshape(len(kept), height, kept.shape[1] // height, width, -1).mean((2, 4))
+  missing = 1 - shares.mean((1, 2))[:, None]
+  usual_mean, usual_deviation = jnp.split(jnp.exp(usual) - LEAST_MOMENT, 2)
+  usual_power = jnp.square(usual_deviation) - LEAST_VARIANCE + jnp.square(usual_mean)
+  x = x.astype(jnp.float32)
+  mean, power = (
+    jnp.einsum('nhw,hwc->nc', shares, values, precision='highest') / (height * width)
+    + missing * elsewhere[None]
+    for values, elsewhere in ((x, usual_mean), (jnp.square(x), usual_power))
+  )
+  deviation = jnp.sqrt(jnp.maximum(power - jnp.square(mean), 0) + LEAST_VARIANCE)
+  return jnp.log(jnp.concatenate([mean, deviation], -1) + LEAST_MOMENT)
 
 
 def folded(x: jax.Array) -> jax.Array:
