@@ -501,8 +501,8 @@ def test_drift_is_found_between_other_sites_and_not_within_one():
 def test_a_site_without_fakes_gets_probabilities_from_supposed_ones():
   rng, differences = np.random.default_rng(0), 4 * np.eye(2, 6)
   reals, learnt = 5 + rng.normal(size=(200, 6)), discriminant.Learnt(differences, np.eye(6))
-  own = site.fit(learnt, reals, differences)
   usual = site.usual_scores(learnt, rng.normal(size=(400, 6)), 200, seed=0)
+  own = site.fit(learnt, reals, differences, usual)
   scaling = recalibration._scaling(own, usual)
   fakes = patch_net.distance_towards_fakes(reals + differences[:1], own.centre, own.directions)
   assert (scaling.p_fake(own.scores, 0.5) < 0.5).mean() > 0.9
@@ -609,10 +609,10 @@ def test_a_detector_is_recalibrated_from_files(made, site_files, tmp_path, capsy
   pixels, one = _pixels(found, site_files)
   scores = found.examine(pixels[one], 0.5)['score']
   features = old.examine(pixels[one], 0.5)['features']
-  own = site.fit(old.learnt, features, old.differences)
+  usual = site.usual_scores(old.learnt, old.reference, 12, config.seed)
+  own = site.fit(old.learnt, features, old.differences, usual)
   expected = patch_net.distance_towards_fakes(features, own.centre, own.directions)
   np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
-  usual = site.usual_scores(old.learnt, old.reference, 12, config.seed)
   threshold = site.threshold(own.scores, usual, 0.1)
   assert found.threshold.value == pytest.approx(threshold.value, rel=1e-4)
   assert own.scores.mean() > scores.mean()

@@ -65,6 +65,22 @@ def test_the_middle_is_moved_by_neither_tail():
   assert site.middle(np.full(5, 7.0)) == (7.0, 1e-9)
 
 
+def test_what_lies_far_out_beyond_what_is_usual_counts_nowhere():
+  rng = np.random.default_rng(0)
+  usual = rng.normal(size=5000) / scipy.stats.norm.ppf(site.MIDDLE).std()
+  clean = scipy.stats.norm.ppf((np.arange(95) + 0.5) / 95)
+  assert site._surplus(clean, usual) == 0
+  assert site.middle(clean, usual) == site.middle(clean)
+  planted = np.concatenate([clean, 8 + np.arange(8.0)])
+  # Three to five of clean scores lie as far out, five of a hundred may.
+  assert 6 <= site._surplus(planted, usual) <= 8
+  np.testing.assert_allclose(site.middle(planted, usual), site.middle(clean), atol=0.05)
+  assert site.middle(planted)[1] > 1.1 * site.middle(clean)[1]
+  assert site.threshold(planted, usual, 0.01).value == pytest.approx(
+    site.threshold(clean, usual, 0.01).value, rel=0.05
+  )
+
+
 def test_the_threshold_is_the_usual_one_moved_and_stretched():
   scale = scipy.stats.norm.ppf(site.MIDDLE).std()
   usual = np.random.default_rng(0).normal(size=20_000) / scale
@@ -80,7 +96,7 @@ def test_the_threshold_is_the_usual_one_moved_and_stretched():
 def test_the_bound_is_exact_for_a_share(above):
   """Clopper & Pearson: with that rate so few or fewer exceed it in one of twenty samples."""
   scores = np.concatenate([np.linspace(-1, 1, 99 - above), np.full(above, 1e3)])
-  usual = np.random.default_rng(0).normal(size=5000)
+  usual = np.random.default_rng(0).normal(0, 1.1, size=5000)
   bound = site.threshold(scores, usual, 0.01).rate_bound
   assert scipy.stats.binom.cdf(above, 99, bound) == pytest.approx(0.05)
   # All above: nothing is known.
@@ -96,7 +112,7 @@ def test_a_site_gets_about_the_rate_that_was_asked_for(planted):
   for seed in range(40):
     reals = of_the_site(seed)
     reals[:planted, 1] += 15
-    own = site.fit(LEARNT, reals, NO_SHIFTS)
+    own = site.fit(LEARNT, reals, NO_SHIFTS, usual)
     threshold = site.threshold(own.scores, usual, 0.01).value
     fresh = of_the_site(seed + 100, 1000)
     scores = distance_towards_fakes(fresh, own.centre, own.directions)

@@ -117,8 +117,8 @@ def recalibrate(
   found = old.examine(images, config.prior_fake)
   one = calibration.one_per_group(np.arange(len(images)), groups, config.seed)
   features = found['features'][one]
-  own = site.fit(old.learnt, features, old.differences)
   usual = site.usual_scores(old.learnt, old.reference, len(features), config.seed)
+  own = site.fit(old.learnt, features, old.differences, usual)
   threshold = site.threshold(own.scores, usual, rate)
   order = np.argsort(-own.scores)
   new = dataclasses.replace(
@@ -161,7 +161,7 @@ def _refuse_rare_alarms(rate: float, count: int) -> None:
 
 def _scaling(own: site.Fit, usual: np.ndarray) -> calibration.Scaling:
   """Of reals as rehearsed, so that planted fakes do not count as reals, against supposed fakes."""
-  centre, scale = site.middle(own.scores)
+  centre, scale = site.middle(own.scores, usual)
   reals, fakes = centre + scale * usual, own.supposed.ravel()
   fake = np.arange(len(reals) + len(fakes)) >= len(reals)
   return calibration.fit_scaling(np.concatenate([reals, fakes]), fake)

@@ -5,7 +5,7 @@ them, so that planted fakes do not hide themselves. Each real is scored by the o
 tail of such scores begins is learnt in rehearsals: reals of the detector's making, as many at a
 time, go through the same. A site's scores are supposed to be spread like theirs but for centre and
 scale, which the middle of the scores gives: a tail of a hundred scores is one or two of them, and
-one planted fake would be all of it.
+one planted fake would be all of it. If more than usual lie far out, those too many count nowhere.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ from ctfake_jax.types import UserError
 
 FOLDS = 5  # a site's reals are judged by the rest
 SUSPECTS = 0.07  # share of the reals
+FAR_OUT = 0.05  # share of usual scores
 ROUNDS = 2  # suspects are found anew without the first ones
 REHEARSALS = 24
 MIDDLE = np.linspace(0.1, 0.9, 17)  # quantiles
@@ -52,8 +53,10 @@ class Fit:
   supposed: np.ndarray
 
 
-def fit(learnt: Learnt, features: np.ndarray, shifts: np.ndarray) -> Fit:
-  """From features f[n, d] of reals and shifts f[m, d].
+def fit(
+  learnt: Learnt, features: np.ndarray, shifts: np.ndarray, usual: np.ndarray | None = None
+) -> Fit:
+  """From features f[n, d] of reals and shifts f[m, d]; `usual` scores where those are known.
 
   Raises:
     UserError: there is one real.
@@ -61,8 +64,9 @@ def fit(learnt: Learnt, features: np.ndarray, shifts: np.ndarray) -> Fit:
   suspects = np.zeros(len(features), bool)
   for _ in range(ROUNDS):
     scores = left_out_scores(learnt, features, suspects, shifts[:0])[:, 0]
+    surplus = 0 if usual is None else _surplus(scores, usual)
     suspects = np.zeros(len(features), bool)
-    suspects[np.argsort(-scores)[: _few(len(features))]] = True
+    suspects[np.argsort(-scores)[: surplus + _few(len(features) - surplus)]] = True
   scores = left_out_scores(learnt, features, suspects, shifts)
   return Fit(*for_site(learnt, features[~suspects]), suspects, scores[:, 0], scores[:, 1:])
 
@@ -113,10 +117,23 @@ def _parts(total: int, count: int, seed: int) -> Iterator[np.ndarray]:
     yield from np.array_split(rng.permutation(total), max(total // count, 2))
 
 
-def middle(scores: np.ndarray) -> tuple[float, float]:
-  """Centre and scale of f[n], that neither tail moves."""
+def middle(scores: np.ndarray, usual: np.ndarray | None = None) -> tuple[float, float]:
+  """Centre and scale of f[n], that neither tail moves, nor more in it than in `usual` scores."""
+  if usual is not None:
+    scores = np.sort(scores)[: len(scores) - _surplus(scores, usual)]
   quantiles = np.quantile(scores, MIDDLE)
   return float(quantiles.mean()), float(max(quantiles.std(), 1e-9))
+
+
+def _surplus(scores: np.ndarray, usual: np.ndarray) -> int:
+  """How many more of f[n], half at most, lie as far out as a share `FAR_OUT` of usual ones."""
+  far, expected = np.quantile(usual, 1 - FAR_OUT), round(FAR_OUT * len(scores))
+  surplus = 0
+  for _ in range(ROUNDS):
+    centre, scale = middle(np.sort(scores)[: len(scores) - surplus])
+    beyond = int(((scores - centre) / scale > far).sum())
+    surplus = min(max(beyond - expected, 0), len(scores) // 2)
+  return surplus
 
 
 def threshold(scores: np.ndarray, usual: np.ndarray, false_alarm_rate: float) -> Threshold:
@@ -125,7 +142,7 @@ def threshold(scores: np.ndarray, usual: np.ndarray, false_alarm_rate: float) ->
   The bound on this detector's own rate is Clopper & Pearson's (1934), of how many of f[n] exceed
   it.
   """
-  centre, scale = middle(scores)
+  centre, scale = middle(scores, usual)
   value = centre + scale * calibration.conformal_threshold(usual, false_alarm_rate).value
   count, above = len(scores), int((scores > value).sum())
   bound = 1.0
@@ -139,7 +156,7 @@ def apart(scores: np.ndarray, usual: np.ndarray, seed: int) -> float:
   rng, few = np.random.default_rng(seed), max(_few(len(scores)), 1)
 
   def reach(own):
-    centre, scale = middle(own)
+    centre, scale = middle(own, usual)
     return (np.sort(own)[-few:].mean() - centre) / scale
 
   seen = reach(scores)
