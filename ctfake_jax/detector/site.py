@@ -152,11 +152,11 @@ def threshold(scores: np.ndarray, usual: np.ndarray, false_alarm_rate: float) ->
 
 
 def apart(scores: np.ndarray, usual: np.ndarray, seed: int) -> float:
-  """p-value of the highest of f[n], as many as suspects, against draws of as many usual scores."""
-  rng, few = np.random.default_rng(seed), max(_few(len(scores)), 1)
+  """p-value of the mean of the highest `FAR_OUT` of f[n] against draws of as many usual scores."""
+  rng, few = np.random.default_rng(seed), max(round(FAR_OUT * len(scores)), 1)
 
   def reach(own):
-    centre, scale = middle(own, usual)
+    centre, scale = middle(own)
     return (np.sort(own)[-few:].mean() - centre) / scale
 
   seen = reach(scores)
