@@ -215,7 +215,7 @@ def defaults() -> ml_collections.ConfigDict:
   c.detection = ml_collections.ConfigDict()
   c.detection.families = FAMILIES  # of fakes to learn from
   c.detection.fakes_folder = ''  # of anybody's fakes, one more family
-  c.detection.ignore_leaks = False  # go on though files alone tell real from fake
+  c.detection.ignore_leaks = False  # go on though shortcuts tell real from fake
   c.detection.fakes_to_learn = 1000  # of each family, for the network
   c.detection.fakes_per_family = 300  # in each other part that needs some, at most one a real
   c.detection.width = 48  # channels next to the image, at half its resolution

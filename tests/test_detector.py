@@ -144,13 +144,20 @@ def test_the_audit_names_a_planted_leak_and_refuses(suffix, size, fact, tmp_path
   audit.refuse_leaks(found, ignore=True)
 
 
-def test_what_does_not_stop_the_making_is_said():
-  quiet = {'grey_facts': 0.5, 'thumbnails': 0.55, 'tells': 'levels', 'copies': 0}
-  loud = {'grey_facts': 0.9, 'thumbnails': 0.5, 'tells': 'maximum', 'copies': 3}
+def test_what_leaks_is_said_and_stops_a_folder():
+  quiet = {'file_facts': None, 'grey_facts': 0.5, 'thumbnails': 0.55, 'tells': None, 'copies': 0}
+  loud = quiet | {'grey_facts': 0.9, 'tells': 'maximum', 'copies': 3}
   assert audit.remarks({'a': quiet, 'b': loud}) == [
-    'b: told from the originals without forensics (grey_facts AUROC 0.90; maximum)',
+    'b: told from the originals without forensics, by grey facts alone (AUROC 0.90, maximum most)',
     'b: 3 are copies of originals',
   ]
+  audit.refuse_leaks({'dcgan': loud, 'folder': quiet}, ignore=False)
+  with pytest.raises(UserError, match=r'folder: .*grey facts alone .*maximum.*ignore_leaks'):
+    audit.refuse_leaks({'folder': loud}, ignore=False)
+  small = quiet | {'thumbnails': 0.7}
+  with pytest.raises(UserError, match=r'thumbnails alone \(AUROC 0.70\)'):
+    audit.refuse_leaks({'folder': small}, ignore=False)
+  audit.refuse_leaks({'folder': loud}, ignore=True)
 
 
 @pytest.mark.slow

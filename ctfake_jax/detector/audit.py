@@ -3,7 +3,9 @@
 A random forest on facts of files, one on facts of grey values (range, tails, border) and one on
 thumbnails are tried for each family, by folds of whole groups. A detector could learn what they
 find. Facts of files must not differ at all; for images made here they cannot, since reals and
-fakes pass one path. Labels drawn anew show what chance gives.
+fakes pass one path. Grey values and thumbnails of those may differ, by how good their generator is;
+of somebody's folder nobody knows what made them differ, so it is refused unless that is accepted.
+Labels drawn anew show what chance gives.
 """
 
 import numpy as np
@@ -18,6 +20,7 @@ from ctfake_jax.detector.exhibits import FOLDER, REAL, Exhibits
 from ctfake_jax.types import UserError
 
 LEAK = 0.6
+KINDS = ('file_facts', 'grey_facts', 'thumbnails')
 FOLDS = 5
 THUMBNAIL = 8
 TAIL = 0.98
@@ -39,27 +42,40 @@ def audit(shown: Exhibits, seed: int) -> dict:
 
 
 def refuse_leaks(found: dict, ignore: bool) -> None:
-  """UserError where facts of files tell a family from reals, unless `ignore`."""
+  """UserError where facts of files tell a family from reals, or anything tells a folder's.
+
+  With `ignore` never.
+  """
+  if ignore:
+    return
   for family, row in found.items():
-    leak = row['file_facts']
-    if leak is not None and leak > LEAK and not ignore:
-      raise UserError(
-        f'{family}: its files are told from the originals by {row["tells"]} alone (AUROC '
-        f'{leak:.2f}); store both alike, or set --config.detection.ignore_leaks=True'
-      )
+    for kind in KINDS if family == FOLDER else KINDS[:1]:
+      if _loud(row, kind):
+        raise UserError(
+          f'{family}: told from the originals by {_leak(row, kind)}; store both alike, or if that '
+          "is their generator's own doing, set --config.detection.ignore_leaks=True"
+        )
 
 
 def remarks(found: dict) -> list[str]:
   """What does not stop the making, but who gave the fakes should see."""
   said = []
   for family, row in found.items():
-    loud = [name for name in ('grey_facts', 'thumbnails') if row[name] > LEAK]
-    if loud:
-      facts = ', '.join(f'{name} AUROC {row[name]:.2f}' for name in loud)
-      said.append(f'{family}: told from the originals without forensics ({facts}; {row["tells"]})')
+    leaks = '; '.join(_leak(row, kind) for kind in KINDS if _loud(row, kind))
+    if leaks:
+      said.append(f'{family}: told from the originals without forensics, by {leaks}')
     if row['copies']:
       said.append(f'{family}: {row["copies"]} are copies of originals')
   return said
+
+
+def _loud(row: dict, kind: str) -> bool:
+  return row[kind] is not None and row[kind] > LEAK
+
+
+def _leak(row: dict, kind: str) -> str:
+  fact = f', {row["tells"]} most' if row['tells'] and kind != 'thumbnails' else ''
+  return f'{kind.replace("_", " ")} alone (AUROC {row[kind]:.2f}{fact})'
 
 
 def grey_facts(images: np.ndarray) -> np.ndarray:
