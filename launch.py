@@ -92,8 +92,10 @@ def _reported(error: BaseException) -> int | None:
   if isinstance(error, KeyboardInterrupt):
     print('interrupted; run the same command again', file=sys.stderr)
     return EXIT_INTERRUPTED
-  if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-    return _fail(f'{error}: the disk is full, free some space and run the same command')
+  if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    return _fail(f'{error}: no room to write, free some and run the same command')
+  if isinstance(error, OSError) and error.filename:
+    return _fail(f'{error.filename}: {error.strerror}; nothing more was written')
   if isinstance(error, UserError):
     return _fail(str(error))
   return None
@@ -117,6 +119,8 @@ def _run() -> None:
     return
   task = tasks.find(CONFIG.value.task)
   gc.freeze()  # what imports made stays: tracing, which makes much garbage, is a fifth faster
+  if CONFIG.value.input:
+    workdir.refuse_inside(folder, Path(CONFIG.value.input))
   with workdir.locked(folder):
     task(CONFIG.value, folder)
   if mesh.is_main_process():

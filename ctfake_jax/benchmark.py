@@ -87,8 +87,9 @@ class _Work:
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """The task `benchmark`."""
-  workdir_lib.refuse_training_dir(workdir)
+  workdir_lib.refuse_others(workdir, config)
   mesh_lib.check_batch_size('train.batch_size', config.train.batch_size)
+  workdir_lib.sign(workdir, config)
   rows: list[dict] = []
   print(f'{"model":14s}{"mode":7s}{"images/s":>10s}{"ms/step":>10s}{"first s":>9s}')
   for name in config.benchmark.models:

@@ -62,6 +62,7 @@ SAFE_TO_CHANGE = (
   *(f'{name}.keep_checkpoints' for name in GENERATORS),
   'study.retrain',
   'detection.ignore_leaks',
+  *(f'detection.{key}' for key in ('seconds_per_file', 'decoder_mib', 'workers')),
   *(f'explain.{key}' for key in ('count', 'stage', 'superpixels', 'lime_samples')),
   'bench.methods',
   'bench.winners_seeds',

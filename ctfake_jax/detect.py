@@ -30,18 +30,18 @@ COLUMNS = ('path', 'p_fake', 'verdict', 'score', 'threshold', 'false_alarm_rate'
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """Judges all of `config.input` by the detector in `config.detector`."""
-  workdir_lib.refuse_training_dir(workdir)
-  workdir_lib.refuse_inside(workdir, Path(config.input))
+  workdir_lib.refuse_others(workdir, config)
   detector = directory.load(Path(config.detector))
   _refuse_another_rate(config, detector)
   warnings = directory.warnings(Path(config.detector))
   for warning in warnings:
     print(f'WARNING: {warning}', flush=True)
   images = decode_all(Path(config.input), detector.view, Limits.from_config(config))
-  (workdir / 'results.json').unlink(missing_ok=True)  # of other images
   counts: collections.Counter = collections.Counter()
   begun = time.perf_counter()
-  with open(workdir / 'verdicts.csv', 'w', newline='') as handle:
+  # Whole or not at all.
+  unfinished = workdir / '.verdicts.csv.tmp'
+  with open(unfinished, 'w', newline='', encoding='utf-8') as handle:
     writer = csv.writer(handle)
     writer.writerow(COLUMNS)
     for row in progress.bar('judging', _rows(images, detector, config.prior_fake)):
@@ -60,6 +60,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     'prior_fake': config.prior_fake,
     'seconds': time.perf_counter() - begun,
   }
+  workdir_lib.sign(workdir, config)
+  unfinished.replace(workdir / 'verdicts.csv')
   workdir_lib.write_json(workdir / 'results.json', results)
   return results
 

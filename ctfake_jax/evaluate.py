@@ -18,7 +18,7 @@ from ctfake_jax.types import ImageSet, UserError
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """Writes results.json: accuracy with its interval over groups, per class, AUROC, confusion."""
-  workdir_lib.refuse_training_dir(workdir)
+  workdir_lib.refuse_others(workdir, config)
   trained = inference.load(Path(config.checkpoint))
   images = pipeline.gather(pipeline.open_source(config), trained.view)
   images = in_order_of(images, trained.class_names)
@@ -34,6 +34,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
       seed=config.seed,
     ),
   }
+  workdir_lib.sign(workdir, config)
   workdir_lib.write_json(workdir / 'results.json', results)
   return results
 

@@ -1,12 +1,14 @@
 """The task `explain`: maps of where a detector's or a classifier's answer comes from.
 
-For the first `explain.count` readable images of `config.input`: Grad-CAM, LIME, and a detector's
-patch map, as pictures in `explanations/` and with their deletion and insertion areas beside those
-of random maps in results.json.
+For the first `explain.count` images of `config.input` that can be judged: Grad-CAM, LIME, and a
+detector's patch map, as pictures in `explanations/` and with their deletion and insertion areas
+beside those of random maps in results.json.
 """
 
+import dataclasses
 import itertools
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import ml_collections
@@ -19,32 +21,54 @@ from ctfake_jax.data.preprocess import Preprocess, from_uint8
 from ctfake_jax.detector import directory
 from ctfake_jax.types import UserError
 
+PICTURES = 'explanations'
 LIKELY = 0.5  # an answer less probable has nothing that could be taken away
+
+
+@dataclasses.dataclass(frozen=True)
+class Explained:
+  """The detector or classifier that is asked.
+
+  Attributes:
+    view: what it sees of a slice.
+    obstacles: why it cannot judge an image.
+    warnings: what whoever reads its answers should know.
+  """
+
+  witness: Witness
+  view: Preprocess
+  obstacles: Callable[[Decoded], list[str]]
+  warnings: list[str]
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """Explains the answers to `config.input`; leaves explanations/*.png and results.json."""
-  workdir_lib.refuse_training_dir(workdir)
-  workdir_lib.refuse_inside(workdir, Path(config.input))
-  witness, view, unit = summon(config)
-  c = config.explain
-  stage = witness.stage(view.size, c.stage)
+  workdir_lib.refuse_others(workdir, config)
+  asked = summon(config)
+  witness, c = asked.witness, config.explain
+  for warning in asked.warnings:
+    print(f'WARNING: {warning}', flush=True)
+  stage = witness.stage(asked.view.size, c.stage)
   options = {'superpixels': c.superpixels, 'samples': c.lime_samples, 'seed': config.seed}
   rows: list[dict] = []
-  unreadable: list[dict] = []
-  for decoded in progress.bar('explaining', _decoded(config, view, unit, unreadable)):
+  left_out: list[dict] = []
+  for decoded in progress.bar('explaining', _decoded(config, asked, left_out)):
+    if not rows:
+      workdir_lib.sign(workdir, config)
+      shutil.rmtree(workdir / PICTURES, ignore_errors=True)  # there may have been more
     image = from_uint8(decoded.pixels)[..., None]
     maps, row = attribution.explain(witness, image, stage, **options)
-    rows.append({'path': decoded.path, 'picture': f'explanations/{len(rows):04d}.png', **row})
-    title = f'{row["answer"]}, p {row["probability"]:.2f}'
+    rows.append({'path': decoded.path, 'picture': f'{PICTURES}/{len(rows):04d}.png', **row})
+    title = f'p({row["answer"]}) = {row["probability"]:.2f}'
     figures.save_maps(workdir / rows[-1]['picture'], image, maps, title)
   if not rows:
-    reason = f'{unreadable[0]["path"]}: {unreadable[0]["reason"]}' if unreadable else 'it is empty'
-    raise UserError(f'config.input = {config.input}: no readable image, {reason}')
+    reason = f'{left_out[0]["path"]}: {left_out[0]["reason"]}' if left_out else 'it is empty'
+    raise UserError(f'config.input = {config.input}: no image can be explained; {reason}')
   results = {
     'stage': stage,
     'images': rows,
-    'unreadable': unreadable,
+    'left_out': left_out,
+    'warnings': asked.warnings,
     'mean_areas': attribution.mean_areas(
       [row['areas'] for row in rows if row['probability'] >= LIKELY]
     ),
@@ -53,31 +77,36 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   return results
 
 
-def summon(config: ml_collections.ConfigDict) -> tuple[Witness, Preprocess, str]:
-  """The detector or the classifier that the config names, its view, and the unit it learnt from."""
+def summon(config: ml_collections.ConfigDict) -> Explained:
+  """The detector or the classifier that the config names."""
   if bool(config.detector) == bool(config.checkpoint):
     raise UserError('explain: set one of --config.detector=DIR and --config.checkpoint=DIR')
   if config.detector:
-    detector = directory.load(Path(config.detector))
-    return detector.witness(config.prior_fake), detector.view, detector.unit
+    folder = Path(config.detector)
+    detector = directory.load(folder)
+    witness = detector.witness(config.prior_fake)
+    return Explained(witness, detector.view, detector.obstacles, directory.warnings(folder))
   trained = inference.load(Path(config.checkpoint))
+
+  def obstacles(decoded: Decoded) -> list[str]:
+    same = decoded.unit == trained.unit
+    return [] if same else [f'{decoded.unit} values, the network learnt from {trained.unit} values']
+
   parts = (trained.network, trained.variables, trained.predict, trained.class_names)
-  return Witness(*parts), trained.view, trained.unit
+  return Explained(Witness(*parts), trained.view, obstacles, [])
 
 
 def _decoded(
-  config: ml_collections.ConfigDict, view: Preprocess, unit: str, unreadable: list[dict]
+  config: ml_collections.ConfigDict, asked: Explained, left_out: list[dict]
 ) -> Iterator[Decoded]:
-  """The first readable images; what cannot be read on the way is added to `unreadable`."""
+  """The first images that can be judged; others on the way are added to `left_out`."""
 
-  def readable():
-    for decoded in decode_all(Path(config.input), view, Limits.from_config(config)):
-      reason = decoded.reason
-      if decoded.pixels is not None and decoded.unit != unit:
-        reason = f'{decoded.unit} values, the network learnt from {unit} values'
+  def judgeable():
+    for decoded in decode_all(Path(config.input), asked.view, Limits.from_config(config)):
+      reason = decoded.reason or '; '.join(asked.obstacles(decoded))
       if reason:
-        unreadable.append({'path': decoded.path, 'reason': reason})
+        left_out.append({'path': decoded.path, 'reason': reason})
       else:
         yield decoded
 
-  return itertools.islice(readable(), config.explain.count)
+  return itertools.islice(judgeable(), config.explain.count)

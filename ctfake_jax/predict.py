@@ -21,13 +21,13 @@ from ctfake_jax.types import ImageSet, Source, UserError
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """Writes predictions.csv (path, label, one column a class) and results.json."""
-  workdir_lib.refuse_training_dir(workdir)
-  workdir_lib.refuse_inside(workdir, Path(config.input))
+  workdir_lib.refuse_others(workdir, config)
   trained = inference.load(Path(config.checkpoint))
   images = gather(
     open_input(Path(config.input), config.data.max_pixels), trained.view, labelled=False
   )
   probabilities = trained.predict(images.images)
+  workdir_lib.sign(workdir, config)
   write_csv(workdir / 'predictions.csv', images, probabilities, trained.class_names)
   if images.unit != trained.unit:
     print(f'careful: trained on {trained.unit} values, the input has {images.unit} values')
@@ -70,7 +70,7 @@ def write_csv(
 ) -> None:
   """One row an image, unreadable ones at the end with empty probabilities and the reason."""
   safe = workdir_lib.csv_safe
-  with open(path, 'w', newline='') as handle:
+  with open(path, 'w', newline='', encoding='utf-8') as handle:
     writer = csv.writer(handle)
     writer.writerow(['path', 'prediction', *(safe(f'p_{name}') for name in class_names), 'error'])
     for record, row in zip(images.records, probabilities):

@@ -24,6 +24,9 @@ import tensorboardX
 from ctfake_jax import config as config_lib
 from ctfake_jax.types import UserError
 
+COMMAND = 'command.json'
+# With their full-width twins.
+_FORMULAS = ('=', '+', '-', '@', '\t', '\r', '\n', '\uff1d', '\uff0b', '\uff0d', '\uff20')
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'ctfake-jax')
 
 
@@ -125,10 +128,27 @@ def environment() -> dict:
   }
 
 
-def refuse_training_dir(workdir: Path) -> None:
-  """Raises UserError where results of another task would overwrite those of a training."""
-  if (workdir / 'config.json').exists():
+def refuse_others(workdir: Path, config: ml_collections.ConfigDict) -> None:
+  """For a task that leaves results, no training: the same command may be repeated, no other.
+
+  Raises:
+    UserError: the workdir holds a training, or what was signed with other values.
+  """
+  path = workdir / COMMAND
+  if path.exists():
+    changed = config_lib.changed_keys(read_json(path), config_lib.as_dict(config))
+    if changed:
+      raise UserError(
+        f'--workdir={workdir} holds results of other values of {", ".join(changed)}: '
+        'choose another one'
+      )
+  elif (workdir / 'config.json').exists():
     raise UserError(f'--workdir={workdir} holds a training: choose another one')
+
+
+def sign(workdir: Path, config: ml_collections.ConfigDict) -> None:
+  """Leaves which command the results that follow are of."""
+  write_json(workdir / COMMAND, config_lib.as_dict(config))
 
 
 def refuse_inside(workdir: Path, images: Path) -> None:
@@ -180,7 +200,7 @@ def read_rows(path: Path) -> list[dict]:
 
 def csv_safe(text: str) -> str:
   """Text that no spreadsheet takes for a formula (OWASP, CSV Injection)."""
-  return "'" + text if text[:1] in ('=', '+', '-', '@', '\t', '\r') else text
+  return "'" + text if text[:1] in _FORMULAS else text
 
 
 def _finite(value: Any) -> Any:

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import math
 import shutil
 
 import flax.linen as nn
@@ -416,12 +417,15 @@ def test_detect_writes_a_row_for_every_file(made, tmp_path):
   assert results['warnings'] == ['this detector learnt from a simulated scanner: not for real CT']
   kept = (tmp_path / 'out' / 'verdicts.csv').read_text()
   config.input = str(tmp_path / 'nothing')
-  with pytest.raises(UserError, match='no such file'):
+  with pytest.raises(UserError, match='other values of input'):
     detect.run(config, tmp_path / 'out')
+  with pytest.raises(UserError, match='no such file'):
+    detect.run(config, tmp_path / 'elsewhere')
+  config.input = str(folder)
   assert (tmp_path / 'out' / 'verdicts.csv').read_text() == kept
   config.detection.false_alarm_rate = 0.3
   with pytest.raises(UserError, match=r'rate = 0.3: this detector was calibrated for 0.1'):
-    detect.run(config, tmp_path / 'out')
+    detect.run(config, tmp_path / 'elsewhere')
 
 
 @pytest.mark.slow
@@ -476,6 +480,31 @@ def test_a_detector_of_another_version_is_refused(made, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+  ('keys', 'value', 'reason'),
+  [
+    (('threshold', 'value'), float('nan'), 'not finite'),
+    (('threshold', 'value'), '3', 'TypeError'),
+    (('scaling', 'other'), 1.0, 'other'),
+    (('figures', 'best_step'), '../..', 'ValueError'),
+  ],
+)
+def test_a_detector_that_was_altered_with_its_digests_is_refused(
+  made, tmp_path, keys, value, reason
+):
+  new = tmp_path / 'new'
+  shutil.copytree(made[0], new, ignore=shutil.ignore_patterns('generators', 'fakes'))
+  facts = json.loads((new / directory.FACTS).read_text())
+  facts[keys[0]][keys[1]] = value
+  (new / directory.FACTS).write_text(json.dumps(facts))
+  digests = json.loads((new / directory.DIGESTS).read_text())
+  digests[directory.FACTS] = directory._digest(new / directory.FACTS)
+  (new / directory.DIGESTS).write_text(json.dumps(digests))
+  with pytest.raises(UserError, match=f'no whole detector .*{reason}'):
+    directory.load(new)
+
+
+@pytest.mark.slow
 def test_scores_are_the_same_after_loading(made):
   images = exhibits.controls.through_png(make_images(4, size=32).images)
   detector = directory.load(made[0])
@@ -497,12 +526,24 @@ def test_drift_is_found_between_other_sites_and_not_within_one():
   rng, alarms = np.random.default_rng(0), 0
   for seed in range(20):
     a, b = rng.normal(size=(80, 6)), rng.normal(size=(60, 6))
-    alarms += recalibration.drift(a, b, seed)['raised']
+    alarms += recalibration.drift(a, b, seed)['p_value'] < recalibration.ALARM
   assert alarms <= 2
-  assert recalibration.drift(a, b + 0.7, 0)['raised']
-  # By hand: two samples at 0 and 1 on a line, reference spread 1: 2 * 1 - 0 - 0.
-  found = recalibration.drift(np.array([[0.0], [0.0]]), np.array([[1e-6], [1e-6]]), 0)
-  assert found['energy_distance'] == pytest.approx(2.0)
+  assert recalibration.drift(a, b + 0.7, 0)['p_value'] < recalibration.ALARM
+  # By hand: two samples at 0 and 1 on a line, whose spread is 1/2: 2 * 2 - 0 - 0.
+  found = recalibration.drift(np.array([[0.0], [0.0]]), np.array([[1.0], [1.0]]), 0)
+  assert found['energy_distance'] == pytest.approx(4.0, rel=1e-5)
+
+
+def test_more_scores_above_the_threshold_than_promised_raise_an_alarm():
+  scores = np.arange(97.0)
+  threshold = calibration.Threshold(91.5, 0.01, 97, 0.1, '')
+  found = recalibration.too_many_above(scores, threshold)
+  # Five of 97 at 1 %: the upper tail of a binomial distribution.
+  tail = 1 - sum(math.comb(97, k) * 0.01**k * 0.99 ** (97 - k) for k in range(5))
+  assert found == {'p_value': pytest.approx(tail), 'above': 5}
+  assert tail < recalibration.ALARM
+  few = dataclasses.replace(threshold, value=94.5)
+  assert recalibration.too_many_above(scores, few)['p_value'] > recalibration.ALARM
 
 
 def test_a_site_without_fakes_gets_probabilities_from_supposed_ones():
@@ -585,9 +626,11 @@ def test_patients_of_a_site_are_its_folders_where_that_is_said(made, tmp_path):
   by, groups = splits.group(images, config.split)
   assert (by, groups.tolist()) == ('patient', [0, 0, 0, 1, 1, 1])
   assert [error.path for error in images.unreadable] == ['patient0/black.png']
-  Image.new('L', (32, 32), 9).save(tmp_path / 'whose.png')
-  with pytest.raises(UserError, match=r'no image can be taken; whose\.png: grey values'):
+  with pytest.raises(UserError, match=r'no image can be taken; patient0/black\.png: grey values'):
     recalibration.reals(config, directory.load(made[0]))
+  shutil.copyfile(tmp_path / 'patient0' / 'study' / '0.png', tmp_path / 'whose.png')
+  with pytest.raises(UserError, match=r'whose\.png lies in no folder of a patient'):
+    recalibration.reals(config, detector)
 
 
 @pytest.mark.slow
@@ -599,7 +642,7 @@ def test_a_detector_is_recalibrated_from_files(made, site_files, tmp_path, capsy
   config_lib.validate(config)
   results = recalibration.run(config, tmp_path / 'new')
   assert results['groups'] == 12
-  assert set(results['alarms']) == {'drift', 'outliers'}
+  assert set(results['alarms']) == {'drift', 'outliers', 'rate'}
   raised = [name for name, alarm in results['alarms'].items() if alarm['raised']]
   said = directory.warnings(tmp_path / 'new')[1:]  # the first is of the phantom
   assert [text.split(':')[0] for text in said] == raised
@@ -610,7 +653,10 @@ def test_a_detector_is_recalibrated_from_files(made, site_files, tmp_path, capsy
     alarm['raised'] for alarm in results['alarms'].values()
   ]
   assert '12 originals of the site in 12 independent groups' in text
-  assert str(site_files) not in text
+  for name in ('MODEL_CARD.md', directory.FACTS, directory.CONFIG):
+    own = (tmp_path / 'new' / name).read_text()
+    assert results['suspects'][0] not in own
+    assert str(site_files) not in own
   found, old = (directory.load(path) for path in (tmp_path / 'new', workdir))
   assert found.threshold.groups == 12
   pixels, one = _pixels(found, site_files)
@@ -632,6 +678,10 @@ def test_a_detector_is_recalibrated_from_files(made, site_files, tmp_path, capsy
   (tmp_path / 'training' / 'config.json').write_text('{}')
   with pytest.raises(UserError, match='holds a training'):
     recalibration.run(config, tmp_path / 'training')
+  config.input = str(site_files.parent)
+  with pytest.raises(UserError, match='other values of input'):
+    recalibration.run(config, tmp_path / 'new')
+  config.input = str(site_files)
   config.detection.false_alarm_rate = 0.001
   many = np.resize(pixels, (999, 32, 32, 1))
   with pytest.raises(UserError, match=r'rate = 0.001: the detector was calibrated on .*too few'):

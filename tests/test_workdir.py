@@ -80,10 +80,23 @@ def test_other_images_in_a_begun_workdir_are_refused(tmp_path):
 
 
 def test_results_of_a_trained_network_are_not_overwritten(tmp_path):
-  workdir.refuse_training_dir(tmp_path)
+  config = config_lib.defaults()
+  workdir.refuse_others(tmp_path, config)
   (tmp_path / 'config.json').write_text('{}')
   with pytest.raises(UserError, match='holds a training'):
-    workdir.refuse_training_dir(tmp_path)
+    workdir.refuse_others(tmp_path, config)
+
+
+def test_a_command_may_be_repeated_and_no_other_takes_its_place(tmp_path):
+  config = config_lib.defaults()
+  config.task, config.input = 'detect', 'here'
+  workdir.sign(tmp_path, config)
+  (tmp_path / 'config.json').write_text('{}')  # as a recalibration leaves it
+  config.detection.workers = 1
+  workdir.refuse_others(tmp_path, config)
+  config.input = 'there'
+  with pytest.raises(UserError, match=r'results of other values of input: choose another'):
+    workdir.refuse_others(tmp_path, config)
 
 
 def test_results_are_not_written_among_the_images(tmp_path):
@@ -94,7 +107,7 @@ def test_results_are_not_written_among_the_images(tmp_path):
       workdir.refuse_inside(tmp_path / inside, tmp_path / 'in')
 
 
-@pytest.mark.parametrize('text', ['=1+1', '+1', '-1', '@x', '\tx'])
+@pytest.mark.parametrize('text', ['=1+1', '+1', '-1', '@x', '\tx', '\n=1', '\uff1d1+1'])
 def test_cells_from_files_are_no_formulas(text):
   assert workdir.csv_safe(text) == "'" + text
   assert workdir.csv_safe('covid/1.png') == 'covid/1.png'

@@ -6,6 +6,8 @@ from typing import Any
 import jinja2
 import ml_collections
 
+from ctfake_jax.detector import directory
+
 TEMPLATES = Path(__file__).parent
 
 
@@ -17,7 +19,8 @@ def write(config: ml_collections.ConfigDict, results: dict, workdir: Path) -> No
 def write_site(config: ml_collections.ConfigDict, figures: dict, workdir: Path) -> None:
   """Leaves that of a recalibrated one, with the `figures` of its directory."""
   site = figures['recalibration']
-  _render('site_card.md', config, workdir, s=site, t=site['threshold'], home=figures['home'])
+  content = {'s': site, 't': site['threshold'], 'home': figures['home'], 'says': directory.ALARMS}
+  _render('site_card.md', config, workdir, **content)
 
 
 def _render(name: str, made_with: ml_collections.ConfigDict, workdir: Path, **content: Any) -> None:

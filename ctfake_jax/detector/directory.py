@@ -7,6 +7,7 @@ SHA-256 in `digests.json`.
 
 import dataclasses
 import hashlib
+import zipfile
 from pathlib import Path
 
 import flax.linen as nn
@@ -30,6 +31,16 @@ from ctfake_jax.types import Unit, UserError
 FACTS, REFERENCE, CONFIG, DIGESTS = 'detector.json', 'reference.npz', 'config.json', 'digests.json'
 NETWORK = 'network'  # folder of the network's training
 VERSION = 3  # grows where the same files would mean something else; 3 binds the network's manifest
+# What a recalibration may have found, by name.
+ALARMS = {
+  'drift': 'the images it was recalibrated on differ from those that the detector learnt from; '
+  'what was measured there does not hold for them',
+  'outliers': 'some of the images it was recalibrated on lie apart from the rest on the side of '
+  'fakes; look at `suspects`',
+  'rate': 'more of the images it was recalibrated on lie above the threshold than were promised: '
+  'fakes are among them (look at `suspects`), or they vary more than those of its making; the '
+  'false-alarm rate may be higher',
+}
 # Qualities of the harmless re-encodings that must not change a verdict.
 RE_ENCODINGS = (90.0, 75.0)
 LEAST_SHARE = 0.5  # of the side that the network sees; robustness is measured down to it
@@ -153,26 +164,43 @@ def figures(workdir: Path) -> dict:
 
 def load(workdir: Path) -> Detector:
   """UserError where something is missing, or is not what was saved."""
+  if not workdir.is_dir():
+    raise UserError(f'config.detector = {workdir}: no such folder')
   digests = workdir_lib.read_json(workdir / DIGESTS)
   _check(workdir, digests, FACTS)
   facts = workdir_lib.read_json(workdir / FACTS)
   if facts.get('version') != VERSION:
     raise UserError(f'{workdir}: a detector of another version of this package; make it anew')
-  step = facts['figures']['best_step']
-  for name in (REFERENCE, CONFIG, _manifest(step)):
-    _check(workdir, digests, name)
+  try:
+    step = int(facts['figures']['best_step'])
+    for name in (REFERENCE, CONFIG, _manifest(step)):
+      _check(workdir, digests, name)
+    detector = _from_files(workdir, facts, step)
+  except UserError:
+    raise
+  except (KeyError, TypeError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+    raise UserError(
+      f'{workdir}: no whole detector ({type(error).__name__}: {error}); restore it from a copy'
+    ) from error
+  return detector
+
+
+def _from_files(workdir: Path, facts: dict, step: int) -> Detector:
   config = config_lib.from_dict(workdir_lib.read_json(workdir / CONFIG)['config'])
   with np.load(workdir / REFERENCE, allow_pickle=False) as file:
     arrays = dict(file)
-  model = zoo.patch_net(config.detection)
+  scaling, threshold = Scaling(**facts['scaling']), Threshold(**facts['threshold'])
+  numbers = (scaling.slope, scaling.intercept, threshold.value, *arrays.values())
+  if not all(np.isfinite(values).all() for values in numbers):
+    raise ValueError('a number is not finite')
   network = checkpoints.restore_part(workdir / NETWORK, step, 'ema')
   return Detector(
-    model=model,
+    model=zoo.patch_net(config.detection),
     variables=with_discriminant(network, arrays['centre'], arrays['directions']),
     config=config,
     unit=facts['unit'],
-    scaling=Scaling(**facts['scaling']),
-    threshold=Threshold(**facts['threshold']),
+    scaling=scaling,
+    threshold=threshold,
     reference=arrays['features'],
     differences=arrays['differences'],
     learnt=Learnt(arrays['apart'], arrays['covariance']),
@@ -185,8 +213,9 @@ def warnings(workdir: Path) -> list[str]:
   if workdir_lib.read_json(workdir / CONFIG)['config']['data']['source'] == 'phantom':
     found.append('this detector learnt from a simulated scanner: not for real CT')
   alarms = figures(workdir).get('recalibration', {}).get('alarms', {})
-  found += [f'{name}: {alarm["says"]}' for name, alarm in alarms.items() if alarm['raised']]
-  return found
+  return found + [
+    f'{name}: {says}' for name, says in ALARMS.items() if name in alarms and alarms[name]['raised']
+  ]
 
 
 def _manifest(step: int) -> str:

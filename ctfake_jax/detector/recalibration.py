@@ -13,6 +13,7 @@ from pathlib import Path
 
 import ml_collections
 import numpy as np
+import scipy.stats
 from scipy.spatial.distance import cdist
 
 from ctfake_jax import progress
@@ -32,12 +33,15 @@ COMPARED = 2000
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """Reads the site's reals in `config.input`, leaves a detector directory in the workdir."""
   old = directory.load(Path(config.detector))
-  _refuse_workdir(workdir, config)
+  if workdir.resolve() == Path(config.detector).resolve():
+    raise UserError(f'--workdir={workdir} is the old detector: choose another one')
+  workdir_lib.refuse_others(workdir, config)
   images = reals(config, old)
   _, groups = splits.group(images, config.split)
   new, results = recalibrate(old, images.images, groups, config)
   results['suspects'] = [images.records[row].provenance for row in results['suspects']]
   results['left_out'] = [{'path': e.path, 'reason': e.reason} for e in images.unreadable]
+  workdir_lib.sign(workdir, config)
   _copy_network(Path(config.detector), workdir)
   figures = _figures(Path(config.detector), results)
   directory.save(new, workdir, figures)
@@ -51,17 +55,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     )
   for name, alarm in results['alarms'].items():
     if alarm['raised']:
-      print(f'ALARM, {name}: {alarm["says"]}')
+      print(f'ALARM, {name}: {directory.ALARMS[name]}')
   return results
-
-
-def _refuse_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
-  """The same command may be repeated; nothing else may be overwritten."""
-  workdir_lib.refuse_inside(workdir, Path(config.input))
-  if workdir.resolve() == Path(config.detector).resolve():
-    raise UserError(f'--workdir={workdir} is the old detector: choose another one')
-  if not (workdir / directory.FACTS).exists() or 'recalibration' not in directory.figures(workdir):
-    workdir_lib.refuse_training_dir(workdir)
 
 
 def reals(config: ml_collections.ConfigDict, detector: Detector) -> ImageSet:
@@ -102,7 +97,12 @@ def _patient(decoded: Decoded, config: ml_collections.ConfigDict) -> str | None:
   if not config.data.patient_folders:
     return decoded.patient_id
   folders = Path(decoded.path).parts[:-1]
-  return folders[0] if folders else None
+  if not folders:
+    raise UserError(
+      f'config.data.patient_folders: {decoded.path} lies in no folder of a patient; put each '
+      "patient's images into one of config.input"
+    )
+  return folders[0]
 
 
 def recalibrate(
@@ -140,8 +140,9 @@ def recalibrate(
     'threshold': dataclasses.asdict(threshold),
     'scaling': dataclasses.asdict(new.scaling),
     'alarms': {
-      'drift': drift(old.reference, features, config.seed),
-      'outliers': outliers(own.scores, usual, config.seed),
+      'drift': _alarm(drift(old.reference, features, config.seed)),
+      'outliers': _alarm({'p_value': site.apart(own.scores, usual, config.seed)}),
+      'rate': _alarm(too_many_above(own.scores, threshold)),
     },
     'suspects': one[order[own.suspects[order]]].tolist(),
   }
@@ -170,25 +171,19 @@ def _scaling(own: site.Fit, usual: np.ndarray) -> calibration.Scaling:
 def drift(reference: np.ndarray, features: np.ndarray, seed: int) -> dict:
   """Permutation test of the energy distance between two samples f[n, d], f[m, d].
 
-  Szekely & Rizzo 2013, doi:10.1016/j.jspi.2013.03.018. Features are scaled by the reference. Of
+  Szekely & Rizzo 2013, doi:10.1016/j.jspi.2013.03.018. Features are scaled by both together. Of
   large samples `COMPARED` rows each are drawn, for memory grows with their square.
   """
   rng = np.random.default_rng(seed)
   reference, features = (rng.permutation(rows)[:COMPARED] for rows in (reference, features))
-  scale = reference.std(0) + 1e-6
-  together = np.concatenate([reference, features]) / scale
+  together = np.concatenate([reference, features])
+  together = together / (together.std(0) + 1e-6)
   distances = cdist(together, together)
   first = np.arange(len(together)) < len(reference)
   seen = _energy(distances, first)
   null = [_energy(distances, rng.permutation(first)) for _ in range(PERMUTATIONS)]
   p_value = float((1 + np.sum(np.array(null) >= seen)) / (1 + PERMUTATIONS))
-  return {
-    'raised': p_value < ALARM,
-    'p_value': p_value,
-    'energy_distance': float(seen),
-    'says': 'these images differ from those that the detector learnt from; what was measured there '
-    'does not hold for them',
-  }
+  return {'p_value': p_value, 'energy_distance': float(seen)}
 
 
 def _energy(distances: np.ndarray, first: np.ndarray) -> float:
@@ -197,24 +192,30 @@ def _energy(distances: np.ndarray, first: np.ndarray) -> float:
   return float(2 * a @ distances @ b - a @ distances @ a - b @ distances @ b)
 
 
-def outliers(scores: np.ndarray, usual: np.ndarray, seed: int) -> dict:
-  """Whether some reals lie further towards fakes than is usual, by their scores f[n]."""
-  p_value = site.apart(scores, usual, seed)
-  return {
-    'raised': p_value < ALARM,
-    'p_value': p_value,
-    'says': 'some of these images lie apart from the rest on the side of fakes; look at `suspects`',
-  }
+def too_many_above(scores: np.ndarray, threshold: calibration.Threshold) -> dict:
+  """Binomial test of how many scores f[n] of the site's own reals exceed its threshold."""
+  above = int((scores > threshold.value).sum())
+  test = scipy.stats.binomtest(above, len(scores), threshold.false_alarm_rate, 'greater')
+  return {'p_value': float(test.pvalue), 'above': above}
+
+
+def _alarm(test: dict) -> dict:
+  return {'raised': test['p_value'] < ALARM, **test}
 
 
 def _figures(old: Path, results: dict) -> dict:
-  """Those of the making, which hold at home, apart from the new ones."""
+  """Those of the making, which hold at home, apart from the new ones; of files their number."""
   known = directory.figures(old)
   home = known.get('home', known)
-  return {'best_step': known['best_step'], 'home': home, 'recalibration': results}
+  own = results | {name: len(results[name]) for name in ('suspects', 'left_out')}
+  return {'best_step': known['best_step'], 'home': home, 'recalibration': own}
 
 
 def _copy_network(old: Path, new: Path) -> None:
+  """And its config but for paths: a detector is what one passes on."""
   new.mkdir(parents=True, exist_ok=True)
   shutil.copytree(old / directory.NETWORK, new / directory.NETWORK, dirs_exist_ok=True)
-  shutil.copyfile(old / directory.CONFIG, new / directory.CONFIG)
+  record = workdir_lib.read_json(old / directory.CONFIG)
+  record['config']['data'] |= {'path': '', 'labels_csv': ''}
+  record['config']['detection']['fakes_folder'] = ''
+  workdir_lib.write_json(new / directory.CONFIG, record)

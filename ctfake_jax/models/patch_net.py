@@ -116,11 +116,12 @@ def distance_towards_fakes(
 def scores_of_parts(
   model: PatchNet, variables: dict, image: jax.Array, kept: jax.Array
 ) -> jax.Array:
-  """Scores f32[n] of an image f[h, w, 1] of which the places kept bool[n, h, w] are left.
+  """Scores f32[n] of the stages of an image f[h, w, 1] at the places kept bool[n, h, w].
 
-  What is taken away becomes a typical original's: a stage's moments are those of the kept places
-  and, for the missing share, of the discriminant's centre. Black or blurred places would not do,
-  they look synthetic themselves. All places kept give the image's score, none give 0.
+  Elsewhere they become a typical original's: a stage's moments are those of the kept places and,
+  for the missing share, of the discriminant's centre. All places kept give the image's score, none
+  give 0. It is the network's maps that lose places, not the image, whose black or blurred places
+  would look synthetic themselves; a kept place has seen its neighbours before they went.
   """
   centre, kept = variables[DISCRIMINANT]['centre'], kept[..., None].astype(jnp.float32)
   found = []
