@@ -93,7 +93,9 @@ def _reported(error: BaseException) -> int | None:
     print('interrupted; run the same command again', file=sys.stderr)
     return EXIT_INTERRUPTED
   if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-    return _fail(f'{error}: no room to write, free some and run the same command')
+    return _fail(
+      f'{error}: the disk is full or files may not be longer, make room and run the same command'
+    )
   if isinstance(error, OSError) and error.filename:
     return _fail(f'{error.filename}: {error.strerror}; nothing more was written')
   if isinstance(error, UserError):
