@@ -247,6 +247,14 @@ def test_a_full_disk_is_one_message(tmp_path):
   assert 'Traceback' not in done.stderr
 
 
+def test_nothing_not_even_a_lock_is_written_among_the_images(tmp_path):
+  flags = [f'--config.input={tmp_path}', '--config.detector=d', f'--workdir={tmp_path}/out']
+  done = launch('detect', *flags)
+  assert done.returncode == 1
+  assert 'lies in config.input' in done.stderr
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_second_run_in_the_same_workdir_is_refused(tmp_path):
   from ctfake_jax import workdir
   from ctfake_jax.types import UserError
