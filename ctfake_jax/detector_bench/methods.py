@@ -33,6 +33,7 @@ from ctfake_jax.models.patch_net import with_residuals
 
 RESERVOIRS, RESERVOIR_WIDTHS, RESERVOIR_SPREAD = 4, (16, 32, 64), 1.5
 RESIDUAL_TIMES = (0.1, 0.2, 0.3)
+HIGHEST_RATES = {'vgg19': 1e-4}  # without normalisation it dies at the others'
 
 Score = Callable[[np.ndarray], np.ndarray]
 
@@ -82,6 +83,7 @@ def network(name: str, lesson: Lesson) -> Scorer:
   else:
     model = zoo.MODELS[name](num_classes=1)
     c.updates, c.eval_every = config.bench.network_updates, config.bench.network_updates
+    c.learning_rate = min(c.learning_rate, HIGHEST_RATES.get(name, np.inf))
   variables, facts = training.fit(
     config, model, lesson.learn, lesson.choose, lesson.folder / 'network', name
   )
