@@ -21,7 +21,7 @@ from ctfake_jax import config as config_lib
 from ctfake_jax.data import splits
 from ctfake_jax.data.decode import Decoded
 from ctfake_jax.data.pipeline import gather
-from ctfake_jax.data.preprocess import to_uint8
+from ctfake_jax.data.preprocess import Preprocess, to_uint8
 from ctfake_jax.detector import (
   audit,
   calibration,
@@ -582,6 +582,24 @@ def test_verdicts_of_a_detector_are_explained(made, site_files, tmp_path):
     assert set(row['areas']) == {'Grad-CAM', 'LIME', 'patch map', 'random'}
     with Image.open(tmp_path / row['picture']) as picture:
       assert np.asarray(picture.convert('L')).std() > 5
+
+
+@pytest.mark.slow
+def test_what_cannot_be_judged_is_not_explained(tmp_path):
+  config = config_lib.defaults()
+  config.input = str(tmp_path)
+  for name, value in (('a', 0), ('b', 90), ('c', 90)):
+    Image.new('L', (32, 32), value).save(tmp_path / f'{name}.png')
+  (tmp_path / 'd.png').write_bytes(b'junk')
+
+  def obstacles(decoded):
+    return [] if decoded.pixels.max() else ['black']
+
+  view, left_out = Preprocess.from_config(config.data), []
+  asked = explain.Explained(None, view, obstacles, [])
+  assert [d.path for d in explain._decoded(config, asked, left_out)] == ['b.png', 'c.png']
+  assert [row['path'] for row in left_out] == ['a.png', 'd.png']
+  assert left_out[0]['reason'] == 'black'
 
 
 def test_an_explanation_needs_one_network(tmp_path):
