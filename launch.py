@@ -97,7 +97,7 @@ def _reported(error: BaseException) -> int | None:
       f'{error}: the disk is full or files may not be longer, make room and run the same command'
     )
   if isinstance(error, OSError) and error.filename:
-    return _fail(f'{error.filename}: {error.strerror}; nothing more was written')
+    return _fail(f'{error.filename}: {error.strerror}')
   if isinstance(error, UserError):
     return _fail(str(error))
   return None

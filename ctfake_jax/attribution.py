@@ -189,8 +189,9 @@ def explain(
   target = int(probabilities.argmax())
 
   def judge(kept):
-    parts = witness.judge_parts or (lambda image, kept: witness.judge(mixed(image, kept)))
-    return parts(image, kept)[:, target]
+    if witness.judge_parts:
+      return witness.judge_parts(image, kept)[:, target]
+    return witness.judge(mixed(image, kept))[:, target]
 
   parts = (witness.network, witness.variables, image[None], np.array([target]), stage)
   maps = {

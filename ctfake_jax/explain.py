@@ -16,10 +16,10 @@ import ml_collections
 from ctfake_jax import attribution, figures, inference, progress
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.attribution import Witness
-from ctfake_jax.data.decode import Decoded, Limits, decode_all
+from ctfake_jax.data.decode import Decoded, Limits, decode_all, judgeable
 from ctfake_jax.data.preprocess import Preprocess, from_uint8
 from ctfake_jax.detector import directory
-from ctfake_jax.types import UserError
+from ctfake_jax.types import UnreadableImageError, UserError
 
 PICTURES = 'explanations'
 LIKELY = 0.5  # an answer less probable has nothing that could be taken away
@@ -51,7 +51,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   stage = witness.stage(asked.view.size, c.stage)
   options = {'superpixels': c.superpixels, 'samples': c.lime_samples, 'seed': config.seed}
   rows: list[dict] = []
-  left_out: list[dict] = []
+  left_out: list[UnreadableImageError] = []
   for decoded in progress.bar('explaining', _decoded(config, asked, left_out)):
     if not rows:
       workdir_lib.sign(workdir, config)
@@ -62,12 +62,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     title = f'p({row["answer"]}) = {row["probability"]:.2f}'
     figures.save_maps(workdir / rows[-1]['picture'], image, maps, title)
   if not rows:
-    reason = f'{left_out[0]["path"]}: {left_out[0]["reason"]}' if left_out else 'it is empty'
+    reason = left_out[0] if left_out else 'it is empty'
     raise UserError(f'config.input = {config.input}: no image can be explained; {reason}')
   results = {
     'stage': stage,
     'images': rows,
-    'left_out': left_out,
+    'left_out': [{'path': error.path, 'reason': error.reason} for error in left_out],
     'warnings': asked.warnings,
     'mean_areas': attribution.mean_areas(
       [row['areas'] for row in rows if row['probability'] >= LIKELY]
@@ -97,16 +97,8 @@ def summon(config: ml_collections.ConfigDict) -> Explained:
 
 
 def _decoded(
-  config: ml_collections.ConfigDict, asked: Explained, left_out: list[dict]
+  config: ml_collections.ConfigDict, asked: Explained, left_out: list[UnreadableImageError]
 ) -> Iterator[Decoded]:
   """The first images that can be judged; others on the way are added to `left_out`."""
-
-  def judgeable():
-    for decoded in decode_all(Path(config.input), asked.view, Limits.from_config(config)):
-      reason = decoded.reason or '; '.join(asked.obstacles(decoded))
-      if reason:
-        left_out.append({'path': decoded.path, 'reason': reason})
-      else:
-        yield decoded
-
-  return itertools.islice(judgeable(), config.explain.count)
+  images = decode_all(Path(config.input), asked.view, Limits.from_config(config))
+  return itertools.islice(judgeable(images, asked.obstacles, left_out), config.explain.count)

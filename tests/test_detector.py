@@ -598,8 +598,8 @@ def test_what_cannot_be_judged_is_not_explained(tmp_path):
   view, left_out = Preprocess.from_config(config.data), []
   asked = explain.Explained(None, view, obstacles, [])
   assert [d.path for d in explain._decoded(config, asked, left_out)] == ['b.png', 'c.png']
-  assert [row['path'] for row in left_out] == ['a.png', 'd.png']
-  assert left_out[0]['reason'] == 'black'
+  assert [error.path for error in left_out] == ['a.png', 'd.png']
+  assert left_out[0].reason == 'black'
 
 
 def test_an_explanation_needs_one_network(tmp_path):

@@ -90,6 +90,20 @@ def decode_all(
   return _decoded(root, view, limits, decode)
 
 
+def judgeable(
+  images: Iterator[Decoded],
+  obstacles: Callable[[Decoded], list[str]],
+  left_out: list[UnreadableImageError],
+) -> Iterator[Decoded]:
+  """Those with pixels and without obstacles; the others are added to `left_out`, with reasons."""
+  for decoded in images:
+    reason = decoded.reason or '; '.join(obstacles(decoded))
+    if reason:
+      left_out.append(UnreadableImageError(decoded.path, reason))
+    else:
+      yield decoded
+
+
 def _decoded(root: Path, view: Preprocess, limits: Limits, decode: Callable) -> Iterator[Decoded]:
   base = root if root.is_dir() else root.parent
   context = multiprocessing.get_context('spawn')

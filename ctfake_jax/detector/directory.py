@@ -175,14 +175,13 @@ def load(workdir: Path) -> Detector:
     step = int(facts['figures']['best_step'])
     for name in (REFERENCE, CONFIG, _manifest(step)):
       _check(workdir, digests, name)
-    detector = _from_files(workdir, facts, step)
+    return _from_files(workdir, facts, step)
   except UserError:
     raise
   except (KeyError, TypeError, ValueError, AttributeError, zipfile.BadZipFile) as error:
     raise UserError(
       f'{workdir}: no whole detector ({type(error).__name__}: {error}); restore it from a copy'
     ) from error
-  return detector
 
 
 def _from_files(workdir: Path, facts: dict, step: int) -> Detector:

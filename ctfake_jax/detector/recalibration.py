@@ -19,7 +19,7 @@ from scipy.spatial.distance import cdist
 from ctfake_jax import progress
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import splits
-from ctfake_jax.data.decode import Decoded, Limits, decode_all
+from ctfake_jax.data.decode import Decoded, Limits, decode_all, judgeable
 from ctfake_jax.data.preprocess import from_uint8
 from ctfake_jax.detector import calibration, card, directory, discriminant, site
 from ctfake_jax.detector.directory import Detector
@@ -65,24 +65,16 @@ def reals(config: ml_collections.ConfigDict, detector: Detector) -> ImageSet:
   Raises:
     UserError: there is none that the detector could judge.
   """
-  limits = Limits.from_config(config)
-  found: list[Decoded] = []
-  pixels: list[np.ndarray] = []
   left_out: list[UnreadableImageError] = []
-  for decoded in progress.bar('reading', decode_all(Path(config.input), detector.view, limits)):
-    reason = decoded.reason or '; '.join(detector.obstacles(decoded))
-    if decoded.pixels is None or reason:
-      left_out.append(UnreadableImageError(decoded.path, reason))
-    else:
-      found.append(decoded)
-      pixels.append(decoded.pixels)
+  images = decode_all(Path(config.input), detector.view, Limits.from_config(config))
+  found = list(progress.bar('reading', judgeable(images, detector.obstacles, left_out)))
   if not found:
     reasons = '; '.join(str(error) for error in left_out[:3])
     raise UserError(f'config.input = {config.input}: no image can be taken; {reasons}')
   if left_out:
     print(f'left out: {len(left_out)} files; results.json says why')
   return ImageSet(
-    images=from_uint8(np.stack(pixels))[..., None],
+    images=from_uint8(np.array([d.pixels for d in found]))[..., None],
     labels=np.full(len(found), UNKNOWN_LABEL, np.int32),
     records=tuple(Record(UNKNOWN_LABEL, _patient(d, config), d.path) for d in found),
     native_sizes=np.array([d.native_size for d in found], np.int32),
