@@ -1,7 +1,8 @@
 """The resolved configuration: every key with its meaning and default, and its validation.
 
 `defaults()` lists every key once. A file in `configs/` starts from it and overrides a few; the
-command line overrides those (`--config.train.epochs=5`). `validate` runs before any work.
+command line overrides those (`--config.train.epochs=5`). `validate` runs before any work;
+`check_record` is the part of it that a record of a finished run must satisfy, too.
 """
 
 import dataclasses
@@ -431,13 +432,22 @@ for _name in GENERATORS:
 RULES['autoencoder.batch_size'] = Rule('a multiple of 8', lambda v: v > 0 and v % 8 == 0)
 
 
-def validate(config: ml_collections.ConfigDict) -> None:
-  """Raises UserError naming the key, its value and what is allowed."""
+def check_record(config: ml_collections.ConfigDict) -> None:
+  """Raises UserError naming a key that is unknown, or whose type or range is wrong.
+
+  What a record of a finished run must satisfy: its paths may be gone, or left out on purpose.
+  """
   values = dict(_leaves(config))
   _check_keys_and_types(values)
   for key, rule in RULES.items():
     if not _holds(rule, values[key]):
       raise UserError(f'config.{key} = {values[key]!r}: must be {rule.allowed}')
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+  """Raises UserError naming what keeps the config's task from running: `check_record` and more."""
+  check_record(config)
+  values = dict(_leaves(config))
   for needs, keys in _REQUIRED_PATHS.items():
     if needs == config.task:
       for key in keys:
@@ -571,13 +581,18 @@ def as_dict(config: ml_collections.ConfigDict) -> dict:
 
 
 def from_dict(saved: dict) -> ml_collections.ConfigDict:
-  """The config that `as_dict` wrote, on top of today's defaults; keys unknown today raise."""
-  config = defaults()
-  with config.unlocked():
-    config.update_from_flattened_dict(
-      {k: tuple(v) if isinstance(v, list) else v for k, v in _leaves(saved) if v is not None}
+  """The config that `as_dict` wrote, on top of today's defaults; raises as `check_record`."""
+  config, known = defaults(), dict(_leaves(defaults()))
+  values = {k: tuple(v) if isinstance(v, list) else v for k, v in _leaves(saved) if v is not None}
+  if unknown := sorted(values.keys() - known.keys()):
+    raise UserError(
+      f'a recorded config has keys that this version does not know ({", ".join(unknown)}): use the '
+      'version that wrote it, or run its command again'
     )
-  validate(config)
+  for key, value in values.items():
+    _check_type(key, value, known[key])
+  config.update_from_flattened_dict(values)
+  check_record(config)
   return config
 
 
@@ -598,11 +613,14 @@ def _check_keys_and_types(values: dict[str, Any]) -> None:
   for key, value in values.items():
     if key not in known:
       raise UserError(f'config.{key}: unknown key; have: {", ".join(sorted(known))}')
-    want = known[key]
-    number = isinstance(want, float) and type(value) is int
-    if value is not None and want is not None and type(value) is not type(want) and not number:
-      raise UserError(
-        f'config.{key} = {value!r}: must be {type(want).__name__}, not {type(value).__name__}'
-      )
+    _check_type(key, value, known[key])
   for key in known.keys() - values.keys():
     raise UserError(f'config.{key} is missing: start from ctfake_jax.config.defaults()')
+
+
+def _check_type(key: str, value: Any, default: Any) -> None:
+  number = isinstance(default, float) and type(value) is int
+  if None not in (value, default) and type(value) is not type(default) and not number:
+    raise UserError(
+      f'config.{key} = {value!r}: must be {type(default).__name__}, not {type(value).__name__}'
+    )

@@ -210,6 +210,26 @@ def test_saved_configs_come_back():
   assert config_lib.as_dict(config_lib.from_dict(saved)) == saved
 
 
+@pytest.mark.parametrize('source', ['phantom', 'folders', 'dicom', 'tfds'])
+@pytest.mark.parametrize('task', config_lib.TASKS)
+def test_a_record_needs_no_paths(task, source):
+  config = config_lib.defaults()
+  config.task, config.data.source = task, source
+  saved = config_lib.as_dict(config)
+  assert config_lib.as_dict(config_lib.from_dict(saved)) == saved
+
+
+@pytest.mark.parametrize(
+  ('section', 'key', 'value'),
+  [('data', 'image_size', 4), ('detection', 'width', 'wide'), ('data', 'colour', 1)],
+)
+def test_an_impossible_record_is_refused(section, key, value):
+  saved = config_lib.as_dict(config_lib.defaults())
+  saved[section][key] = value
+  with pytest.raises(UserError, match=key):
+    config_lib.from_dict(saved)
+
+
 def test_changed_keys_pass_over_the_safe_ones():
   old, new = config_lib.as_dict(config_lib.defaults()), config_lib.as_dict(config_lib.defaults())
   new['train']['epochs'] += 1

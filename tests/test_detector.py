@@ -20,7 +20,7 @@ from ctfake_jax import checkpoints, controls, detect, explain, generate
 from ctfake_jax import config as config_lib
 from ctfake_jax.data import splits
 from ctfake_jax.data.decode import Decoded
-from ctfake_jax.data.pipeline import gather
+from ctfake_jax.data.pipeline import gather, load
 from ctfake_jax.data.preprocess import Preprocess, to_uint8
 from ctfake_jax.detector import (
   audit,
@@ -721,3 +721,41 @@ def test_a_detector_is_recalibrated_from_files(made, site_files, tmp_path, capsy
   figures = directory.figures(tmp_path / 'again')
   assert figures['home']['auroc'] == directory.figures(workdir)['auroc']
   assert 'home' not in figures['home']
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+  """Class folders of grey pictures, 60 to learn from and 40 of another site."""
+  config = config_lib.defaults()
+  config.phantom.patients, config.phantom.slices_per_patient = 100, 1
+  images, folder = load(config), tmp_path_factory.mktemp('pictures')
+  for i, (image, label) in enumerate(zip(images.images, images.labels)):
+    place = folder / ('home' if i < 60 else 'site') / images.class_names[label]
+    place.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(to_uint8(image[..., 0])).save(place / f'{i}.png')
+  return folder
+
+
+@pytest.mark.slow
+def test_a_detector_of_pictures_is_made_recalibrated_and_used(pictures, tmp_path):
+  config = tiny()
+  config.data.source, config.data.path = 'folders', str(pictures / 'home')
+  config.split.by = 'slice'
+  config_lib.validate(config)
+  making.run(config, tmp_path / 'made')
+  site_of = {'made': 'once', 'once': 'twice'}
+  for old, new in site_of.items():
+    own = config_lib.defaults()
+    own.task, own.detector, own.input = 'recalibrate', str(tmp_path / old), str(pictures / 'site')
+    own.detection.false_alarm_rate, own.split.by = 0.1, 'slice'
+    config_lib.validate(own)
+    recalibration.run(own, tmp_path / new)
+  for task, run in (('detect', detect.run), ('explain', explain.run)):
+    own = config_lib.defaults()
+    own.task, own.detector, own.input = task, str(tmp_path / 'twice'), str(pictures / 'site')
+    own.explain.count, own.explain.lime_samples = 1, 32
+    config_lib.validate(own)
+    (tmp_path / task).mkdir()
+    assert run(own, tmp_path / task)['images']
+  kept = json.loads((tmp_path / 'twice' / 'config.json').read_text())
+  assert str(pictures) not in json.dumps(kept)
