@@ -229,7 +229,7 @@ def defaults() -> ml_collections.ConfigDict:
   c.detection.eval_every = 250
   c.detection.keep_checkpoints = 3
   c.detection.dtype = 'float32'
-  c.detection.false_alarm_rate = 0.01
+  c.detection.false_alarm_rate = 0.0  # 0: 0.01 where a detector is made, elsewhere its own
   c.detection.seconds_per_file = 20.0  # detect: a file that takes longer is unreadable
   c.detection.decoder_mib = 2048  # detect: memory of each decoder process
   c.detection.workers = 0  # detect: decoder processes; 0: one for each core
@@ -407,7 +407,9 @@ RULES: dict[str, Rule] = {
   'detection.seconds_per_file': _between(0.1, 3600),
   'detection.decoder_mib': _at_least(256),
   'detection.workers': _between(0, 256),
-  'detection.false_alarm_rate': _between(1e-5, 0.5),
+  'detection.false_alarm_rate': Rule(
+    '0 or a number from 1e-05 to 0.5', lambda v: v == 0 or 1e-5 <= v <= 0.5
+  ),
   'prior_fake': _between(1e-6, 1 - 1e-6),
   'bench.methods': _some_of(*BENCH_METHODS),
   'bench.network_updates': _at_least(1),

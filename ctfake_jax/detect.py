@@ -13,12 +13,11 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from ctfake_jax import config as config_lib
 from ctfake_jax import progress
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data.decode import Decoded, Limits, decode_all
 from ctfake_jax.data.preprocess import from_uint8
-from ctfake_jax.detector import directory
+from ctfake_jax.detector import calibration, directory
 from ctfake_jax.detector.calibration import UNSURE
 from ctfake_jax.detector.directory import Detector
 from ctfake_jax.types import UserError
@@ -67,8 +66,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
 
 
 def _refuse_another_rate(config: ml_collections.ConfigDict, detector: Detector) -> None:
-  asked, own = config.detection.false_alarm_rate, detector.threshold.false_alarm_rate
-  if asked not in (own, config_lib.defaults().detection.false_alarm_rate):
+  own = detector.threshold.false_alarm_rate
+  asked = calibration.asked_rate(config, own)
+  if asked != own:
     raise UserError(
       f'config.detection.false_alarm_rate = {asked:g}: this detector was calibrated for {own:g}; '
       'the rate is set where it is made or recalibrated'

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -339,6 +340,18 @@ def test_moved_pairs_are_moved_by_whole_pixels_and_alike():
 
 
 @pytest.mark.slow
+def test_kernels_alone_decay():
+  config = tiny()
+  tx = training.make_optimizer(config.detection)
+  params = {'conv': {'kernel': jnp.ones((3, 3, 1, 2)), 'bias': jnp.ones(2)}, 'scale': jnp.ones(2)}
+  state = tx.init(params)
+  for _ in range(3):  # the rate rises from 0
+    updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
+  assert (updates['conv']['kernel'] < 0).all()
+  chex.assert_trees_all_equal(updates['conv']['bias'], jnp.zeros(2))
+  chex.assert_trees_all_equal(updates['scale'], jnp.zeros(2))
+
+
 def test_a_step_changes_a_fake_and_its_original_alike():
   image = jax.random.uniform(jax.random.key(0), (8, 32, 32, 1), minval=-1.0)
   pairs = jnp.concatenate([image, jnp.ones_like(image), image], -1)
@@ -423,9 +436,11 @@ def test_detect_writes_a_row_for_every_file(made, tmp_path):
     detect.run(config, tmp_path / 'elsewhere')
   config.input = str(folder)
   assert (tmp_path / 'out' / 'verdicts.csv').read_text() == kept
-  config.detection.false_alarm_rate = 0.3
-  with pytest.raises(UserError, match=r'rate = 0.3: this detector was calibrated for 0.1'):
-    detect.run(config, tmp_path / 'elsewhere')
+  # The default of making, too, where it is asked for.
+  for rate in (0.3, calibration.USUAL_RATE):
+    config.detection.false_alarm_rate = rate
+    with pytest.raises(UserError, match=rf'rate = {rate}: this detector was calibrated for 0.1'):
+      detect.run(config, tmp_path / 'elsewhere')
 
 
 @pytest.mark.slow

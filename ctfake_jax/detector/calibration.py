@@ -10,6 +10,7 @@ raises an alarm. `rate_bound` says how bad this one may be.
 import dataclasses
 import math
 
+import ml_collections
 import numpy as np
 import scipy.special
 import scipy.stats
@@ -19,6 +20,7 @@ from ctfake_jax.types import UserError
 
 REAL, FAKE, UNSURE = 'real', 'fake', 'unsure'
 CONFIDENCE = 0.95
+USUAL_RATE = 0.01  # of false alarms, where none is asked for
 HARDLY_MORE = 1.1  # times the false-alarm rate asked for
 BINS = 15
 INVERSE_PENALTY = 1e3  # a weak one keeps the slope finite where reals and fakes do not overlap
@@ -43,6 +45,11 @@ class Threshold:
   groups: int
   rate_bound: float
   guarantee: str
+
+
+def asked_rate(config: ml_collections.ConfigDict, own: float = USUAL_RATE) -> float:
+  """`detection.false_alarm_rate`, or `own` where it is 0."""
+  return config.detection.false_alarm_rate or own
 
 
 def one_per_group(scores: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:

@@ -40,7 +40,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   others = exhibits.strangers(config, reals)
   images = reals.images
   calibration.refuse_few_groups(
-    reals.groups[reals.parts['threshold']], config.detection.false_alarm_rate
+    reals.groups[reals.parts['threshold']], calibration.asked_rate(config)
   )
   data = [fingerprint(stock.images) for stock in (reals, others) if stock]
   workdir_lib.record_config(workdir, config, {'data': ' '.join(data), 'unit': images.unit})
@@ -95,7 +95,7 @@ def calibrate(
   reals = shown['threshold'].of(REAL)
   scores, features, _ = training.judge(model, variables, reals.images)
   one = calibration.one_per_group(np.arange(len(reals)), reals.groups, config.seed)
-  threshold = calibration.conformal_threshold(scores[one], config.detection.false_alarm_rate)
+  threshold = calibration.conformal_threshold(scores[one], calibration.asked_rate(config))
   return Detector(
     model, variables, config, images.unit, scaling, threshold, features[one], differences, learnt
   )

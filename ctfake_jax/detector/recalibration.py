@@ -47,7 +47,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   directory.save(new, workdir, figures)
   card.write_site(old.config, figures, workdir)
   workdir_lib.write_json(workdir / 'results.json', results)
-  promised, asked = new.threshold.false_alarm_rate, config.detection.false_alarm_rate
+  promised = new.threshold.false_alarm_rate
+  asked = calibration.asked_rate(config, old.threshold.false_alarm_rate)
   if promised != asked:
     print(
       f'{new.threshold.groups} independent reals (patients or near-duplicate groups) are for '
@@ -104,7 +105,8 @@ def recalibrate(
 
   `suspects` are rows, the highest score first.
   """
-  rate = calibration.nearest_rate(groups, config.detection.false_alarm_rate)
+  asked = calibration.asked_rate(config, old.threshold.false_alarm_rate)
+  rate = calibration.nearest_rate(groups, asked)
   _refuse_rare_alarms(rate, len(old.reference))
   found = old.examine(images, config.prior_fake)
   one = calibration.one_per_group(np.arange(len(images)), groups, config.seed)

@@ -28,7 +28,7 @@ from ctfake_jax.detector.exhibits import Exhibits
 from ctfake_jax.models.patch_net import STRIDE
 from ctfake_jax.train import loop
 from ctfake_jax.train.classifier import State, init_state
-from ctfake_jax.train.update import apply_gradients, moving_average
+from ctfake_jax.train.update import apply_gradients, kernels, moving_average
 from ctfake_jax.types import ImageSet
 
 BATCH_SIZE = 64
@@ -96,9 +96,12 @@ def make_train_step(
 
 
 def make_optimizer(c: ml_collections.ConfigDict) -> optax.GradientTransformation:
-  """AdamW by `config.detection`; the rate rises for a twentieth of the updates, then falls to 0."""
+  """AdamW by `config.detection`; the rate rises for a twentieth of the updates, then falls to 0.
+
+  Kernels alone decay.
+  """
   rate = optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, c.updates // 20, c.updates)
-  return optax.adamw(rate, weight_decay=c.weight_decay)
+  return optax.adamw(rate, weight_decay=c.weight_decay, mask=kernels)
 
 
 def _alternating(a: jax.Array, b: jax.Array) -> jax.Array:

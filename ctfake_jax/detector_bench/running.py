@@ -63,7 +63,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     )
   reals = exhibits.originals(config)
   calibration.refuse_few_groups(
-    reals.groups[reals.parts['threshold']], config.detection.false_alarm_rate
+    reals.groups[reals.parts['threshold']], calibration.asked_rate(config)
   )
   facts = {'data': fingerprint(reals.images), 'unit': reals.images.unit}
   workdir_lib.record_config(workdir, config, facts)
@@ -81,7 +81,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     'data': baselines.describe(reals.images),
     'units': units,
     'rows': {},
-    'false_alarm_rate': config.detection.false_alarm_rate,
+    'false_alarm_rate': calibration.asked_rate(config),
   }
   for name in config.bench.methods:
     _stage(name)
@@ -160,7 +160,7 @@ def _judge(config, scorer: Scorer, seen: dict[str, Exhibits], test: Exhibits, fo
   scaling = calibration.fit_scaling(scorer.score(seen['scale'].images), seen['scale'].fake)
   reals = seen['threshold'].of(REAL)
   one = calibration.one_per_group(np.arange(len(reals)), reals.groups, config.seed)
-  rate = config.detection.false_alarm_rate
+  rate = calibration.asked_rate(config)
   threshold = calibration.conformal_threshold(scorer.score(reals.images)[one], rate)
   begun = time.perf_counter()
   scores = scorer.score(test.images)

@@ -27,7 +27,7 @@ from ctfake_jax.data.splits import Split
 from ctfake_jax.data.survey import identity
 from ctfake_jax.models import initializers, pretrained, zoo
 from ctfake_jax.train import loop
-from ctfake_jax.train.update import apply_gradients, moving_average
+from ctfake_jax.train.update import apply_gradients, kernels, moving_average
 from ctfake_jax.types import ImageSet, UserError
 
 
@@ -75,9 +75,6 @@ def make_optimizer(
     rate = optax.join_schedules(
       [optax.linear_schedule(0.0, c.learning_rate, warmup), rate], [warmup]
     )
-
-  def kernels(params):
-    return jax.tree.map(lambda p: p.ndim > 1, params)
 
   if c.optimizer == 'adamw':
     return optax.adamw(rate, weight_decay=c.weight_decay, mask=kernels)

@@ -10,6 +10,11 @@ import optax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 
+def kernels(params: chex.ArrayTree) -> Any:
+  """True for the leaves that weight decay is for: norms' scales and biases are vectors."""
+  return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
 def apply_gradients(
   tx: optax.GradientTransformation,
   grads: chex.ArrayTree,
