@@ -18,6 +18,7 @@ import skimage.segmentation
 from scipy import ndimage
 from sklearn.linear_model import Ridge
 
+from ctfake_jax import streams
 from ctfake_jax.models.layers import PERTURBATIONS
 from ctfake_jax.types import UserError
 
@@ -100,7 +101,7 @@ def lime(
   _, segments = np.unique(segments, return_inverse=True)
   segments = segments.reshape(image.shape[:2])
   count = segments.max() + 1
-  kept = np.random.default_rng(seed).random((samples, count)) < 0.5
+  kept = streams.generator(seed, 'superpixels kept').random((samples, count)) < 0.5
   kept[0] = True
   answers = judge(kept[:, segments])
   distance = 1 - np.sqrt(kept.mean(1))
@@ -109,9 +110,9 @@ def lime(
   return line.coef_[segments]
 
 
-def random_map(shape: tuple[int, int], seed: int) -> np.ndarray:
+def random_map(shape: tuple[int, int], seed: int, number: int = 0) -> np.ndarray:
   """A map f64[h, w] of smooth noise, for comparison."""
-  cells = np.random.default_rng(seed).random((RANDOM_CELLS, RANDOM_CELLS))
+  cells = streams.generator(seed, 'random map', number).random((RANDOM_CELLS, RANDOM_CELLS))
   zoom = [length / RANDOM_CELLS for length in shape]
   return ndimage.zoom(cells, zoom, order=1, grid_mode=True, mode='nearest')
 
@@ -138,7 +139,9 @@ class Faithfulness:
 def faithfulness(judge: JudgeParts, importance: np.ndarray) -> Faithfulness:
   """Deletion and insertion (Petsiuk, Das & Saenko 2018, arXiv:1806.07421) of a map f[h, w]."""
   # Places of equal importance go in random order: a constant map must not mean "from the top".
-  order = np.lexsort((np.random.default_rng(0).random(importance.size), -importance.ravel()))
+  order = np.lexsort(
+    (streams.generator(0, 'order of ties').random(importance.size), -importance.ravel())
+  )
   rank = np.empty(order.size, int)
   rank[order] = np.arange(order.size)
   ends = np.round(np.linspace(0, order.size, CURVE_STEPS + 1))
@@ -202,7 +205,7 @@ def explain(
     patches = witness.patch_map(image[None])[0]
     maps['patch map'] = np.kron(patches, np.ones((image.shape[0] // patches.shape[0],) * 2))
   shape = (image.shape[0], image.shape[1])
-  noise = [random_map(shape, seed + i) for i in range(RANDOM_MAPS)]
+  noise = [random_map(shape, seed, i) for i in range(RANDOM_MAPS)]
   areas = {name: faithfulness(judge, shown).areas() for name, shown in maps.items()}
   areas |= mean_areas([{'random': faithfulness(judge, shown).areas()} for shown in noise])
   answer, probability = witness.answers[target], float(probabilities[target])

@@ -186,7 +186,7 @@ def _training(config, state, train_step, batch_size: int, dtype: str) -> _Work:
 
 
 def _train_classifier(config, name: str, batch_size: int) -> _Work:
-  own = classifier.for_network(config, name)
+  own = classifier.for_network(config, name, config.seed)
   model = classifier.build(own, CLASSES)
   tx = classifier.make_optimizer(own, steps_per_epoch=100)
   state = mesh_lib.put_everywhere(classifier.init_state(model, tx, own.data.image_size, own.seed))
@@ -200,7 +200,7 @@ def _train_gan(config, name: str, batch_size: int) -> _Work:
 
 
 def _infer_classifier(config, name: str, batch_size: int) -> _Work:
-  own = classifier.for_network(config, name)
+  own = classifier.for_network(config, name, config.seed)
   model = classifier.build(own, CLASSES)
   size = own.data.image_size
   images = jax.random.uniform(jax.random.key(0), (batch_size, size, size, 1), minval=-1.0)

@@ -72,6 +72,9 @@ SAFE_TO_CHANGE = (
   'mesh.num_processes',
   'mesh.process_id',
 )
+# Length of a training -> its schedule: under a falling one, what is done had other rates than the
+# steps of a straight run of the new length.
+SCHEDULES = {'train.epochs': 'train.schedule', 'gan.updates': 'gan.schedule'}
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -211,7 +214,7 @@ def defaults() -> ml_collections.ConfigDict:
   c.generate = ml_collections.ConfigDict()
   c.generate.checkpoint = ''  # workdir of a generator's training
   c.generate.method = 'samples'  # or reconstructions, blended, inpainted, copied: of config.data
-  c.generate.count = 500  # in all, spread over the classes
+  c.generate.count = 500  # in all, in the class mix of the images learnt from, or edited
   c.generate.dicom = False  # also CT DICOM files; generators trained on HU only
 
   c.detection = ml_collections.ConfigDict()
@@ -558,7 +561,17 @@ def differing_keys(old: dict, new: dict) -> list[str]:
 
 def changed_keys(old: dict, new: dict) -> list[str]:
   """Those of the `differing_keys` that may not change while a run is resumed."""
-  return [k for k in differing_keys(old, new) if k not in SAFE_TO_CHANGE]
+  return [key for key in differing_keys(old, new) if not _may_change(key, old, new)]
+
+
+def _may_change(key: str, old: dict, new: dict) -> bool:
+  if key not in SCHEDULES:
+    return key in SAFE_TO_CHANGE
+  configs = [{**dict(_leaves(defaults())), **dict(_leaves(config))} for config in (old, new)]
+  constant = all(values[SCHEDULES[key]] == 'constant' for values in configs)
+  # A warmup is cut to half of a short training.
+  whole = key != 'train.epochs' or all(2 * v['train.warmup_epochs'] <= v[key] for v in configs)
+  return constant and whole
 
 
 def for_stage(config: ml_collections.ConfigDict, task: str, *sections: str):

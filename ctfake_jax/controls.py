@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from ctfake_jax import streams
 from ctfake_jax.data.preprocess import from_uint8, to_uint8
 
 JPEG_QUALITY = 75
@@ -38,7 +39,7 @@ def blurred(images: np.ndarray, seed: int) -> np.ndarray:
 
 def noisy(images: np.ndarray, seed: int) -> np.ndarray:
   """White noise of a twentieth of the range."""
-  noise = np.random.default_rng(seed).normal(0, NOISE_STANDARD_DEVIATION, images.shape)
+  noise = streams.generator(seed, 'noise').normal(0, NOISE_STANDARD_DEVIATION, images.shape)
   return (images + noise).clip(-1, 1).astype(np.float32)
 
 

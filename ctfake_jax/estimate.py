@@ -75,7 +75,7 @@ def jobs(config: ml_collections.ConfigDict, classes: int, images: int) -> Iterat
   if config.task == 'study':
     for name in config.study.classifiers:
       folds = config.study.per_model[name].folds or config.study.folds
-      own = classifier.for_network(config, name)
+      own = classifier.for_network(config, name, config.seed)
       yield _classifier_job(own, classes, train_images, folds)
   if config.task == 'study':
     yield _generator_job(config_lib.for_stage(config, 'gan', 'gan'), classes)

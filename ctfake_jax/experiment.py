@@ -9,7 +9,7 @@ import dataclasses
 import ml_collections
 import numpy as np
 
-from ctfake_jax import controls, inference, metrics, scores
+from ctfake_jax import controls, inference, metrics, scores, streams
 from ctfake_jax import fall as fall_lib
 from ctfake_jax.data import pipeline
 from ctfake_jax.data.splits import Split
@@ -99,7 +99,7 @@ def random_labels(
   best: inference.Trained, suspects: Suspects, config: ml_collections.ConfigDict
 ) -> dict[str, dict]:
   """Accuracy on the deepfakes when the labels asked for are shuffled: what chance gives."""
-  rng, rows = np.random.default_rng(config.seed), {}
+  rng, rows = streams.generator(config.seed, 'shuffled labels'), {}
   for i in range(config.study.label_shuffles):
     shuffled = rng.permutation(suspects.labels)
     right = _right(best, suspects.images, shuffled)

@@ -6,6 +6,7 @@ patients, so `sources` says which image each was.
 
 import dataclasses
 import functools
+import hashlib
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -15,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctfake_jax import batches
+from ctfake_jax import batches, streams
 from ctfake_jax import config as config_lib
 from ctfake_jax.data import edits
+from ctfake_jax.data.class_mix import rows_in_mix
 from ctfake_jax.data.preprocess import from_uint8, to_uint8
 from ctfake_jax.models import autoencoder, diffusion, zoo
 from ctfake_jax.sampling import BATCH_SIZE, TrainedGenerator
@@ -75,11 +77,30 @@ class Fakes:
   masks: np.ndarray | None = None
 
 
+# What the pixels of fakes hang on, below the package.
+CODE = (
+  *('fakes.py', 'sampling.py', 'batches.py', 'streams.py', 'models'),
+  *('data/edits.py', 'data/class_mix.py', 'data/preprocess.py'),
+)
+
+
+@functools.cache
+def code_digest() -> str:
+  """SHA-256 of the sources that make fakes: an edit of any of them makes kept fakes stale."""
+  package, digest = Path(__file__).parent, hashlib.sha256()
+  for part in CODE:
+    whole = package / part
+    for path in sorted(whole.rglob('*.py')) if whole.is_dir() else [whole]:
+      digest.update(f'{path.relative_to(package).as_posix()}\0'.encode() + path.read_bytes())
+  return digest.hexdigest()
+
+
 def kept(path: Path, origin: str, make: Callable[[], Fakes]) -> Fakes:
-  """The fakes in the npz `path` where they have the same `origin`, else those of `make`, put there.
+  """The fakes in the npz `path` if of this origin and code, else those of `make`, put there.
 
   They are kept in 8 bits, so they come back in 8 bits the first time, too.
   """
+  origin = f'{code_digest()} {origin}'
   found = _read(path, origin)
   if found:
     return found
@@ -122,9 +143,8 @@ def sample(trained: TrainedGenerator, labels: np.ndarray, seed: int) -> Fakes:
 def from_reals(
   method: str, trained: TrainedGenerator | None, reals: ImageSet, count: int, seed: int
 ) -> Fakes:
-  """`count` fakes by one of `config.METHODS_ON_REALS`; reals are taken in random order, in turn."""
-  order = np.random.default_rng(seed).permutation(len(reals))
-  rows = np.sort(np.resize(order, count))
+  """`count` fakes by one of `config.METHODS_ON_REALS`; reals come in their class mix."""
+  rows = rows_in_mix(reals.labels, count, seed)
   if method in edits.EDITS:
     images, masks = edits.edit(reals, rows, method, seed)
     return Fakes(images, reals.labels[rows], rows, masks)
@@ -142,8 +162,10 @@ def reconstruct(
   if kind not in _RECONSTRUCT:
     raise UserError(f'a {trained.family} cannot reconstruct images: name a {_REBUILDERS}')
 
+  stream = streams.key(seed, 'rebuilding')
+
   def rebuilt(number, batch, asked):
-    key = jax.random.fold_in(jax.random.key(seed), number)
+    key = jax.random.fold_in(stream, number)
     return _RECONSTRUCT[kind](trained, batch, asked, key)
 
   return batches.run(rebuilt, images, labels, batch_size=BATCH_SIZE, title='rebuilding')

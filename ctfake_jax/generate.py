@@ -21,6 +21,7 @@ from ctfake_jax import __version__, fakes, progress, sampling
 from ctfake_jax import config as config_lib
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import pipeline
+from ctfake_jax.data.class_mix import labels_in_mix
 from ctfake_jax.data.dicom_writer import SyntheticSeries, write_synthetic_ct
 from ctfake_jax.data.preprocess import Preprocess, to_uint8
 from ctfake_jax.fakes import Fakes
@@ -72,10 +73,15 @@ class Maker:
     return cls(f'ctfake_jax edit, {method}', reals.class_names, reals.unit, view, method)
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
-  """Writes `generate.count` images; returns the manifest."""
-  samples = config.generate.method == 'samples'
-  made, maker, facts = (_samples if samples else _on_reals)(config)
+def run(config: ml_collections.ConfigDict, workdir: Path, mix: np.ndarray | None = None) -> dict:
+  """Writes `generate.count` images; returns the manifest.
+
+  Samples come in the class mix [c] of `mix`, or of the images that the generator learnt from.
+  """
+  if config.generate.method == 'samples':
+    made, maker, facts = _samples(config, mix)
+  else:
+    made, maker, facts = _on_reals(config)
   if config.generate.dicom:
     _check_hounsfield(maker)
   workdir_lib.record_config(workdir, config, {'class_names': list(maker.class_names)})
@@ -94,9 +100,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   return manifest
 
 
-def _samples(config: ml_collections.ConfigDict) -> tuple[Fakes, Maker, dict]:
+def _samples(
+  config: ml_collections.ConfigDict, mix: np.ndarray | None
+) -> tuple[Fakes, Maker, dict]:
   trained = sampling.load(Path(config.generate.checkpoint))
-  labels = spread_labels(config.generate.count, len(trained.class_names))
+  labels = labels_in_mix(trained.class_counts if mix is None else mix, config.generate.count)
   made = fakes.sample(trained, labels, config.seed)
   return made, Maker.trained(trained, 'samples'), _checkpoint(config, trained)
 
@@ -138,11 +146,6 @@ def _check_same_view(
       f'config.data: classes {", ".join(reals.class_names)} differ from those that the generator '
       f'learnt, {", ".join(trained.class_names)}'
     )
-
-
-def spread_labels(count: int, classes: int) -> np.ndarray:
-  """i32[count], sorted, every class as often as the others to within one."""
-  return np.sort(np.arange(count, dtype=np.int32) % classes)
 
 
 def write_pngs(workdir: Path, made: Fakes, maker: Maker) -> list[dict]:

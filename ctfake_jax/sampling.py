@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from ctfake_jax import batches, checkpoints
+from ctfake_jax import batches, checkpoints, streams
 from ctfake_jax import config as config_lib
 from ctfake_jax import workdir as workdir_lib
+from ctfake_jax.data.class_mix import labels_in_mix
 from ctfake_jax.models import layers, zoo
 from ctfake_jax.types import UserError
 
@@ -32,31 +33,37 @@ class Sampler:
   generator: nn.Module
   variables: dict
   latent: int
-  num_classes: int
 
   def sample(self, labels: np.ndarray, seed: int) -> np.ndarray:
     """Images f32[n, h, w, 1] in [-1, 1], one for each of labels i32[n]."""
+    stream = streams.key(seed, 'samples')
 
     def drawn(number, asked):
-      latent = _latents(seed, number, self.latent)
+      latent = _latents(stream, number, self.latent)
       return generate(self.generator, self.variables, latent, asked)
 
     return batches.run(drawn, labels, batch_size=BATCH_SIZE, title='sampling')
 
 
-def make_sampler(generator: nn.Module, variables: dict, latent: int, num_classes: int) -> Sampler:
-  """Re-estimates the batch statistics of `variables` {params, batch_stats} where it has some."""
+def make_sampler(
+  generator: nn.Module, variables: dict, latent: int, class_counts: np.ndarray
+) -> Sampler:
+  """Re-estimates the batch statistics of `variables` {params, batch_stats} where it has some.
+
+  Labels come in the mix of `class_counts` [c], those of the images learnt from: other proportions
+  have other statistics.
+  """
   if 'batch_stats' not in variables:
-    return Sampler(generator, variables, latent, num_classes)
-  labels = jnp.arange(BATCH_SIZE) % num_classes
+    return Sampler(generator, variables, latent)
+  labels = labels_in_mix(class_counts, CALIBRATION_BATCHES * BATCH_SIZE)
+  mixed = streams.generator(0, 'batch statistics, labels').permutation(labels)
+  stream = streams.key(0, 'batch statistics')
   stats = [
-    _batch_statistics(generator, variables, _latents(0, i, latent), labels)
-    for i in range(CALIBRATION_BATCHES)
+    _batch_statistics(generator, variables, _latents(stream, i, latent), jnp.asarray(asked))
+    for i, asked in enumerate(np.split(mixed, CALIBRATION_BATCHES))
   ]
   mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *stats)
-  return Sampler(
-    generator, {'params': variables['params'], 'batch_stats': mean}, latent, num_classes
-  )
+  return Sampler(generator, {'params': variables['params'], 'batch_stats': mean}, latent)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +72,17 @@ class TrainedGenerator:
 
   Attributes:
     unit: of the images learnt from, 'HU' or 'grey'.
+    class_counts: int[c], how many of each class it learnt from.
     step: of the checkpoint.
     digest: SHA-256 of the generator's parameters.
-    encoder: variables of a VAE's encoder, None for other generators.
+    encoder: averaged variables of a VAE's encoder, None for other generators.
   """
 
   sampler: Sampler
   config: ml_collections.ConfigDict
   class_names: tuple[str, ...]
   unit: str
+  class_counts: np.ndarray
   step: int
   digest: str
   encoder: dict | None
@@ -98,23 +107,24 @@ def load(workdir: Path) -> TrainedGenerator:
   """The best generator of a finished training; UserError where there is none."""
   saved = workdir_lib.read_json(workdir / 'config.json')
   results = workdir_lib.read_json(workdir / 'results.json')
-  if 'frechet_validation' not in results:
-    raise UserError(f'{workdir} holds no trained generator: name the workdir of its training')
+  if not {'frechet_validation', 'class_counts'} <= results.keys():
+    raise UserError(f'{workdir} holds no trained generator of this version: name its training')
   config = config_lib.from_dict(saved['config'])
   class_names, step = tuple(saved['class_names']), results['best_step']
   generator, latent = zoo.generator(config, len(class_names))
   variables = checkpoints.restore_part(workdir, step, 'ema')
-  sampler = make_sampler(generator, variables, latent, len(class_names))
+  class_counts = np.array(results['class_counts'])
+  sampler = make_sampler(generator, variables, latent, class_counts)
   digest = hashlib.sha256(b''.join(leaf.tobytes() for leaf in jax.tree.leaves(variables)))
-  encoder = checkpoints.restore_part(workdir, step, 'encoder') if config.task == 'vae' else None
+  vae = config.task == 'vae'
+  encoder = checkpoints.restore_part(workdir, step, 'ema_encoder') if vae else None
   return TrainedGenerator(
-    sampler, config, class_names, saved['unit'], step, digest.hexdigest(), encoder
+    sampler, config, class_names, saved['unit'], class_counts, step, digest.hexdigest(), encoder
   )
 
 
-def _latents(seed: int, batch: int, latent: int) -> jax.Array:
-  key = jax.random.fold_in(jax.random.key(seed), batch)
-  return jax.random.normal(key, (BATCH_SIZE, latent))
+def _latents(stream: jax.Array, batch: int, latent: int) -> jax.Array:
+  return jax.random.normal(jax.random.fold_in(stream, batch), (BATCH_SIZE, latent))
 
 
 @functools.partial(jax.jit, static_argnums=0)

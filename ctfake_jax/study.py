@@ -8,6 +8,7 @@ newest checkpoint.
 
 import functools
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from ctfake_jax import (
   quality,
   sampling,
   side_by_side,
+  streams,
 )
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import baselines, pipeline, splits
+from ctfake_jax.data.class_mix import class_counts, labels_in_mix
 from ctfake_jax.data.splits import Split
 from ctfake_jax.data.survey import fingerprint
 from ctfake_jax.experiment import Suspects
@@ -35,8 +38,6 @@ from ctfake_jax.train import classifier, generator
 from ctfake_jax.types import ImageSet
 from ctfake_jax.yardstick import phantom_extractor
 
-# Seeds of deepfakes that no other stage uses: the suspects, and those that a network trains on.
-SUSPECT_SEED, RETRAIN_SEED = 11, 12
 ROUNDING = 1e-9  # of accuracies
 
 
@@ -65,7 +66,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   )
   dcgan = trained.pop('dcgan')
   results['classifiers'] = trained
-  results['best'] = best_classifier(trained, sum(len(parts.val) for parts in folds))
+  results['best'] = best_classifier(trained, [len(parts.val) for parts in folds])
   _stage('deepfakes')
   suspects = _suspects(config, images, folds[0], workdir)
   results['dcgan'] = {**dcgan, **_quality(config, suspects)}
@@ -82,17 +83,22 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   return results
 
 
-def best_classifier(rows: dict[str, dict], images: int) -> str:
+def best_classifier(rows: dict[str, dict], images: Sequence[int]) -> str:
   """Highest validation accuracy; among networks within one image of it, the smallest.
 
-  A lead of one image is luck. The test part has no say.
+  A lead of one image is luck. Networks are compared on the folds that all of them were trained on:
+  one fold is easier than another. The test part has no say.
 
   Args:
-    rows: of results.json, with `validation_accuracy` and `parameters`.
-    images: of the validation parts of all folds.
+    rows: of results.json, with `validation_accuracy_by_fold` and `parameters`.
+    images: of the validation part of each fold.
   """
-  least = max(row['validation_accuracy'] for row in rows.values()) - 1 / images
-  close = [name for name, row in rows.items() if row['validation_accuracy'] >= least - ROUNDING]
+  shared = min(len(row['validation_accuracy_by_fold']) for row in rows.values())
+  accuracy = {
+    name: np.mean(row['validation_accuracy_by_fold'][:shared]) for name, row in rows.items()
+  }
+  least = max(accuracy.values()) - 1 / sum(images[:shared]) - ROUNDING
+  close = [name for name, value in accuracy.items() if value >= least]
   return min(close, key=lambda name: rows[name]['parameters'])
 
 
@@ -105,30 +111,32 @@ def _classifier_dir(workdir: Path, name: str, fold: int) -> Path:
 
 
 def _classifier(config, name: str, images: ImageSet, folds: list[Split], workdir: Path) -> dict:
-  own = classifier.for_network(config, name)
+  own = classifier.for_network(config, name, streams.seed(config.seed, 'classifier', name))
   count = config.study.per_model[name].folds or config.study.folds
   return classifier.cross_validate(own, images, folds[:count], workdir / 'classifiers' / name)
 
 
 def _gan(config, images: ImageSet, parts: Split, workdir: Path) -> dict:
   own, folder = config_lib.for_stage(config, 'gan', 'gan'), workdir / 'dcgan'
+  own.seed = streams.seed(config.seed, 'dcgan')
   own.train.log_every = config.train.log_every
   return workdir_lib.once(folder, own, functools.partial(generator.fit, own, images, parts, folder))
 
 
 def _suspects(config, images: ImageSet, parts: Split, workdir: Path) -> Suspects:
-  """The deepfakes on trial, written as `generate` writes them."""
+  """The deepfakes on trial, in the class mix of the originals that they stand against."""
   own = ml_collections.ConfigDict(config.to_dict())
   own.task, own.generate.checkpoint = 'generate', str(workdir / 'dcgan')
-  own.seed = config.seed + SUSPECT_SEED
-  generate.run(own, workdir / 'deepfakes')
-  fakes, labels = _draw_fakes(workdir, config.generate.count, images, own.seed)
+  own.seed = streams.seed(config.seed, 'deepfakes')
+  mix = class_counts(images.labels[parts.test], len(images.class_names))
+  generate.run(own, workdir / 'deepfakes', mix)
+  fakes, labels = _draw_fakes(workdir, config.generate.count, mix, own.seed)
   return Suspects(fakes, labels, images, parts)
 
 
-def _draw_fakes(workdir: Path, count: int, images: ImageSet, seed: int):
+def _draw_fakes(workdir: Path, count: int, mix: np.ndarray, seed: int):
   trained = sampling.load(workdir / 'dcgan')
-  labels = generate.spread_labels(count, len(images.class_names))
+  labels = labels_in_mix(mix, count)
   return controls.through_png(trained.sampler.sample(labels, seed)), labels
 
 
@@ -176,12 +184,12 @@ def _retrain(config, name: str, suspects: Suspects, workdir: Path) -> dict:
 
 def _train_on_fakes(config, name, suspects: Suspects, workdir, count: int, label: str) -> dict:
   held_back = max(1, round(config.split.val_fraction * count))
-  fakes, fake_labels = _draw_fakes(
-    workdir, count + held_back, suspects.originals, config.seed + RETRAIN_SEED
-  )
-  together, parts = _stack(fakes, fake_labels, suspects, held_back, config.seed)
+  seed, originals = streams.seed(config.seed, 'retrained', label), suspects.originals
+  mix = class_counts(originals.labels[suspects.parts.train], len(originals.class_names))
+  fakes, fake_labels = _draw_fakes(workdir, count + held_back, mix, seed)
+  together, parts = _stack(fakes, fake_labels, suspects, held_back, seed)
   folder = workdir / 'retrained' / label
-  own = classifier.for_network(config, name)
+  own = classifier.for_network(config, name, seed)
   workdir_lib.once(folder, own, functools.partial(classifier.fit, own, together, parts, folder))
   with np.load(folder / 'predictions.npz', allow_pickle=False) as file:
     predictions = dict(file)
@@ -215,7 +223,7 @@ def _stack(
     groups.insert(0, np.arange(len(labels)) + 1 + max(g.max() for g in groups))
     together = together.preceded_by(pixels, labels, kind)
   rows = np.arange(len(together))
-  order = np.random.default_rng(seed).permutation(len(fakes))
+  order = streams.generator(seed, 'held back').permutation(len(fakes))
   train, val = np.sort(order[held_back:]), np.sort(order[:held_back])
   return together, Split(train, val, rows[len(fakes) :], np.concatenate(groups), 'fakes')
 
@@ -225,7 +233,7 @@ def _figures(config, suspects: Suspects, workdir: Path) -> None:
   real = suspects.test
   for label in range(len(real.class_names)):
     rows = np.nonzero(real.labels == label)[0]
-    chosen = np.random.default_rng(config.seed).permutation(rows)[:8]
+    chosen = streams.generator(config.seed, 'figures', label).permutation(rows)[:8]
     fakes = np.nonzero(suspects.labels == label)[0][:8]
     figures.save_grid(workdir / 'figures' / f'real_{label}.png', real.images[chosen], 8)
     figures.save_grid(workdir / 'figures' / f'fake_{label}.png', suspects.images[fakes], 8)

@@ -85,10 +85,16 @@ def record_config(workdir: Path, config: ml_collections.ConfigDict, facts: dict)
     if changed:
       raise UserError(
         f'{workdir} was begun with other values of {", ".join(changed)}: '
-        'use the same values or another --workdir'
+        f'use the same values or another --workdir{_why_not_longer(changed)}'
       )
     _warn_of_another_machine(saved)
   write_json(path, {'config': resolved, **facts, **environment()})
+
+
+def _why_not_longer(changed: list[str]) -> str:
+  if not set(changed) & config_lib.SCHEDULES.keys():
+    return ''
+  return ' (a run grows longer under a constant schedule alone: a falling one had other rates)'
 
 
 def once(folder: Path, config: ml_collections.ConfigDict, make: Callable[[], dict]) -> dict:

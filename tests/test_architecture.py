@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / 'ctfake_jax'
 FILES = sorted(PACKAGE.rglob('*.py'))
-BASE = {'types', 'config', 'mesh', 'checkpoints', 'metrics', 'workdir', 'progress'}
+BASE = {'types', 'config', 'mesh', 'checkpoints', 'metrics', 'workdir', 'progress', 'streams'}
 LEAVES = {
   'export', 'inference', 'sampling', 'fakes', 'generate', 'evaluate', 'predict', 'controls',
   'figures', 'scores', 'fall', 'quality', 'yardstick', 'experiment',
@@ -15,6 +15,7 @@ LEAVES = {
 # A room may import those named here, and itself.
 MAY_IMPORT = {
   'types': set(),
+  'streams': set(),
   'config': {'types'},
   'mesh': {'types'},
   'checkpoints': {'types', 'workdir'},
@@ -35,7 +36,7 @@ MAY_IMPORT = {
   'study': BASE | LEAVES | {'data', 'models', 'train', 'report', 'side_by_side'},
   'detector': BASE | LEAVES | {'batches', 'data', 'models', 'train', 'attribution', 'report'},
   'detector_bench': BASE | LEAVES | {'data', 'models', 'train', 'detector', 'report'},
-  'attribution': {'types', 'models'},
+  'attribution': {'types', 'models', 'streams'},
   'detect': BASE | {'data', 'detector'},
   'explain': BASE | {'data', 'inference', 'figures', 'attribution', 'detector'},
   'estimate': BASE | {'data', 'models', 'train', 'detector', 'detector_bench'},

@@ -230,8 +230,29 @@ def test_an_impossible_record_is_refused(section, key, value):
     config_lib.from_dict(saved)
 
 
+@pytest.mark.parametrize(
+  ('key', 'schedule', 'warmup', 'may'),
+  [
+    ('train.epochs', 'constant', 1.0, True),
+    ('train.epochs', 'constant', 20.0, False),
+    ('train.epochs', 'cosine', 0.0, False),
+    ('gan.updates', 'constant', 1.0, True),
+    ('gan.updates', 'cosine', 1.0, False),
+  ],
+)
+def test_a_run_is_extended_where_its_rates_stay(key, schedule, warmup, may):
+  config = config_lib.defaults()
+  section, _, name = key.partition('.')
+  config[section].schedule, config.train.warmup_epochs = schedule, warmup
+  old = config_lib.as_dict(config)
+  config[section][name] += 1
+  changed = config_lib.changed_keys(old, config_lib.as_dict(config))
+  assert changed == ([] if may else [key])
+
+
 def test_changed_keys_pass_over_the_safe_ones():
   old, new = config_lib.as_dict(config_lib.defaults()), config_lib.as_dict(config_lib.defaults())
+  old['train']['schedule'] = new['train']['schedule'] = 'constant'
   new['train']['epochs'] += 1
   new['train']['batch_size'] += 1
   assert config_lib.changed_keys(old, new) == ['train.batch_size']

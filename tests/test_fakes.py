@@ -9,6 +9,7 @@ from conftest import make_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from test_architecture import FILES, imports, module_name
 
 from ctfake_jax import config as config_lib
 from ctfake_jax import controls, fakes, generate, sampling
@@ -102,6 +103,38 @@ def test_kept_fakes_are_made_once_and_again_where_they_changed_or_are_damaged(tm
   assert len(calls) == 2
 
 
+def test_kept_fakes_are_made_again_by_other_code(tmp_path, monkeypatch):
+  def make(value):
+    return lambda: fakes.Fakes(
+      np.full((1, 8, 8, 1), value, np.float32), np.zeros(1, np.int32), np.zeros(1, int)
+    )
+
+  before = fakes.kept(tmp_path / 'a.npz', 'same', make(1.0))
+  monkeypatch.setattr(fakes, 'code_digest', lambda: 'of an edited module')
+  after = fakes.kept(tmp_path / 'a.npz', 'same', make(-1.0))
+  assert before.images.mean() == 1
+  assert after.images.mean() == -1
+
+
+def test_the_code_that_makes_fakes_is_known_whole():
+  """Whatever `fakes` imports of ours, at any remove, is in its digest or touches no pixel."""
+  touch_no_pixel = {
+    *('ctfake_jax', 'types', 'config', 'workdir', 'checkpoints', 'mesh', 'preemption'),
+    *('progress', 'data'),
+  }
+  modules = {module_name(path).removeprefix('ctfake_jax.'): path for path in FILES}
+  seen, waiting = set(), ['fakes']
+  while waiting:
+    name = waiting.pop()
+    if name in modules and name not in seen:
+      seen.add(name)
+      waiting += [found.removeprefix('ctfake_jax.') for found in imports(modules[name])]
+  paths = [part.removesuffix('.py').replace('/', '.') for part in fakes.CODE]
+  known = {n for n in modules for path in paths if n == path or n.startswith(f'{path}.')}
+  assert {'data.edits', 'models.vae', 'streams'} <= seen
+  assert seen - known - touch_no_pixel == set()
+
+
 def trained_vae(config, tmp_path):
   config.task, config.data.image_size, c = 'vae', 32, config.vae
   c.batch_size, c.updates, c.eval_every, c.quality_images, c.width = 8, 60, 60, 8, 8
@@ -116,8 +149,8 @@ def fresh_diffusion(config):
   config.task, config.data.image_size, config.diffusion.width = 'diffusion', 32, 8
   networks = diffusion.build(config, 2)
   state = diffusion.init_state(networks, 32, seed=0)
-  sampler = sampling.make_sampler(networks.generator, state.ema, networks.latent, 2)
-  return sampling.TrainedGenerator(sampler, config, ('0', '1'), 'grey', 0, '', None)
+  sampler = sampling.make_sampler(networks.generator, state.ema, networks.latent, np.ones(2))
+  return sampling.TrainedGenerator(sampler, config, ('0', '1'), 'grey', np.ones(2), 0, '', None)
 
 
 @pytest.mark.slow
@@ -135,7 +168,7 @@ def test_a_reconstruction_is_nearer_to_its_source_than_another_image_is(
 
 
 def test_a_gan_cannot_reconstruct(tiny_config, tmp_path):
-  network = sampling.TrainedGenerator(None, tiny_config, (), 'grey', 0, '', None)
+  network = sampling.TrainedGenerator(None, tiny_config, (), 'grey', np.ones(1), 0, '', None)
   tiny_config.task = 'gan'
   with pytest.raises(UserError, match='cannot reconstruct'):
     fakes.reconstruct(network, REALS.images, REALS.labels, 0)
@@ -170,7 +203,7 @@ def test_sampled_fakes_have_no_source(tiny_config):
       del seed
       return np.zeros((len(labels), 4, 4, 1), np.float32)
 
-  network = sampling.TrainedGenerator(Constant(), tiny_config, (), 'grey', 0, '', None)
+  network = sampling.TrainedGenerator(Constant(), tiny_config, (), 'grey', np.ones(1), 0, '', None)
   made = fakes.sample(network, np.array([0, 1], np.int32), 0)
   assert (made.sources == -1).all()
   assert made.masks is None

@@ -147,7 +147,7 @@ def test_a_gan_learns_what_its_labels_mean(configured):
   for i in range(100):
     state, metrics = step(state, batch, jax.random.key(i))
   assert metrics['accuracy_label'] == 1
-  sampler = sampling.make_sampler(networks.generator, state.ema, networks.latent, 2)
+  sampler = sampling.make_sampler(networks.generator, state.ema, networks.latent, np.ones(2))
   means = sampler.sample(np.arange(64, dtype=np.int32) % 2, seed=0).mean((1, 2, 3))
   assert means[1::2].min() > means[::2].max(), means
 
@@ -155,7 +155,7 @@ def test_a_gan_learns_what_its_labels_mean(configured):
 @pytest.mark.slow
 def test_sampling_statistics_fit_the_parameters(configured):
   networks, _, state, _ = step_of(configured('dcgan'))
-  sampler = sampling.make_sampler(networks.generator, state.ema, networks.latent, 2)
+  sampler = sampling.make_sampler(networks.generator, state.ema, networks.latent, np.ones(2))
   latent = jax.random.normal(jax.random.key(1), (256, networks.latent))
   labels = jnp.arange(256) % 2
   apply = functools.partial(networks.generator.apply, mutable=['batch_stats'])

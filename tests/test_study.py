@@ -6,10 +6,10 @@ from ctfake_jax.study import best_classifier
 def chosen(images=140, **right):
   sizes = {'small': 1, 'middle': 2, 'large': 3}
   rows = {
-    name: {'validation_accuracy': count / images, 'parameters': sizes[name]}
+    name: {'validation_accuracy_by_fold': [count / images], 'parameters': sizes[name]}
     for name, count in right.items()
   }
-  return best_classifier(rows, images)
+  return best_classifier(rows, [images])
 
 
 def test_a_lead_of_one_image_is_none():
@@ -21,3 +21,12 @@ def test_a_lead_of_one_image_is_none():
 def test_a_greater_lead_counts():
   assert chosen(small=138, large=140) == 'large'
   assert chosen(small=139, middle=140, large=138) == 'small'
+
+
+def test_networks_are_compared_on_the_folds_they_share():
+  """Today's better one had the easy fold alone: on that fold the other is better."""
+  rows = {
+    'once': {'validation_accuracy_by_fold': [0.95], 'parameters': 2},
+    'often': {'validation_accuracy_by_fold': [0.97, 0.90, 0.91], 'parameters': 3},
+  }
+  assert best_classifier(rows, [100, 100, 100]) == 'often'

@@ -152,6 +152,7 @@ def test_more_epochs_continue_a_finished_run(tiny_config, images, tmp_path):
 
 @pytest.mark.slow
 def test_fewer_epochs_than_are_done_are_refused(tiny_config, images, tmp_path):
+  tiny_config.train.schedule = 'constant'
   fit(tiny_config, images, tmp_path)
   tiny_config.train.epochs -= 1
   with pytest.raises(UserError, match=r'steps are done, \d+ are asked for'):
@@ -253,6 +254,24 @@ def test_class_weights_balance_the_loss(tiny_config):
   images.labels[9:] = 1
   np.testing.assert_allclose(classifier.class_weights(images, True), [12 / 18, 2.0])
   np.testing.assert_allclose(classifier.class_weights(images, False), [1, 1])
+
+
+@pytest.mark.slow
+def test_a_run_under_a_falling_schedule_cannot_be_extended(tiny_config, images, tmp_path):
+  fit(tiny_config, images, tmp_path)
+  tiny_config.train.epochs += 1
+  with pytest.raises(UserError, match=r'other values of train.epochs.*constant schedule'):
+    fit(tiny_config, images, tmp_path)
+
+
+@pytest.mark.parametrize('score', [np.nan, -np.inf])
+def test_a_score_that_is_not_finite_stops_the_run(
+  tiny_config, images, tmp_path, monkeypatch, score
+):
+  check, scores = loop._check_score, iter([0.0, score])
+  monkeypatch.setattr(loop, '_check_score', lambda _, *rest: check(next(scores), *rest))
+  with pytest.raises(loop.DivergedError, match=r'score after step \d+ is .*checkpoint is [1-9]'):
+    fit(tiny_config, images, tmp_path)
 
 
 def test_a_nan_stops_the_run_and_names_the_step(tiny_config, images, tmp_path, monkeypatch):

@@ -122,12 +122,6 @@ def test_a_class_name_is_one_harmless_folder(name):
   assert not folder.startswith('.')
 
 
-def test_labels_are_spread_evenly():
-  counts = np.bincount(generate.spread_labels(500, 3))
-  assert counts.sum() == 500
-  assert counts.max() - counts.min() <= 1
-
-
 @pytest.mark.parametrize('name', sorted(controls.CONTROLS))
 def test_controls_keep_shape_and_range_and_change_something(name):
   images = np.random.default_rng(0).uniform(-1, 1, (3, 16, 16, 1)).astype(np.float32)

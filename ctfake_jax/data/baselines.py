@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 from sklearn.ensemble import RandomForestClassifier
 
-from ctfake_jax import metrics
+from ctfake_jax import metrics, streams
 from ctfake_jax.data import splits
 from ctfake_jax.data.survey import Survey
 from ctfake_jax.types import ImageSet
@@ -36,12 +36,14 @@ def measure(
   """Accuracies pooled over the folds' test parts, with intervals over groups; leaks summed."""
   right: dict[str, list[np.ndarray]] = {'chance': [], 'nearest_neighbour': [], 'file_facts': []}
   audits, survey = [], Survey.of(images)
-  for parts in folds:
+  for fold, parts in enumerate(folds):
     seen = np.concatenate([parts.train, parts.val])
     guesses = {
       'chance': majority(images.labels[seen], len(parts.test)),
       'nearest_neighbour': images.labels[survey.nearest(seen, parts.test)[0]],
-      'file_facts': file_facts(images, seen, parts.test, seed),
+      'file_facts': file_facts(
+        images, seen, parts.test, streams.seed(seed, 'forest of file facts', fold)
+      ),
     }
     for name, guess in guesses.items():
       right[name].append(guess == images.labels[parts.test])

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ctfake_jax import streams
+
 BATCH_SIZE = 64
 BLOCK = 8
 # ITU-T T.81, Table K.1.
@@ -189,7 +191,7 @@ def in_batches(change: Callable, images: np.ndarray, strength: float) -> np.ndar
 
 def at_random(images: np.ndarray, seed: int, *, wide: bool = False) -> np.ndarray:
   """Each of f32[n, h, w, 1] through a random chain of changes, once; `wide`: more blur, noise."""
-  key = jax.random.key(seed)
+  key = streams.key(seed, 'degradations', 'wide' if wide else 'usual')
   keys = (jax.random.fold_in(key, i) for i in itertools.count())
   return batched(lambda batch: _degraded[wide](batch, next(keys)), images)
 

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.restoration import inpaint_biharmonic
 
-from ctfake_jax import progress
+from ctfake_jax import progress, streams
 from ctfake_jax.types import ImageSet
 
 # Radii of a patch as shares of the side: from a large nodule to a lobe.
@@ -92,7 +92,7 @@ def edit(images: ImageSet, rows: np.ndarray, kind: str, seed: int) -> tuple[np.n
   pixels = np.asarray(images.images)[..., 0]
   edited, masks = [], []
   for i, row in enumerate(progress.bar(f'editing, {kind}', rows, patience=progress.PATIENCE)):
-    rng = np.random.default_rng((seed, i))
+    rng = streams.generator(seed, 'edit', i)
     result, mask = _visible(EDITS[kind], pixels, int(row), rng)
     edited.append(result)
     masks.append(mask)

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ctfake_jax import mesh as mesh_lib
+from ctfake_jax import streams
 from ctfake_jax.types import ImageSet
 
 CODES = 65535
@@ -61,7 +62,7 @@ def rows_at(step: int, count: int, batch_size: int, seed: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-  return np.random.default_rng((seed, epoch)).permutation(count).astype(np.int32)
+  return streams.generator(seed, 'order', epoch).permutation(count).astype(np.int32)
 
 
 def open_feed(mesh: Mesh, images: ImageSet, batch_size: int, seed: int) -> Feed:

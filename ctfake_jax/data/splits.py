@@ -12,6 +12,7 @@ from scipy import sparse
 from scipy.sparse import csgraph
 from sklearn.model_selection import StratifiedGroupKFold
 
+from ctfake_jax import streams
 from ctfake_jax.data.survey import ROWS_AT_ONCE, Survey
 from ctfake_jax.types import ImageSet, UserError
 
@@ -57,10 +58,12 @@ def split(images: ImageSet, config: ml_collections.ConfigDict, fold: int) -> Spl
     by, (rest, test) = 'given', given
   else:
     parts = config.folds or round(1 / config.test_fraction)
-    rest, test = _part(images.labels, groups, everyone, parts, fold, config.seed)
+    rest, test = _part(
+      images.labels, groups, everyone, parts, fold, streams.seed(config.seed, 'test part')
+    )
   parts = max(2, round(1 / config.val_fraction))
   train, val = (given and _prescribed(images, rest, 'val')) or _part(
-    images.labels, groups, rest, parts, 0, config.seed + 1
+    images.labels, groups, rest, parts, 0, streams.seed(config.seed, 'validation part', fold)
   )
   result = Split(train, val, test, groups, by)
   _check(images, result)
@@ -99,7 +102,7 @@ def with_random_labels(images: ImageSet, config: ml_collections.ConfigDict) -> I
   """
   auto = ml_collections.ConfigDict({**config.to_dict(), 'by': 'auto'})
   _, groups = group(images, auto)
-  rng = np.random.default_rng(config.seed)
+  rng = streams.generator(config.seed, 'random labels')
   drawn = rng.permutation(np.arange(groups.max() + 1) % len(images.class_names))
   labels = drawn[groups].astype(np.int32)
   records = tuple(

@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import StratifiedGroupKFold
 
-from ctfake_jax import metrics
+from ctfake_jax import metrics, streams
 from ctfake_jax.data import file_facts
 from ctfake_jax.data.preprocess import resize
 from ctfake_jax.data.survey import look
@@ -101,7 +101,7 @@ def grey_facts(images: np.ndarray) -> np.ndarray:
 
 
 def _audit_family(shown: Exhibits, seed: int) -> dict:
-  rng = np.random.default_rng(seed)
+  rng = streams.generator(seed, 'random labels')
   thumbnails = np.stack([resize(image, THUMBNAIL).ravel() for image in shown.images[..., 0]])
   greys = grey_facts(shown.images)
   files = shown.file_facts
@@ -122,9 +122,11 @@ def _audit_family(shown: Exhibits, seed: int) -> dict:
 def _auroc(facts: np.ndarray, truth: np.ndarray, groups: np.ndarray, seed: int) -> float:
   """Of a random forest, over folds of whole groups."""
   scores = np.zeros(len(truth))
-  folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+  folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=streams.seed(seed, 'audit folds'))
   for train, test in folds.split(facts, truth, groups):
-    forest = RandomForestClassifier(100, min_samples_leaf=3, random_state=seed, n_jobs=1)
+    forest = RandomForestClassifier(
+      100, min_samples_leaf=3, random_state=streams.seed(seed, 'audit forest'), n_jobs=1
+    )
     scores[test] = forest.fit(facts[train], truth[train]).predict_proba(facts[test])[:, 1]
   return metrics.auroc(scores[truth], scores[~truth])
 

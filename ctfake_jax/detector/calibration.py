@@ -16,6 +16,7 @@ import scipy.special
 import scipy.stats
 from sklearn.linear_model import LogisticRegression
 
+from ctfake_jax import streams
 from ctfake_jax.types import UserError
 
 REAL, FAKE, UNSURE = 'real', 'fake', 'unsure'
@@ -54,7 +55,7 @@ def asked_rate(config: ml_collections.ConfigDict, own: float = USUAL_RATE) -> fl
 
 def one_per_group(scores: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
   """The score of one image of each group, drawn at random."""
-  order = np.random.default_rng(seed).permutation(len(scores))
+  order = streams.generator(seed, 'one of each group').permutation(len(scores))
   _, first = np.unique(groups[order], return_index=True)
   return scores[order[first]]
 

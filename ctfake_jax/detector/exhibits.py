@@ -8,16 +8,16 @@ from reals stay in their reals' part and group; sampled fakes are groups of thei
 import dataclasses
 import functools
 import json
-import zlib
 from pathlib import Path
 
 import ml_collections
 import numpy as np
 
-from ctfake_jax import __version__, controls, fakes, generate, sampling
 from ctfake_jax import config as config_lib
+from ctfake_jax import controls, fakes, sampling, streams
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import file_facts, pipeline, splits
+from ctfake_jax.data.class_mix import class_counts, labels_in_mix
 from ctfake_jax.data.folders import FolderSource
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.data.splits import Split
@@ -167,7 +167,7 @@ def deal(groups: np.ndarray, seed: int) -> dict[str, np.ndarray]:
 
 
 def _dealt(groups: np.ndarray, shares: dict[str, float], seed: int) -> dict[str, np.ndarray]:
-  names = np.random.default_rng(seed).permutation(np.unique(groups))
+  names = streams.generator(seed, 'parts').permutation(np.unique(groups))
   ends = np.cumsum(list(shares.values()))
   ends = np.round(ends / ends[-1] * len(names)).astype(int)
   chosen = np.split(names, ends[:-1])
@@ -197,6 +197,7 @@ def generator_config(config: ml_collections.ConfigDict, name: str) -> ml_collect
   """The config of a training of its own for the generator `name`."""
   task = name if name in config_lib.GENERATORS else 'gan'
   own = config_lib.for_stage(config, task, task)
+  own.seed = streams.seed(config.seed, 'generator', name)
   own.train.log_every = config.train.log_every
   if task == 'gan':
     own.gan.name = name
@@ -212,8 +213,9 @@ def gather(
 ) -> Exhibits:
   """The reals of a part, the strangers' fakes for it, and fakes of each of `detection.families`.
 
-  To learn from, `detection.fakes_to_learn`, several of a real where need be; elsewhere
-  `detection.fakes_per_family`, at most as many as there are reals. The threshold needs none.
+  All in the class mix of the part's reals. To learn from, `detection.fakes_to_learn`, several of a
+  real where need be; elsewhere `detection.fakes_per_family`, at most as many as there are reals.
+  The threshold needs none.
   """
   own, c = reals.images.take(reals.parts[part]), config.detection
   data = fingerprint(own)
@@ -225,7 +227,7 @@ def gather(
   free = reals.groups.max() + 1 + (others.groups.max() + 1 if others else 0)
   for family in config.detection.families if part != REALS_ALONE else ():
     # A seed of its own for each part and family: no sample is drawn twice.
-    seed = zlib.crc32(f'{config.seed}/{part}/{family}'.encode()) % 2**31
+    seed = streams.seed(config.seed, 'fakes', part, family)
     made = _made(family, own, data, count, seed, workdir, part)
     alone = free + np.arange(count)
     free += count
@@ -261,11 +263,12 @@ def _made(
   family = fakes.FAMILIES[name]
   trained = sampling.load(generator_dir(workdir, family.network)) if family.network else None
   digest = trained.digest if trained else ''
-  origin = json.dumps([__version__, name, count, seed, digest, data])
+  origin = json.dumps([name, count, seed, digest, data])
 
   def make() -> fakes.Fakes:
     if trained and family.method == 'samples':
-      return fakes.sample(trained, generate.spread_labels(count, len(reals.class_names)), seed)
+      mix = class_counts(reals.labels, len(reals.class_names))
+      return fakes.sample(trained, labels_in_mix(mix, count), seed)
     return fakes.from_reals(family.method, trained, reals, count, seed)
 
   return fakes.kept(workdir / 'fakes' / part / f'{name}.npz', origin, make)

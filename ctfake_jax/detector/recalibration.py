@@ -16,7 +16,7 @@ import numpy as np
 import scipy.stats
 from scipy.spatial.distance import cdist
 
-from ctfake_jax import progress
+from ctfake_jax import progress, streams
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import splits
 from ctfake_jax.data.decode import Decoded, Limits, decode_all, judgeable
@@ -168,7 +168,7 @@ def drift(reference: np.ndarray, features: np.ndarray, seed: int) -> dict:
   Szekely & Rizzo 2013, doi:10.1016/j.jspi.2013.03.018. Features are scaled by both together. Of
   large samples `COMPARED` rows each are drawn, for memory grows with their square.
   """
-  rng = np.random.default_rng(seed)
+  rng = streams.generator(seed, 'drift')
   reference, features = (rng.permutation(rows)[:COMPARED] for rows in (reference, features))
   together = np.concatenate([reference, features])
   together = together / (together.std(0) + 1e-6)

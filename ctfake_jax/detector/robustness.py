@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from ctfake_jax import metrics, progress
+from ctfake_jax import metrics, progress, streams
 from ctfake_jax.data import degrade
 from ctfake_jax.detector import training
 from ctfake_jax.detector.directory import Detector
@@ -17,7 +17,7 @@ MOST = 1000  # images, drawn at random: 33 passes over them
 
 
 def _noisy(images: jax.Array, deviation: jax.Array) -> jax.Array:
-  return degrade.noisy(images, deviation, jax.random.key(0))
+  return degrade.noisy(images, deviation, streams.key(0, 'noise'))
 
 
 def _contrast(images: jax.Array, gain: jax.Array) -> jax.Array:
@@ -48,7 +48,7 @@ def sweep(detector: Detector, shown: Exhibits, seed: int) -> dict[str, list[dict
   Detection and false alarms are the shares of fakes and reals above the detector's threshold, of at
   most `MOST` images.
   """
-  drawn = np.random.default_rng(seed).permutation(len(shown))[:MOST]
+  drawn = streams.generator(seed, 'robustness, drawn').permutation(len(shown))[:MOST]
   shown = shown.take(np.sort(drawn))
   measure = functools.partial(_row, detector, fake=shown.fake)
   found = {UNCHANGED: [measure(shown.images, 0.0)]}

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.stats
 
-from ctfake_jax import progress
+from ctfake_jax import progress, streams
 from ctfake_jax.detector import calibration
 from ctfake_jax.detector.calibration import Threshold
 from ctfake_jax.detector.discriminant import Learnt, for_site
@@ -112,7 +112,7 @@ def usual_scores(learnt: Learnt, reference: np.ndarray, count: int, seed: int) -
 
 def _parts(total: int, count: int, seed: int) -> Iterator[np.ndarray]:
   """Rows of parts of `count` or more, each row as often as any other."""
-  rng = np.random.default_rng(seed)
+  rng = streams.generator(seed, 'rehearsals')
   while True:
     yield from np.array_split(rng.permutation(total), max(total // count, 2))
 
@@ -153,7 +153,7 @@ def threshold(scores: np.ndarray, usual: np.ndarray, false_alarm_rate: float) ->
 
 def apart(scores: np.ndarray, usual: np.ndarray, seed: int) -> float:
   """p-value of the mean of the highest `FAR_OUT` of f[n] against draws of as many usual scores."""
-  rng, few = np.random.default_rng(seed), max(round(FAR_OUT * len(scores)), 1)
+  rng, few = streams.generator(seed, 'usual tails'), max(round(FAR_OUT * len(scores)), 1)
 
   def reach(own):
     centre, scale = middle(own)

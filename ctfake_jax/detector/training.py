@@ -19,7 +19,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from ctfake_jax import batches, metrics
+from ctfake_jax import batches, metrics, streams
 from ctfake_jax import mesh as mesh_lib
 from ctfake_jax.data import degrade, looks
 from ctfake_jax.data.feed import open_feed
@@ -231,7 +231,7 @@ def in_pairs(exhibits: Exhibits, seed: int) -> ImageSet:
 
 def _originals(exhibits: Exhibits, fakes: np.ndarray, seed: int) -> np.ndarray:
   """For each of `fakes` a row of its group's originals at random, or of all where it has none."""
-  rng, reals = np.random.default_rng(seed), np.nonzero(~exhibits.fake)[0]
+  rng, reals = streams.generator(seed, 'originals of pairs'), np.nonzero(~exhibits.fake)[0]
   own: dict[int, list[int]] = {}
   for row in reals.tolist():
     own.setdefault(int(exhibits.groups[row]), []).append(row)

@@ -6,6 +6,8 @@ import numpy as np
 import scipy.stats
 import sklearn.metrics
 
+from ctfake_jax import streams
+
 RESAMPLES = 200
 
 
@@ -25,7 +27,7 @@ def mean_auroc_difference(a: dict[str, Scores], b: dict[str, Scores], seed: int)
   The two best of a table were chosen by these figures: an interval about the pair flatters it.
   """
   names = np.unique(np.concatenate([cell.groups for cell in a.values()]))
-  rng = np.random.default_rng(seed)
+  rng = streams.generator(seed, 'bootstrap of cells')
   draws = []
   for _ in range(RESAMPLES):
     counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)))

@@ -22,7 +22,7 @@ import sklearn.svm
 import sklearn.tree
 
 from ctfake_jax import config as config_lib
-from ctfake_jax import inference, sampling, scores
+from ctfake_jax import inference, sampling, scores, streams
 from ctfake_jax.data import degrade
 from ctfake_jax.detector import discriminant, training
 from ctfake_jax.detector.exhibits import REAL, Exhibits
@@ -101,7 +101,7 @@ def learner(features: Score, make: Callable[[int], Any], lesson: Lesson) -> Scor
   """A classical learner on features of the lesson's images, each degraded at random once."""
   images, fake = degrade.at_random(lesson.learn.images, lesson.seed), lesson.learn.fake
   line = sklearn.pipeline.make_pipeline(
-    sklearn.preprocessing.StandardScaler(), make(lesson.seed)
+    sklearn.preprocessing.StandardScaler(), make(streams.seed(lesson.seed, 'learner'))
   ).fit(features(images), fake)
 
   def score(images):
@@ -118,7 +118,7 @@ def reservoir(lesson: Lesson) -> Scorer:
 
   After MediFaked (Budhiraja et al. 2022), whose code and sizes are not public.
   """
-  bank = [_random_filters(lesson.seed + i) for i in range(RESERVOIRS)]
+  bank = [_random_filters(lesson.seed, i) for i in range(RESERVOIRS)]
 
   def features(images):
     return np.concatenate([degrade.batched(functools.partial(_echo, f), images) for f in bank], 1)
@@ -126,9 +126,9 @@ def reservoir(lesson: Lesson) -> Scorer:
   return learner(features, _logistic, lesson)
 
 
-def _random_filters(seed: int) -> tuple[jax.Array, ...]:
+def _random_filters(seed: int, number: int) -> tuple[jax.Array, ...]:
   widths = (3, *RESERVOIR_WIDTHS)
-  keys = jax.random.split(jax.random.key(seed), len(RESERVOIR_WIDTHS))
+  keys = jax.random.split(streams.key(seed, 'reservoir', number), len(RESERVOIR_WIDTHS))
   return tuple(
     RESERVOIR_SPREAD / np.sqrt(9 * c_in) * jax.random.normal(key, (3, 3, c_in, c_out))
     for key, c_in, c_out in zip(keys, widths[:-1], widths[1:])
@@ -190,7 +190,7 @@ def _residuals(unet, variables: dict, images: jax.Array) -> jax.Array:
   found: list[jax.Array] = []
   for i, time in enumerate(RESIDUAL_TIMES):
     signal, noise = diffusion.signal_and_noise(jnp.asarray(time))
-    x = signal * images + noise * jax.random.normal(jax.random.key(i), images.shape)
+    x = signal * images + noise * jax.random.normal(streams.key(0, 'residual', i), images.shape)
     implied, _ = diffusion.implied(unet, variables, x, jnp.full(len(images), time), None)
     size = jnp.log(jnp.abs(implied - images) + 1e-3)
     found += [size.mean((1, 2, 3)), size.max((1, 2, 3))]

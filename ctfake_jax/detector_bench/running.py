@@ -18,7 +18,7 @@ import sklearn.linear_model
 import sklearn.metrics
 
 from ctfake_jax import config as config_lib
-from ctfake_jax import inference, metrics
+from ctfake_jax import inference, metrics, streams
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import baselines, degrade
 from ctfake_jax.data.survey import fingerprint
@@ -109,6 +109,7 @@ def _train_classifier(
   config: ml_collections.ConfigDict, reals: exhibits.Stock, workdir: Path
 ) -> None:
   own = config_lib.for_stage(config, 'classifier', 'augment', 'model', 'train')
+  own.seed = streams.seed(config.seed, 'classifier of labels')
   folder = workdir / CLASSIFIER
   fit = functools.partial(classifier.fit, own, reals.images, reals.split(), folder)
   workdir_lib.once(folder, own, fit)
@@ -118,7 +119,8 @@ def _train_residual(
   config: ml_collections.ConfigDict, reals: exhibits.Stock, workdir: Path
 ) -> None:
   own = exhibits.generator_config(config, 'diffusion')
-  own.seed, own.diffusion.conditional = config.seed + 1, False
+  own.diffusion.conditional = False
+  own.seed = streams.seed(config.seed, 'diffusion of reals')
   folder = workdir / RESIDUAL
   fit = functools.partial(generator.fit, own, reals.images, reals.split(), folder)
   workdir_lib.once(folder, own, fit)
@@ -206,7 +208,7 @@ def _fall(workdir: Path, test: Exhibits, seed: int) -> dict:
   """The paper's sign: the share of wrong answers in batches of 50, of fakes against of reals."""
   trained = inference.load(workdir / CLASSIFIER)
   wrong = outputs(trained, test.images)[0].argmax(1) != test.labels
-  rng = np.random.default_rng(seed)
+  rng = streams.generator(seed, 'batches of fifty')
   fakes, reals = (
     wrong[kind][rng.integers(kind.sum(), size=(BATCHES, BATCH))].mean(1)
     for kind in (test.fake, ~test.fake)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ctfake_jax import streams
 from ctfake_jax.quality.distances import (
   frechet_distance,
   kernel_distance,
@@ -158,7 +159,7 @@ def measure(
     'reals for the floor, of groups not held out,': pool.labels,
   }
   counts = class_counts(reals.labels, pools)
-  rng = np.random.default_rng(seed)
+  rng = streams.generator(seed, 'quality, draws')
   of_fakes = [draw(fake_labels, np.arange(len(fakes)), counts, rng) for _ in range(splits)]
   of_pool = [draw(pool.labels, pool.groups, counts, rng) for _ in range(splits)]
   # As they come, twins included: what of reals is alike must not count against fakes.
@@ -197,12 +198,12 @@ def _averaged(key: str, reference: np.ndarray, samples: list[np.ndarray]) -> dic
 
 
 def _kernel(key: str, reference: np.ndarray, sample: np.ndarray, seed: int) -> dict[str, Any]:
-  value, interval = kernel_distance(reference, sample, seed=seed)
+  value, interval = kernel_distance(reference, sample, seed=streams.seed(seed, key))
   return {key: value, f'{key}_ci95': list(interval)}
 
 
 def _structure(key: str, images: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, Any]:
-  mean, interval = within_class_ms_ssim(images, labels, pairs=LIMIT, seed=seed)
+  mean, interval = within_class_ms_ssim(images, labels, pairs=LIMIT, seed=streams.seed(seed, key))
   return {
     f'ms_ssim_{key}': mean,
     f'ms_ssim_{key}_ci95': list(interval),

@@ -6,6 +6,8 @@ In: features float[n, d] (Fréchet, kernel, precision and recall) or images floa
 
 import numpy as np
 
+from ctfake_jax import streams
+
 _PIXEL_SIDE = 16
 _CHUNK = 256
 
@@ -79,7 +81,7 @@ def kernel_distance(
     return within_a + within_b - 2 * ((keep_a @ cross) * keep_b).sum(1) / (n * m)
 
   whole = float(value(np.ones((1, len(a))), np.ones((1, len(b))))[0])
-  rng = np.random.default_rng(seed)
+  rng = streams.generator(seed, 'quality, halves')
   halves = value(_halves(len(a), resamples, rng), _halves(len(b), resamples, rng))
   below, above = np.quantile(halves - whole, [0.025, 0.975])
   return whole, (float(whole - above), float(whole - below))

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ctfake_jax import streams
+
 # Wang, Simoncelli & Bovik 2003, section 3.2: five scales, finest first.
 _WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _WINDOW, _SIGMA = 11, 1.5
@@ -109,7 +111,7 @@ def within_class_ms_ssim(
   Returns:
     Mean and 95 % interval.
   """
-  rng = np.random.default_rng(seed)
+  rng = streams.generator(seed, 'quality, pairs')
   order = rng.permutation(len(labels))
   couples = []
   for label in np.unique(labels):

@@ -14,6 +14,7 @@ import ml_collections
 import numpy as np
 import optax
 
+from ctfake_jax import streams
 from ctfake_jax.data.degrade import batched
 from ctfake_jax.models import autoencoder, zoo
 from ctfake_jax.models.initializers import variables
@@ -37,7 +38,7 @@ def build(config: ml_collections.ConfigDict, num_classes: int) -> Networks:
 
 def init_state(networks: Networks, size: int, seed: int) -> State:
   """Fresh state, on the host."""
-  key_g, key_d = jax.random.split(jax.random.key(seed))
+  key_g, key_d = jax.random.split(streams.key(seed, 'initialisation'))
   images = np.zeros((len(autoencoder.MEMBERS), size, size, 1), 'f4')
   generator = variables(networks.generator, key_g, images, jax.random.key(0))
   discriminator = variables(networks.discriminator, key_d, images)
@@ -105,7 +106,8 @@ def rebuilt_of(
   for label in np.unique(labels):
     asked = labels == label
     rows[asked] = np.resize(np.nonzero(reals.labels == label)[0], asked.sum())
-  keys = (jax.random.fold_in(jax.random.key(seed), i) for i in itertools.count())
+  stream = streams.key(seed, 'rebuilding, evaluation')
+  keys = (jax.random.fold_in(stream, i) for i in itertools.count())
   return batched(
     lambda images: autoencoder.rebuild(network, variables, images, next(keys)),
     np.asarray(reals.images)[rows],

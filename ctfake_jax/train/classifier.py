@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from ctfake_jax import config as config_lib
-from ctfake_jax import inference, metrics
+from ctfake_jax import inference, metrics, streams
 from ctfake_jax import mesh as mesh_lib
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import augment, baselines, pipeline, splits
@@ -49,7 +49,9 @@ class State(flax.struct.PyTreeNode):
 def init_state(model: nn.Module, tx: optax.GradientTransformation, size: int, seed: int) -> State:
   """Fresh state for grey images of side `size`, on the host."""
   images = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
-  variables = initializers.variables(model, jax.random.key(seed), images, train=False)
+  variables = initializers.variables(
+    model, streams.key(seed, 'initialisation'), images, train=False
+  )
   params, batch_stats = variables['params'], variables.get('batch_stats', {})
   return State(
     step=jnp.zeros((), jnp.int32),
@@ -167,6 +169,7 @@ def cross_validate(
   rows, predictions = [], []
   for fold, parts in enumerate(folds):
     own.split.fold = fold
+    own.seed = streams.seed(config.seed, 'fold', fold)
     folder = workdir / f'fold{fold}'
     train = functools.partial(fit, own, images, parts, folder)
     rows.append(workdir_lib.once(folder, own, train))
@@ -178,6 +181,7 @@ def cross_validate(
     **report(pooled, images.class_names, config.seed),
     'folds': len(rows),
     'validation_accuracy': float(np.mean([row['validation_accuracy'] for row in rows])),
+    'validation_accuracy_by_fold': [row['validation_accuracy'] for row in rows],
     'accuracy_by_fold': [row['accuracy'] for row in rows],
     'parameters': rows[0]['parameters'],
     'train_seconds': seconds,
@@ -219,10 +223,12 @@ def fit(
   return result
 
 
-def for_network(config: ml_collections.ConfigDict, name: str) -> ml_collections.ConfigDict:
+def for_network(
+  config: ml_collections.ConfigDict, name: str, seed: int
+) -> ml_collections.ConfigDict:
   """The study's config as that of a single run of the network `name`."""
   own = config_lib.for_stage(config, 'classifier', 'augment', 'model', 'train')
-  own.model.name = name
+  own.model.name, own.seed = name, seed
   chosen = config.study.per_model[name]
   own.train.epochs = chosen.epochs or config.train.epochs
   own.train.learning_rate = chosen.learning_rate or config.train.learning_rate

@@ -11,6 +11,7 @@ import ml_collections
 import numpy as np
 import optax
 
+from ctfake_jax import streams
 from ctfake_jax.models import diffusion, zoo
 from ctfake_jax.models.initializers import variables
 from ctfake_jax.train.update import apply_gradients, moving_average
@@ -55,7 +56,9 @@ def build(config: ml_collections.ConfigDict, num_classes: int) -> Networks:
 def init_state(networks: Networks, size: int, seed: int) -> State:
   """Fresh state, on the host."""
   noise, labels = np.zeros((2, size * size), 'f4'), np.zeros(2, np.int32)
-  generator = variables(networks.generator, jax.random.key(seed), noise, labels, train=False)
+  generator = variables(
+    networks.generator, streams.key(seed, 'initialisation'), noise, labels, train=False
+  )
   return State(
     step=jnp.zeros((), jnp.int32),
     generator=generator,

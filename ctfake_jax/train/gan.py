@@ -18,6 +18,7 @@ import ml_collections
 import numpy as np
 import optax
 
+from ctfake_jax import streams
 from ctfake_jax.data.augment import discriminator_view
 from ctfake_jax.models import zoo
 from ctfake_jax.models.initializers import variables
@@ -76,7 +77,7 @@ def _rate(c: ml_collections.ConfigDict, peak: float) -> optax.ScalarOrSchedule:
 
 def init_state(networks: Networks, size: int, seed: int) -> State:
   """Fresh state, on the host."""
-  key_g, key_d = jax.random.split(jax.random.key(seed))
+  key_g, key_d = jax.random.split(streams.key(seed, 'initialisation'))
   latent, images = np.zeros((2, networks.latent), 'f4'), np.zeros((2, size, size, 1), 'f4')
   labels = np.zeros(2, np.int32)
   generator = variables(networks.generator, key_g, latent, labels, train=True)

@@ -21,8 +21,10 @@ import ml_collections
 import numpy as np
 
 from ctfake_jax import mesh as mesh_lib
+from ctfake_jax import streams
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import baselines, pipeline, splits
+from ctfake_jax.data.class_mix import class_counts, labels_in_mix
 from ctfake_jax.data.feed import open_feed
 from ctfake_jax.data.splits import Split
 from ctfake_jax.data.survey import identity
@@ -68,6 +70,7 @@ def fit(config: ml_collections.ConfigDict, images: ImageSet, parts: Split, workd
     **loop.costs(progress, config[config.task].batch_size),
     'parameters': state.parameter_counts(),
     'train_images': len(train),
+    'class_counts': class_counts(train.labels, len(train.class_names)).tolist(),
   }
   workdir_lib.write_json(workdir / 'results.json', result)
   return result
@@ -98,27 +101,32 @@ def _train(config, networks: Any, train: ImageSet, val: ImageSet, workdir: Path)
     state=family.init_state(networks, config.data.image_size, config.seed),
     train_step=family.make_train_step(networks, config),
     feed=open_feed(mesh, train, c.batch_size, config.seed),
-    evaluate=_evaluator(config, networks, val, workdir),
+    evaluate=_evaluator(config, networks, train, val, workdir),
   )
 
 
-def _evaluator(config, networks: Any, val: ImageSet, workdir: Path):
-  """Judges a generator by the Frechet distance to validation reals; writes a sample grid."""
+def _evaluator(config, networks: Any, train: ImageSet, val: ImageSet, workdir: Path):
+  """Judges a generator by the Frechet distance to validation reals; writes a sample grid.
+
+  The fakes come in the class mix of those reals.
+  """
   extract = phantom_extractor(config.data.image_size)
   classes = len(val.class_names)
   real_features = extract(val.images)
   real_diversity = diversity(val.images, val.labels, classes, seed=config.seed)
-  labels = np.arange(config[config.task].quality_images, dtype=np.int32) % classes
+  mix = class_counts(val.labels, classes)
+  labels = labels_in_mix(mix, config[config.task].quality_images)
+  learnt = class_counts(train.labels, classes)
   preview = np.repeat(np.arange(classes, dtype=np.int32), PREVIEW_PER_CLASS)
 
   def evaluate(state, step):
     """Score (minus the distance) and metrics; leaves the sample grid of this step."""
-    make = _maker(config, networks, mesh_lib.to_host(state.ema), val)
-    fakes = make(labels, config.seed)
+    make = _maker(config, networks, mesh_lib.to_host(state.ema), learnt, val)
+    fakes = make(labels, streams.seed(config.seed, 'evaluation'))
     if mesh_lib.is_main_process():
       save_grid(
         workdir / 'samples' / f'step_{step:06d}.png',
-        make(preview, config.seed + 1),
+        make(preview, streams.seed(config.seed, 'preview')),
         columns=PREVIEW_PER_CLASS,
       )
     distance = frechet_distance(extract(fakes), real_features)
@@ -130,17 +138,16 @@ def _evaluator(config, networks: Any, val: ImageSet, workdir: Path):
   return evaluate
 
 
-def _maker(config, networks: Any, variables: dict, val: ImageSet) -> Callable:
+def _maker(config, networks: Any, variables: dict, learnt: np.ndarray, val: ImageSet) -> Callable:
   """(labels i32[n], seed) -> images f32[n, h, w, 1]: samples, or images of `val` rebuilt."""
   if config.task == 'autoencoder':
     return functools.partial(autoencoder.rebuilt_of, networks.generator, variables, val)
-  classes = len(val.class_names)
-  return make_sampler(networks.generator, variables, networks.latent, classes).sample
+  return make_sampler(networks.generator, variables, networks.latent, learnt).sample
 
 
 def diversity(images: np.ndarray, labels: np.ndarray, classes: int, seed: int) -> float:
   """Mean root-mean-square difference of random pairs within a class."""
-  rng = np.random.default_rng(seed)
+  rng = streams.generator(seed, 'pairs')
   differences = []
   for label in range(classes):
     rows = np.nonzero(labels == label)[0]

@@ -7,6 +7,7 @@ step are settled in `jitted`, compilation in `Steps`.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from ctfake_jax import cost, preemption
+from ctfake_jax import cost, preemption, streams
 from ctfake_jax import mesh as mesh_lib
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.checkpoints import Checkpoints, Progress
@@ -76,7 +77,7 @@ def run(
   better, and metrics to log; `name` stands beside the progress bar.
 
   Raises:
-    DivergedError: a loss was not finite; the last good checkpoint is kept.
+    DivergedError: a loss or a score was not finite; the last good checkpoint is kept.
     PreemptedError: SIGTERM; the state after the current step is saved.
   """
   checkpoints = Checkpoints(workdir, keep)
@@ -113,6 +114,7 @@ def run(
         if done % schedule.eval_every == 0 or last:
           _check_finite(state, checkpoints, workdir)
           score, values = evaluate(state, done)
+          _check_score(score, done, checkpoints, workdir)
           log.write(done, {f'val/{k}': v for k, v in values.items()})
           _advance(progress, score, done, schedule)
           save(done)
@@ -185,9 +187,10 @@ def _scanned(step: Callable) -> Any:
 
 def jitted(train_step: TrainStep, feed: Feed, seed: int) -> Any:
   """The jitted (state, resident, ticket) -> (state, metrics); the old state's memory is reused."""
+  stream = streams.key(seed, 'step')
 
   def step(state, resident, ticket):
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    key = jax.random.fold_in(stream, state.step)
     return train_step(state, feed.take(resident, ticket), key)
 
   return jax.jit(step, donate_argnums=0)
@@ -219,11 +222,21 @@ def _write_means(log, bar, step, rows, begun) -> None:
 def _check_finite(state, checkpoints, workdir) -> None:
   bad = int(mesh_lib.to_host(state.first_bad_step))
   if bad >= 0:
-    kept = checkpoints.latest_step()
-    raise DivergedError(
-      f'{workdir.name}: the loss was not finite at step {bad}; the last good checkpoint is '
-      f'{kept if kept is not None else "none"}. Lower the learning rate or check the data.'
-    )
+    raise _diverged(workdir, f'the loss was not finite at step {bad}', checkpoints)
+
+
+def _check_score(score: float, step: int, checkpoints, workdir) -> None:
+  """A score that is not finite compares with none: no checkpoint would ever be the best."""
+  if not math.isfinite(score):
+    raise _diverged(workdir, f'the validation score after step {step} is {score}', checkpoints)
+
+
+def _diverged(workdir: Path, what: str, checkpoints) -> DivergedError:
+  kept = checkpoints.latest_step()
+  return DivergedError(
+    f'{workdir.name}: {what}; the last good checkpoint is {kept if kept is not None else "none"}. '
+    'Lower the learning rate or check the data.'
+  )
 
 
 def _advance(progress: Progress, score: float, step: int, schedule) -> None:

@@ -16,6 +16,7 @@ import ml_collections
 import numpy as np
 import optax
 
+from ctfake_jax import streams
 from ctfake_jax.models import zoo
 from ctfake_jax.models.initializers import variables
 from ctfake_jax.train.update import apply_gradients, moving_average
@@ -24,13 +25,18 @@ SMALLEST_ERROR = 1e-6
 
 
 class State(flax.struct.PyTreeNode):
-  """Everything a step changes; `ema` averages the generator's variables."""
+  """Everything a step changes; `ema` and `ema_encoder` average the two networks' variables.
+
+  A reconstruction pairs the averages: an encoder of one step speaks another language than the
+  average of many decoders.
+  """
 
   step: jax.Array
   generator: dict
   encoder: dict
   opt_state: optax.OptState
   ema: dict
+  ema_encoder: dict
   first_bad_step: jax.Array
 
   def parameter_counts(self) -> dict[str, int]:
@@ -64,7 +70,7 @@ def build(config: ml_collections.ConfigDict, num_classes: int) -> Networks:
 
 def init_state(networks: Networks, size: int, seed: int) -> State:
   """Fresh state, on the host."""
-  key_g, key_e = jax.random.split(jax.random.key(seed))
+  key_g, key_e = jax.random.split(streams.key(seed, 'initialisation'))
   latent, images = np.zeros((2, networks.latent), 'f4'), np.zeros((2, size, size, 1), 'f4')
   generator = variables(networks.generator, key_g, latent, np.zeros(2, np.int32), train=True)
   encoder = variables(networks.encoder, key_e, images, train=True)
@@ -74,6 +80,7 @@ def init_state(networks: Networks, size: int, seed: int) -> State:
     encoder=encoder,
     opt_state=jax.jit(networks.tx.init)((generator['params'], encoder['params'])),
     ema=generator,
+    ema_encoder=encoder,
     first_bad_step=jnp.full((), -1, jnp.int32),
   )
 
@@ -124,6 +131,7 @@ def make_train_step(
       encoder=encoder,
       opt_state=opt_state,
       ema=moving_average(state.ema, generator, c.ema_decay, state.step),
+      ema_encoder=moving_average(state.ema_encoder, encoder, c.ema_decay, state.step),
       first_bad_step=jnp.where(bad, state.step, state.first_bad_step),
     )
     return state, {'loss': loss, 'root_mean_square_error': jnp.sqrt(error), 'divergence': nats}

@@ -1,0 +1,50 @@
+"""Labels, and rows of labelled images, in the class mix of a reference.
+
+An accuracy, a distance or a detector's score that is measured on fakes in one mix of classes and on
+reals in another differs by the mix alone. Counts are apportioned by largest remainders (Hamilton's
+method), so that they differ from the exact shares by less than one image a class.
+"""
+
+import numpy as np
+
+from ctfake_jax import streams
+
+
+def counts_in_mix(shares: np.ndarray, count: int) -> np.ndarray:
+  """int[c] that sum to `count`, in the proportions of `shares` f[c] (counts of classes, or any).
+
+  Raises:
+    ValueError: no share is positive.
+  """
+  shares = np.asarray(shares, np.float64)
+  if not shares.sum() > 0:
+    raise ValueError('the reference of a class mix has no image')
+  exact = count * shares / shares.sum()
+  counts = np.floor(exact + 1e-9).astype(int)
+  order = np.argsort(counts - exact, kind='stable')
+  counts[order[: count - counts.sum()]] += 1
+  return counts
+
+
+def labels_in_mix(shares: np.ndarray, count: int) -> np.ndarray:
+  """int32[count], sorted, in the proportions of `shares` f[c]."""
+  return np.repeat(np.arange(len(shares), dtype=np.int32), counts_in_mix(shares, count))
+
+
+def rows_in_mix(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+  """int[count], sorted: rows of `labels` int[n] in their own mix, each as often as others of its.
+
+  Rows of a class come in random order, in turn where `count` asks for more than there are.
+  """
+  classes = np.unique(labels)
+  counts = counts_in_mix(np.array([(labels == k).sum() for k in classes]), count)
+  rng = streams.generator(seed, 'rows in mix')
+  taken = [
+    np.resize(rng.permutation(np.flatnonzero(labels == k)), n) for k, n in zip(classes, counts)
+  ]
+  return np.sort(np.concatenate(taken))
+
+
+def class_counts(labels: np.ndarray, classes: int) -> np.ndarray:
+  """int[classes]: how often each label occurs in int[n]; unlabelled images (-1) count nowhere."""
+  return np.bincount(labels[labels >= 0], minlength=classes)
