@@ -54,7 +54,7 @@ def measure_fall(
   independent = len(np.unique(suspects.test_groups))
   fall['images_needed'] = fall_lib.images_needed(float(right_test.mean()), independent)
   harmless, harmless_falls = harmless_changes(best, suspects, config)
-  originals = _report(on_test, test.labels, suspects.test_groups, best.class_names, seed)
+  originals = _report(on_test, test.labels, suspects.test_groups, best.class_names)
   above_chance = originals['ci95'][0] > np.bincount(test.labels).max() / len(test)
   verdict = fall_lib.verdict(fall, harmless_falls, above_chance=above_chance)
   return {
@@ -62,7 +62,7 @@ def measure_fall(
     'deepfakes': {
       'count': len(alone),
       'count_per_class': _counts(suspects.labels, best.class_names),
-      **_report(on_fakes, suspects.labels, alone, best.class_names, seed),
+      **_report(on_fakes, suspects.labels, alone, best.class_names),
     },
     'fall': {**fall, 'verdict': verdict},
     'controls': {**harmless, **random_labels(best, suspects, config)},
@@ -87,7 +87,7 @@ def harmless_changes(
     after = _right(best, images, test.labels)
     falls[name] = fall_lib.paired_fall(before, after, groups, seed=seed)
     rows[name] = {
-      **metrics.accuracy_row(after, groups, seed=seed),
+      **metrics.accuracy_row(after, groups),
       'points': falls[name]['points'],
       'points_ci95': falls[name]['ci95'],
       'p_value': falls[name]['p_value'],
@@ -103,9 +103,7 @@ def random_labels(
   for i in range(config.study.label_shuffles):
     shuffled = rng.permutation(suspects.labels)
     right = _right(best, suspects.images, shuffled)
-    rows[f'fakes_random_labels_{i + 1}'] = metrics.accuracy_row(
-      right, np.arange(len(right)), seed=config.seed
-    )
+    rows[f'fakes_random_labels_{i + 1}'] = metrics.accuracy_row(right, np.arange(len(right)))
   return rows
 
 
@@ -120,9 +118,9 @@ def _right(best: inference.Trained, images: np.ndarray, labels: np.ndarray) -> n
   return inference.run(best.model, best.variables, images)[0].argmax(-1) == labels
 
 
-def _report(logits, labels, groups, class_names, seed) -> dict:
+def _report(logits, labels, groups, class_names) -> dict:
   return metrics.classification_report(
-    labels, inference.softmax(logits), groups=groups, class_names=class_names, seed=seed
+    labels, inference.softmax(logits), groups=groups, class_names=class_names
   )
 
 

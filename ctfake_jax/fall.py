@@ -73,8 +73,8 @@ def fall(
   accuracies = [float(np.mean(correct)) for correct in (originals_correct, suspects_correct)]
   interval = _difference_interval(
     accuracies,
-    accuracy_interval(originals_correct, originals_group, seed=seed),
-    accuracy_interval(suspects_correct, suspects_group, seed=seed),
+    accuracy_interval(originals_correct, originals_group),
+    accuracy_interval(suspects_correct, suspects_group),
   )
   return {
     'points': 100 * (accuracies[0] - accuracies[1]),
@@ -110,8 +110,8 @@ def paired_fall(
   changes, _ = _sample('originals', before.astype(int) - after, group)
   interval = _difference_interval(
     [float(lost.mean()), float(gained.mean())],
-    accuracy_interval(lost, group, seed=seed),
-    accuracy_interval(gained, group, seed=seed),
+    accuracy_interval(lost, group),
+    accuracy_interval(gained, group),
   )
   return {
     'points': 100 * float(before.mean() - after.mean()),
