@@ -97,14 +97,14 @@ def share_interval(right: np.ndarray, sizes: np.ndarray, confidence: float = 0.9
     sizes: i[g], images of each group, at least 1.
     confidence: 0.95 leaves 2.5 % on either side.
   """
-  effective = _effective_images(right, sizes, confidence)
+  effective = effective_images(right, sizes, confidence)
   share = float(right.sum() / sizes.sum())
-  exact = clopper_pearson(share * effective, effective, confidence)
+  exact = [float(end) for end in clopper_pearson(share * effective, effective, confidence)]
   posterior = _beta_binomial_interval(right, sizes, confidence, effective)
   return [min(exact[0], posterior[0]), max(exact[1], posterior[1])]
 
 
-def _effective_images(right: np.ndarray, sizes: np.ndarray, confidence: float) -> float:
+def effective_images(right: np.ndarray, sizes: np.ndarray, confidence: float) -> float:
   """How many independent images are worth as much: n / design effect, fewer for few groups.
 
   The linearised variance of a ratio and the ratio of Student's t are those of Korn & Graubard,
@@ -173,12 +173,15 @@ def accuracy_row(correct: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
   return {'accuracy': float(np.mean(correct)), 'ci95': interval, 'n': len(correct)}
 
 
-def clopper_pearson(right: float, n: float, confidence: float = 0.95) -> list[float]:
-  """Exact interval of a share of which `right` of `n` were seen (either may be broken)."""
-  wrong, tail = n - right, (1 - confidence) / 2
-  low = scipy.special.betaincinv(right, wrong + 1, tail) if right > 0 else 0.0
-  high = scipy.special.betaincinv(right + 1, wrong, 1 - tail) if wrong > 0 else 1.0
-  return [float(low), float(high)]
+def clopper_pearson(
+  right: float | np.ndarray, n: float, confidence: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
+  """Exact interval of a share of which `right` (any shape) of `n` were seen; both may be broken."""
+  wrong, tail = n - np.asarray(right, float), (1 - confidence) / 2
+  with np.errstate(invalid='ignore'):
+    low = scipy.special.betaincinv(right, wrong + 1, tail)
+    high = scipy.special.betaincinv(np.asarray(right) + 1, wrong, 1 - tail)
+  return np.where(wrong < n, low, 0.0), np.where(wrong > 0, high, 1.0)
 
 
 def auroc(scores_positive: np.ndarray, scores_negative: np.ndarray) -> float:
