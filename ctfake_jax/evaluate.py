@@ -31,7 +31,6 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
       trained.predict(images.images),
       groups=groups,
       class_names=images.class_names,
-      seed=config.seed,
     ),
   }
   workdir_lib.sign(workdir, config)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ctfake_jax import controls, inference, metrics, scores, streams
 from ctfake_jax import fall as fall_lib
-from ctfake_jax.data import pipeline
+from ctfake_jax.data import pipeline, splits
 from ctfake_jax.data.splits import Split
 from ctfake_jax.types import ImageSet
 
@@ -44,55 +44,62 @@ def measure_fall(
   best: inference.Trained, suspects: Suspects, config: ml_collections.ConfigDict
 ) -> dict:
   """Keys `originals`, `deepfakes`, `fall`, `controls`, `per_image` of results.json."""
-  seed, test = config.seed, suspects.test
+  test, groups = suspects.test, suspects.test_groups
   on_test, features_test = inference.run(best.model, best.variables, test.images)
   on_fakes, features_fakes = inference.run(best.model, best.variables, suspects.images)
   right_test = on_test.argmax(-1) == test.labels
   right_fakes = on_fakes.argmax(-1) == suspects.labels
-  alone = np.arange(len(right_fakes))
-  fall = fall_lib.fall(right_test, suspects.test_groups, right_fakes, alone, seed=seed)
-  independent = len(np.unique(suspects.test_groups))
-  fall['images_needed'] = fall_lib.images_needed(float(right_test.mean()), independent)
-  harmless, harmless_falls = harmless_changes(best, suspects, config)
-  originals = _report(on_test, test.labels, suspects.test_groups, best.class_names, seed)
+  others = splits.halves(test.labels, groups, streams.seed(config.seed, 'halves'))
+  changed = {
+    name: _right(best, images, test.labels[others])
+    for name, images in harmless_changes(suspects, others, config).items()
+  }
+  fall, controls_fall = fall_lib.trial(
+    right_test, groups, others, right_fakes, changed, seed=config.seed
+  )
+  reference = right_test[~others], groups[~others]
+  fall['images_needed'] = fall_lib.images_needed(
+    float(np.mean(reference[0])), fall_lib.worth(*reference)
+  )
+  originals = _report(on_test, test.labels, groups, best.class_names)
   above_chance = originals['ci95'][0] > np.bincount(test.labels).max() / len(test)
-  verdict = fall_lib.verdict(fall, harmless_falls, above_chance=above_chance)
+  verdict = fall_lib.verdict(fall, controls_fall, above_chance=above_chance)
   return {
     'originals': originals,
     'deepfakes': {
-      'count': len(alone),
+      'count': len(right_fakes),
       'count_per_class': _counts(suspects.labels, best.class_names),
-      **_report(on_fakes, suspects.labels, alone, best.class_names, seed),
+      **_report(on_fakes, suspects.labels, np.arange(len(right_fakes)), best.class_names),
     },
     'fall': {**fall, 'verdict': verdict},
-    'controls': {**harmless, **random_labels(best, suspects, config)},
+    'controls': {
+      **{name: _control(result) for name, result in controls_fall.items()},
+      **random_labels(best, suspects, config),
+    },
     'per_image': _per_image(best, suspects, (on_test, features_test), (on_fakes, features_fakes)),
   }
 
 
 def harmless_changes(
-  best: inference.Trained, suspects: Suspects, config: ml_collections.ConfigDict
-) -> tuple[dict[str, dict], dict[str, dict]]:
-  """Held-out originals after each change that keeps them real: rows of results, paired falls."""
-  test, groups, seed = suspects.test, suspects.test_groups, config.seed
+  suspects: Suspects, rows: np.ndarray, config: ml_collections.ConfigDict
+) -> dict[str, np.ndarray]:
+  """The held-out originals at `rows` as they are, and after each change that keeps them real."""
+  images = suspects.test.images[rows]
   changed = {
-    name: controls.through_png(change(test.images, seed))
-    for name, change in controls.CONTROLS.items()
+    'unchanged': images,
+    **{
+      name: controls.through_png(change(images, config.seed))
+      for name, change in controls.CONTROLS.items()
+    },
   }
   if config.data.source == 'phantom':
-    changed['other_scanner'] = _on_other_scanner(config, suspects)
-  before = _right(best, test.images, test.labels)
-  rows, falls = {}, {}
-  for name, images in changed.items():
-    after = _right(best, images, test.labels)
-    falls[name] = fall_lib.paired_fall(before, after, groups, seed=seed)
-    rows[name] = {
-      **metrics.accuracy_row(after, groups, seed=seed),
-      'points': falls[name]['points'],
-      'points_ci95': falls[name]['ci95'],
-      'p_value': falls[name]['p_value'],
-    }
-  return rows, falls
+    changed['other_scanner'] = _on_other_scanner(config, suspects)[rows]
+  return changed
+
+
+def _control(result: dict) -> dict:
+  """A row of results.json: accuracy after the change, and its fall."""
+  return {**result['suspects'], **{key: result[key] for key in ('points', 'ci99', 'p_value')}}
 
 
 def random_labels(
@@ -103,9 +110,7 @@ def random_labels(
   for i in range(config.study.label_shuffles):
     shuffled = rng.permutation(suspects.labels)
     right = _right(best, suspects.images, shuffled)
-    rows[f'fakes_random_labels_{i + 1}'] = metrics.accuracy_row(
-      right, np.arange(len(right)), seed=config.seed
-    )
+    rows[f'fakes_random_labels_{i + 1}'] = metrics.accuracy_row(right, np.arange(len(right)))
   return rows
 
 
@@ -120,9 +125,9 @@ def _right(best: inference.Trained, images: np.ndarray, labels: np.ndarray) -> n
   return inference.run(best.model, best.variables, images)[0].argmax(-1) == labels
 
 
-def _report(logits, labels, groups, class_names, seed) -> dict:
+def _report(logits, labels, groups, class_names) -> dict:
   return metrics.classification_report(
-    labels, inference.softmax(logits), groups=groups, class_names=class_names, seed=seed
+    labels, inference.softmax(logits), groups=groups, class_names=class_names
   )
 
 

@@ -1,45 +1,84 @@
 """Does accuracy fall on a batch of suspects, and by more than chance explains?
 
 In goes, for each image, whether the classifier was right and which group (patient) the image
-belongs to; a generated image is a group of its own. Out come the fall in percentage points
-with its interval, an exact one-sided p-value and the words that may be said of it.
+belongs to; a generated image is a group of its own. Out come the fall in percentage points with
+its 99 % interval, and the words that may be said of it. The verdict is read off these intervals
+and nothing else.
 
-Three tests, chosen by the shape of the groups alone and never by the outcome:
+One method throughout: each sample's accuracy has the interval of `metrics.share_interval`, which
+estimates the design effect of groups, and the interval of the difference follows from the two
+(MOVER: Newcombe 1998, method 10; Zou & Donner 2008). A fall is shown where the whole interval lies
+above 0. Two-sided 99 % are nominally 0.5 % false alarms of a fall; 1 % is promised, and held in
+simulation (tests/test_fall.py).
 
-- `fisher_exact`, every group one image: Fisher's exact test.
-- `cluster_permutation`, all groups of one size above 1: whole groups are relabelled as
-  originals or suspects. If suspects are like originals the groups are exchangeable, whatever
-  the correlation within them, so that the false alarms are exact (Phipson & Smyth 2010 for
-  the Monte Carlo p-value).
-- `fisher_on_groups`, sizes differ: groups of different sizes vary differently, hence are not
-  exchangeable even when nothing has fallen. Permuting them all the same raised up to 4 %
-  false alarms at a nominal 1 % in simulation, the version divided by its standard error
-  (Chung & Romano 2013) over 20 % where accuracy is near 100 %. So each group counts as one
-  image that is right by the share of its images that are, as if they were copies of each
-  other: a design effect (Rao & Scott 1992) at its upper bound. Originals are rounded down and
-  suspects up. Cautious: it gives away power where slices of a patient vary independently.
-
-Both tests on groups assume that a group's size says nothing of its accuracy.
+One power throughout: a verdict sets the fakes' fall against the falls that harmless changes cause,
+which is fair only if either would be seen as soon as the other. So held-out patients are parted
+in two halves. The reference half, as it is, stands against the fakes and against the control half
+after each change; and as many fakes are drawn as the control half's images are worth if they were
+independent (where there are fewer fakes, fewer control patients are drawn). Both comparisons are
+then of independent samples, with the same reference and as much doubt. (Comparing changed images
+with themselves, image by image, would see a fall of a few points where the fakes' fall of the
+same depth is lost in the noise.) The price is power: what it takes is in `images_needed`.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.special
+import scipy.optimize
 import scipy.stats
 
-from ctfake_jax.metrics import accuracy_interval, group_sums
+from ctfake_jax import metrics, streams
 from ctfake_jax.types import UserError
 
-FALSE_ALARM = 0.01
-PERMUTATIONS = 9999
+CONFIDENCE = 0.99
+# The smallest p-value that is told apart from 0.
+LEAST_P = 1e-6
 # Outcomes rarer than this are left out of a power; it bounds the error made.
 NEGLIGIBLE = 1e-9
 
 _Groups = tuple[np.ndarray, np.ndarray]
+
+
+def trial(
+  originals_correct: np.ndarray,
+  groups: np.ndarray,
+  control_half: np.ndarray,
+  fakes_correct: np.ndarray,
+  changed_correct: Mapping[str, np.ndarray],
+  *,
+  seed: int,
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+  """The fall of fakes and those of harmless changes, found with equal power.
+
+  Args:
+    originals_correct: bool[n], held-out originals.
+    groups: [n], the patient (or set of near-duplicates) of each.
+    control_half: bool[n], True for images of patients that controls are measured on.
+    fakes_correct: bool[m].
+    changed_correct: name of a change to bool[k], the control half after it, in order.
+    seed: of the draw of fakes, or of control patients, until one is worth as much as the other.
+
+  Returns:
+    What `fall` returns for the fakes, and by name for each change.
+
+  Raises:
+    UserError: a half is empty, or images and groups do not fit.
+  """
+  correct, groups = np.asarray(originals_correct, bool), np.asarray(groups)
+  reference = correct[~control_half], groups[~control_half]
+  others, rng = groups[control_half], streams.generator(seed, 'equal worth')
+  fakes, patients = np.asarray(fakes_correct, bool), np.unique(others)
+  enough = worth(correct[control_half], others)
+  fakes = fakes[np.sort(rng.permutation(len(fakes))[: int(enough)])]
+  kept = math.ceil(len(patients) * min(1, len(fakes) / int(enough)))
+  rows = np.isin(others, rng.permutation(patients)[:kept])
+  controls = {
+    name: fall(*reference, np.asarray(after)[rows], others[rows])
+    for name, after in changed_correct.items()
+  }
+  return fall(*reference, fakes, np.arange(len(fakes))), controls
 
 
 def fall(
@@ -47,8 +86,6 @@ def fall(
   originals_group: np.ndarray,
   suspects_correct: np.ndarray,
   suspects_group: np.ndarray,
-  *,
-  seed: int,
 ) -> dict[str, Any]:
   """The fall from originals to independent suspects.
 
@@ -57,92 +94,60 @@ def fall(
     originals_group: [n], the patient (or set of near-duplicates) of each image.
     suspects_correct: bool[m].
     suspects_group: [m]; names are not compared with those of the originals.
-    seed: of the bootstrap and of the permutations.
 
   Returns:
-    points (accuracy of originals - of suspects, in percentage points), ci95 of it, p_value
-    (alternative: suspects are less accurate), method, accuracy_originals, accuracy_suspects,
-    n_originals, n_suspects, groups_originals, groups_suspects.
+    points (accuracy of originals - of suspects, in percentage points), ci99 of it, p_value (two-
+    sided: how much confidence must be given up until the interval no longer holds 0), and, for
+    `originals` and `suspects`, accuracy, ci95, n and groups.
 
   Raises:
     UserError: a sample is empty, or images and groups do not fit.
   """
   originals = _sample('originals', originals_correct, originals_group)
   suspects = _sample('suspects', suspects_correct, suspects_group)
-  method, p_value = _test(originals, suspects, np.random.default_rng(seed))
-  accuracies = [float(np.mean(correct)) for correct in (originals_correct, suspects_correct)]
-  interval = _difference_interval(
-    accuracies,
-    accuracy_interval(originals_correct, originals_group, seed=seed),
-    accuracy_interval(suspects_correct, suspects_group, seed=seed),
-  )
+  difference = _share(originals) - _share(suspects)
   return {
-    'points': 100 * (accuracies[0] - accuracies[1]),
-    'ci95': interval,
-    'p_value': p_value,
-    'method': method,
-    'accuracy_originals': accuracies[0],
-    'accuracy_suspects': accuracies[1],
-    'n_originals': len(originals_correct),
-    'n_suspects': len(suspects_correct),
-    'groups_originals': len(originals[0]),
-    'groups_suspects': len(suspects[0]),
+    'points': 100 * difference,
+    'ci99': [100 * bound for bound in _interval(originals, suspects, CONFIDENCE)],
+    'p_value': _p_value(originals, suspects),
+    'originals': _described(originals),
+    'suspects': _described(suspects),
   }
 
 
-def paired_fall(
-  originals_correct: np.ndarray, changed_correct: np.ndarray, group: np.ndarray, *, seed: int
-) -> dict[str, Any]:
-  """The fall when the same images are changed (re-encoded, blurred, another scanner).
+def worth(correct: np.ndarray, groups: np.ndarray) -> float:
+  """How many independent images tell as much as `correct` bool[n] in `groups` [n] do."""
+  return metrics.effective_images(*_sample('originals', correct, groups), CONFIDENCE)
 
-  Image i of `changed_correct` bool[n] is image i of `originals_correct` bool[n] after the
-  change. The samples are not independent, so `fall` would be too blunt to see a control
-  fall. Here each group's two outcomes are swapped at random; all swaps are counted, and with
-  one image a group this is the exact one-sided test of McNemar (1947). Returns as `fall`.
+
+def difference_interval(
+  shares: tuple[float, float], first: Sequence[float], second: Sequence[float]
+) -> tuple[float, float]:
+  """Interval of shares[0] - shares[1] from the interval [low, high] of each.
+
+  Newcombe's rule: unlike a bootstrap of the difference it keeps its width where one of the shares
+  is 0 or 1.
   """
-  before = np.asarray(originals_correct, bool)
-  after = np.asarray(changed_correct, bool)
-  if before.shape != after.shape:
-    raise UserError(
-      f'changed: {len(after)} images for {len(before)} originals; give each original once'
-    )
-  lost, gained = before & ~after, after & ~before
-  changes, _ = _sample('originals', before.astype(int) - after, group)
-  interval = _difference_interval(
-    [float(lost.mean()), float(gained.mean())],
-    accuracy_interval(lost, group, seed=seed),
-    accuracy_interval(gained, group, seed=seed),
-  )
-  return {
-    'points': 100 * float(before.mean() - after.mean()),
-    'ci95': interval,
-    'p_value': _sign_flip(changes),
-    'method': 'sign_flip',
-    'accuracy_originals': float(before.mean()),
-    'accuracy_suspects': float(after.mean()),
-    'n_originals': len(before),
-    'n_suspects': len(after),
-    'groups_originals': len(changes),
-    'groups_suspects': len(changes),
-  }
+  difference = shares[0] - shares[1]
+  below = math.hypot(shares[0] - first[0], second[1] - shares[1])
+  above = math.hypot(first[1] - shares[0], shares[1] - second[0])
+  return difference - below, difference + above
 
 
 def images_needed(
   accuracy: float,
-  originals: int,
+  originals: float,
   *,
   fall_points: Sequence[int] = (5, 10, 25, 50),
-  false_alarm: float = FALSE_ALARM,
   power: float = 0.9,
   cap: int = 10_000,
 ) -> dict[str, int | None]:
-  """Smallest batch of suspects in which Fisher's test shows each fall.
+  """Smallest batch of suspects in which each fall is shown.
 
   Args:
     accuracy: on originals, in [0, 1].
-    originals: how many were measured; the number of groups where groups have several images.
+    originals: how many independent ones were measured, or are they `worth`.
     fall_points: falls of interest in percentage points.
-    false_alarm: level of the test.
     power: wanted chance that a fall of that size is shown.
     cap: largest batch looked at.
 
@@ -155,35 +160,23 @@ def images_needed(
     fallen = round(accuracy - points / 100, 12)
     if fallen < 0:
       return None
-    return _first_size(
-      lambda m: fisher_power(originals, m, accuracy, fallen, false_alarm) >= power, cap
-    )
+    return _first_size(lambda m: power_of(int(originals), m, accuracy, fallen) >= power, cap)
 
   return {str(points): batch(points) for points in fall_points}
 
 
-def fisher_power(
-  originals: int, suspects: int, accuracy: float, fallen: float, false_alarm: float
-) -> float:
-  """Chance that Fisher's one-sided test rejects at `false_alarm`, by counting all outcomes.
+def power_of(originals: int, suspects: int, accuracy: float, fallen: float) -> float:
+  """Chance that a fall is shown, by counting all outcomes.
 
   `originals` and `suspects` are independent images, right with chance `accuracy` and `fallen`.
   """
-  right_originals = _likely(originals, accuracy)
-  right_suspects = _likely(suspects, fallen)
-  right = np.arange(
-    right_originals[0] + right_suspects[0], right_originals[-1] + right_suspects[-1] + 1
-  )[:, None]
-  others = right - right_originals
-  possible = (others >= 0) & (others <= suspects)
-  others = np.where(possible, others, 0)
-  # Hypergeometric: ways to be right among originals and among suspects, out of all ways.
-  ways = _log_choose(originals)[right_originals] + _log_choose(suspects)[others]
-  null = np.where(possible, np.exp(ways - _log_choose(originals + suspects)[right]), 0)
-  p_values = np.cumsum(null[:, ::-1], axis=1)[:, ::-1]
-  chance_suspects = scipy.stats.binom.pmf(np.arange(suspects + 1), suspects, fallen)
-  chances = scipy.stats.binom.pmf(right_originals, originals, accuracy) * chance_suspects[others]
-  return float(chances[possible & (p_values <= false_alarm)].sum())
+  before, after = _likely(originals, accuracy), _likely(suspects, fallen)
+  low, _ = metrics.clopper_pearson(before, originals, CONFIDENCE)
+  _, high = metrics.clopper_pearson(after, suspects, CONFIDENCE)
+  shares = before[:, None] / originals, after / suspects
+  shown = shares[0] - shares[1] > np.hypot(shares[0] - low[:, None], high - shares[1])
+  chances = scipy.stats.binom.pmf(before, originals, accuracy)
+  return float(chances @ shown @ scipy.stats.binom.pmf(after, suspects, fallen))
 
 
 def verdict(
@@ -191,16 +184,14 @@ def verdict(
   harmless: Mapping[str, Mapping[str, Any]],
   *,
   above_chance: bool = True,
-  false_alarm: float = FALSE_ALARM,
 ) -> str:
   """What may be said of a fall, as a key for the report's words.
 
   Args:
     suspects: what `fall` returned.
-    harmless: name to result of `fall` or `paired_fall`, for changes that leave an image
-      genuine. Fakes with random labels are not among them.
+    harmless: name to result of `fall`, for changes that leave an image genuine. Fakes with
+      random labels are not among them.
     above_chance: on originals the classifier is shown to be better than guessing.
-    false_alarm: level at which a fall counts as shown.
 
   Returns:
     'may_be_guessing': not shown, and who guesses cannot fall: nothing is said.
@@ -210,95 +201,72 @@ def verdict(
       well, or was measured too coarsely to exclude a fall as deep; no proof of fakery.
     'fall': shown, and no control falls.
   """
-  if suspects['p_value'] > false_alarm:
+  if not is_shown(suspects):
     return 'no_fall' if above_chance else 'may_be_guessing'
   if not harmless:
     return 'fall_without_controls'
   for control in harmless.values():
-    if control['p_value'] <= false_alarm or control['ci95'][1] >= suspects['points']:
+    if is_shown(control) or control['ci99'][1] >= suspects['points']:
       return 'fall_but_controls_fall_too'
   return 'fall'
 
 
+def is_shown(result: Mapping[str, Any]) -> bool:
+  """Whether the whole interval of what `fall` returned lies above 0."""
+  return result['ci99'][0] > 0
+
+
 def _sample(name: str, values: np.ndarray, group: np.ndarray) -> _Groups:
-  """Sums and sizes of the groups of one sample, checked."""
+  """Right answers and images of the groups of one sample, checked."""
   values, group = np.asarray(values), np.asarray(group)
   if not len(values) or values.shape != group.shape or values.ndim != 1:
     raise UserError(
       f'{name}: {values.shape} images with {group.shape} groups; give at least one image and'
       ' one group for each'
     )
-  return group_sums(values, group)
+  return metrics.group_sums(values, group)
 
 
-def _test(originals: _Groups, suspects: _Groups, rng: np.random.Generator) -> tuple[str, float]:
-  """Method and one-sided p-value; each sample is (right answers, images) of its groups."""
-  sizes = np.union1d(originals[1], suspects[1])
-  if len(sizes) == 1 and sizes[0] > 1:
-    return 'cluster_permutation', _permute(originals[0], suspects[0], rng)
-  right_originals = math.floor((originals[0] / originals[1]).sum() + 1e-9)
-  right_suspects = math.ceil((suspects[0] / suspects[1]).sum() - 1e-9)
-  table = [
-    [right_originals, len(originals[0]) - right_originals],
-    [right_suspects, len(suspects[0]) - right_suspects],
-  ]
-  method = 'fisher_exact' if sizes[-1] == 1 else 'fisher_on_groups'
-  return method, float(scipy.stats.fisher_exact(table, alternative='greater').pvalue)
+def _share(sample: _Groups) -> float:
+  return float(sample[0].sum() / sample[1].sum())
 
 
-def _permute(originals: np.ndarray, suspects: np.ndarray, rng: np.random.Generator) -> float:
-  """Chance of at least so many right among originals if groups are relabelled at random.
-
-  With groups of one size the sum over originals orders relabellings as the difference of
-  accuracies does. Every relabelling is counted where they are few, else a random sample of
-  them together with the one observed.
-  """
-  right, take = np.concatenate([originals, suspects]), len(originals)
-  observed = originals.sum()
-  if math.comb(len(right), take) <= PERMUTATIONS:
-    chosen = np.array(list(itertools.combinations(range(len(right)), take)))
-    return float(np.mean(right[chosen].sum(axis=1) >= observed))
-  kinds, counts = np.unique(right, return_counts=True)
-  sums = rng.multivariate_hypergeometric(counts, take, PERMUTATIONS, method='marginals') @ kinds
-  return float((1 + np.sum(sums >= observed)) / (1 + PERMUTATIONS))
+def _described(sample: _Groups) -> dict[str, Any]:
+  return {
+    'accuracy': _share(sample),
+    'ci95': metrics.share_interval(*sample),
+    'n': int(sample[1].sum()),
+    'groups': len(sample[1]),
+  }
 
 
-def _sign_flip(changes: np.ndarray) -> float:
-  """P(sum of +-changes >= the sum observed), signs fair coins; `changes` whole numbers [g]."""
-  steps = np.abs(changes).astype(int)
-  # chances[s]: that the changes whose sign falls positive add up to s.
-  chances = np.zeros(steps.sum() + 1)
-  chances[0] = 1
-  for step in steps[steps > 0]:
-    chances[step:] += chances[: len(chances) - step].copy()
-    chances /= 2
-  return float(min(1, chances[int(changes[changes > 0].sum()) :].sum()))
+def _interval(originals: _Groups, suspects: _Groups, confidence: float) -> tuple[float, float]:
+  return difference_interval(
+    (_share(originals), _share(suspects)),
+    metrics.share_interval(*originals, confidence),
+    metrics.share_interval(*suspects, confidence),
+  )
 
 
-def _difference_interval(
-  shares: Sequence[float], first: Sequence[float], second: Sequence[float]
-) -> list[float]:
-  """95 % interval, in points, of the difference of two shares from the interval of each.
+def _p_value(originals: _Groups, suspects: _Groups) -> float:
+  """1 - the highest confidence at which the interval does not hold 0, at least LEAST_P."""
+  difference = _share(originals) - _share(suspects)
 
-  Newcombe's hybrid (1998, method 10; Zou & Donner 2008): unlike a bootstrap of the
-  difference it keeps its width where one of the shares is 0 or 1.
-  """
-  difference = shares[0] - shares[1]
-  below = math.hypot(shares[0] - first[0], second[1] - shares[1])
-  above = math.hypot(first[1] - shares[0], shares[1] - second[0])
-  return [100 * (difference - below), 100 * (difference + above)]
+  def margin(p: float) -> float:
+    low, high = _interval(originals, suspects, 1 - p)
+    return low if difference > 0 else -high
+
+  if difference == 0 or margin(1 - LEAST_P) <= 0:
+    return 1.0
+  if margin(LEAST_P) > 0:
+    return LEAST_P
+  return float(scipy.optimize.brentq(margin, LEAST_P, 1 - LEAST_P, xtol=1e-9, rtol=1e-4))
 
 
 def _likely(n: int, chance: float) -> np.ndarray:
   """The counts of a binomial that are not negligible, ascending."""
   low, high = scipy.stats.binom.ppf([NEGLIGIBLE, 1 - NEGLIGIBLE], n, chance)
   return np.arange(max(int(low), 0), int(high) + 1)
-
-
-def _log_choose(n: int) -> np.ndarray:
-  """Logarithm of n over k, for k = 0..n."""
-  factorials = scipy.special.gammaln(np.arange(n + 1) + 1)
-  return factorials[-1] - factorials - factorials[::-1]
 
 
 def _first_size(enough: Callable[[int], bool], cap: int) -> int | None:

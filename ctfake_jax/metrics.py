@@ -4,20 +4,24 @@
 group (patient, or set of near-duplicates) of each and leaves plain Python numbers, ready for JSON;
 rates and accuracies are in [0, 1].
 
-Images of one patient are alike, so the groups, not the images, are what a bootstrap draws
-(Davison & Hinkley, *Bootstrap Methods and their Application*, 1997, section 3.8).
+Images of one patient are alike, so that the interval of a share counts groups, not images: see
+`share_interval`, by which every share here and elsewhere is judged.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import scipy.stats
+import scipy.special
 import sklearn.metrics
 
 from ctfake_jax.types import UserError
 
-RESAMPLES = 2000
+# A prior near neutral towards both ends, for share and correlation alike (Kerman 2011).
+NEUTRAL = (1 / 3, 1 / 3)
+SHARE_CELLS, CORRELATION_CELLS = 96, 24
+# How much more variance than was estimated a share's grid has room for, and the tail beyond it.
+ROOM, NEGLIGIBLE = 4, 1e-4
 
 
 def classification_report(
@@ -26,7 +30,6 @@ def classification_report(
   *,
   groups: np.ndarray,
   class_names: Sequence[str],
-  seed: int,
 ) -> dict[str, Any]:
   """All that is reported of a classifier on a set of images.
 
@@ -35,7 +38,6 @@ def classification_report(
     probabilities: f[n, c], or any scores whose largest is the prediction.
     groups: [n], equal for images that belong together (one patient); a number or a text.
     class_names: c names, in the order of the columns.
-    seed: of the bootstrap.
 
   Returns:
     accuracy, ci95 (see `accuracy_interval`), n, groups (how many), balanced_accuracy (mean
@@ -54,7 +56,7 @@ def classification_report(
   recalls = _recalls(confusion)
   return {
     'accuracy': float(correct.mean()),
-    'ci95': accuracy_interval(correct, groups, seed=seed),
+    'ci95': accuracy_interval(correct, groups),
     'n': len(labels),
     'groups': len(np.unique(groups)),
     'balanced_accuracy': float(np.nanmean(recalls)),
@@ -73,52 +75,113 @@ def group_sums(values: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.n
   return np.bincount(index, weights=values), sizes
 
 
-def bootstrap_ratio(
-  sums: np.ndarray, sizes: np.ndarray, *, seed: int, resamples: int = RESAMPLES
+def accuracy_interval(
+  correct: np.ndarray, groups: np.ndarray, confidence: float = 0.95
+) -> list[float]:
+  """Interval [low, high] of the mean of `correct` bool[n], groups [n] being the units."""
+  return share_interval(*group_sums(correct, groups), confidence)
+
+
+def share_interval(right: np.ndarray, sizes: np.ndarray, confidence: float = 0.95) -> list[float]:
+  """Interval [low, high] of a share of images, where images of a group are alike.
+
+  The envelope of two intervals that fail in different places. Korn & Graubard's (1998) trusts the
+  spread between groups that was seen, and is too narrow where few groups err (simulated: it
+  covers 87 % at 20 groups of 12, share 0.95 and correlation 0.6). The posterior of
+  beta-binomial groups weighs every correlation that the data allow, but leans on that law of
+  groups (81 % where whole groups are right or wrong). Together they cover at least 94 % in
+  both kinds of simulation; see tests/test_metrics.py.
+
+  Args:
+    right: i[g], right images of each group.
+    sizes: i[g], images of each group, at least 1.
+    confidence: 0.95 leaves 2.5 % on either side.
+  """
+  effective = effective_images(right, sizes, confidence)
+  share = float(right.sum() / sizes.sum())
+  exact = [float(end) for end in clopper_pearson(share * effective, effective, confidence)]
+  posterior = _beta_binomial_interval(right, sizes, confidence, effective)
+  return [min(exact[0], posterior[0]), max(exact[1], posterior[1])]
+
+
+def effective_images(right: np.ndarray, sizes: np.ndarray, confidence: float) -> float:
+  """How many independent images are worth as much: n / design effect, fewer for few groups.
+
+  The linearised variance of a ratio and the ratio of Student's t are those of Korn & Graubard,
+  "Confidence intervals for proportions with small expected number of positive counts estimated
+  from survey data", Survey Methodology 24 (1998). Where all are right or all wrong nothing is
+  known of the design effect, and groups are counted as images.
+  """
+  n, groups = int(sizes.sum()), len(sizes)
+  share = right.sum() / n
+  if groups == 1 or share in (0, 1):
+    return float(groups)
+  residuals = right - share * sizes
+  clustered = groups / (groups - 1) * float((residuals**2).sum()) / n**2
+  independent = share * (1 - share) / (n - 1)
+  if clustered * n <= independent:  # the same share in every group
+    return float(n)
+  tail = (1 + confidence) / 2
+  few_groups = (scipy.special.stdtrit(n - 1, tail) / scipy.special.stdtrit(groups - 1, tail)) ** 2
+  return float(min(n, n * independent / clustered * few_groups))
+
+
+def _beta_binomial_interval(
+  right: np.ndarray, sizes: np.ndarray, confidence: float, effective: float
+) -> list[float]:
+  """Equal-tailed posterior interval of the mean of beta-binomial groups.
+
+  Cells of equal prior mass for the share, about where `effective` images put it, and for the
+  correlation.
+  """
+  coarse = effective / ROOM
+  around = clopper_pearson(right.sum() / sizes.sum() * coarse, coarse, 1 - NEGLIGIBLE)
+  first, last = scipy.special.betainc(*NEUTRAL, around)
+  edges = np.linspace(first, last, SHARE_CELLS + 1)
+  shares = scipy.special.betaincinv(*NEUTRAL, (edges[1:] + edges[:-1]) / 2)
+  likelihood = _beta_binomial_log_likelihood(right, sizes, shares)
+  mass = np.exp(likelihood - likelihood.max()).sum(1)
+  below = np.append(0, np.cumsum(mass)) / mass.sum()
+  tails = np.interp([(1 - confidence) / 2, (1 + confidence) / 2], below, edges)
+  return [float(bound) for bound in scipy.special.betaincinv(*NEUTRAL, tails)]
+
+
+def _beta_binomial_log_likelihood(
+  right: np.ndarray, sizes: np.ndarray, shares: np.ndarray
 ) -> np.ndarray:
-  """Bootstrap draws f64[resamples] of sum(sums) / sum(sizes) over groups [g].
-
-  Groups with the same sum and size are interchangeable, so drawing how often each kind comes
-  up (a multinomial) is drawing the groups themselves, at a cost that hardly grows with g.
-  """
-  kinds, counts = np.unique(np.stack([sums, sizes], axis=1), axis=0, return_counts=True)
-  rng = np.random.default_rng(seed)
-  totals = rng.multinomial(len(sums), counts / len(sums), size=resamples) @ kinds
-  return totals[:, 0] / totals[:, 1]
-
-
-def accuracy_interval(correct: np.ndarray, groups: np.ndarray, *, seed: int) -> list[float]:
-  """95 % interval [low, high] of the mean of `correct` bool[n], groups being the units.
-
-  Percentiles of a bootstrap over groups. Where all draws agree (everything right, everything
-  wrong, one group) that interval would have no width and claim certainty; then it is Clopper
-  & Pearson's (1934), at the effective number of images if those of a group were copies of
-  each other, n^2 / sum(n_g^2) (Kish, *Survey Sampling*, 1965): with groups of one size, the
-  number of groups. It errs on the wide side.
-
-  With few groups and few errors the percentiles are too narrow: simulated at 60 patients of 4
-  slices, accuracy 97 % and correlation 0.3, they cover 86 %; at 300 patients 93 %.
-  """
-  sums, sizes = group_sums(correct, groups)
-  low, high = np.percentile(bootstrap_ratio(sums, sizes, seed=seed), [2.5, 97.5])
-  if low == high:
-    effective = float(sizes.sum() ** 2 / (sizes**2).sum())
-    return clopper_pearson(sums.sum() / sizes.sum() * effective, effective)
-  return [float(low), float(high)]
+  """f64[s, c], of each mean in `shares` f64[s] and each cell's correlation, up to a constant."""
+  cells = (np.arange(CORRELATION_CELLS) + 0.5) / CORRELATION_CELLS
+  correlations = scipy.special.betaincinv(*NEUTRAL, cells)
+  strength = (1 - correlations) / correlations
+  return (
+    _log_rising(shares[:, None] * strength, right)
+    + _log_rising((1 - shares[:, None]) * strength, sizes - right)
+    - _log_rising(strength, sizes)
+  )
 
 
-def accuracy_row(correct: np.ndarray, groups: np.ndarray, *, seed: int) -> dict[str, Any]:
+def _log_rising(start: np.ndarray, steps: np.ndarray) -> np.ndarray:
+  """Sum over `steps` i[g] of log(start (start + 1) ... (start + step - 1)), as `start` shaped."""
+  kinds, counts = np.unique(steps, return_counts=True)
+  logs = scipy.special.gammaln(start[..., None] + kinds)
+  return logs @ counts - len(steps) * scipy.special.gammaln(start)
+
+
+def accuracy_row(correct: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
   """{accuracy, ci95, n} of right answers bool[n] in groups [n]."""
-  interval = accuracy_interval(correct, groups, seed=seed)
+  interval = accuracy_interval(correct, groups)
   return {'accuracy': float(np.mean(correct)), 'ci95': interval, 'n': len(correct)}
 
 
-def clopper_pearson(right: float, n: float) -> list[float]:
-  """Exact 95 % interval of a share of which `right` of `n` were seen (either may be broken)."""
-  wrong = n - right
-  low = scipy.stats.beta.ppf(0.025, right, wrong + 1) if right > 0 else 0.0
-  high = scipy.stats.beta.ppf(0.975, right + 1, wrong) if wrong > 0 else 1.0
-  return [float(low), float(high)]
+def clopper_pearson(
+  right: float | np.ndarray, n: float, confidence: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
+  """Exact interval of a share of which `right` (any shape) of `n` were seen; both may be broken."""
+  wrong, tail = n - np.asarray(right, float), (1 - confidence) / 2
+  with np.errstate(invalid='ignore'):
+    low = scipy.special.betaincinv(right, wrong + 1, tail)
+    high = scipy.special.betaincinv(np.asarray(right) + 1, wrong, 1 - tail)
+  return np.where(wrong < n, low, 0.0), np.where(wrong > 0, high, 1.0)
 
 
 def auroc(scores_positive: np.ndarray, scores_negative: np.ndarray) -> float:

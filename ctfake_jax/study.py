@@ -195,9 +195,7 @@ def _train_on_fakes(config, name, suspects: Suspects, workdir, count: int, label
     predictions = dict(file)
   fake = np.arange(len(parts.test)) < len(suspects.images)
   on = {
-    kind: classifier.report(
-      {k: v[mask] for k, v in predictions.items()}, together.class_names, config.seed
-    )
+    kind: classifier.report({k: v[mask] for k, v in predictions.items()}, together.class_names)
     for kind, mask in (('deepfakes', fake), ('originals', ~fake))
   }
   return {

@@ -1,6 +1,5 @@
-"""The tests of the fall: known p-values, power, and false alarms under simulation."""
+"""The fall: its interval and p-value, the verdict, false alarms and power under simulation."""
 
-import functools
 import itertools
 import json
 
@@ -9,11 +8,11 @@ import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patients import each_once, group_sizes, right_answers
 
-from ctfake_jax import fall
+from ctfake_jax import fall, metrics
+from ctfake_jax.data import splits
 from ctfake_jax.types import UserError
-
-SIMULATIONS = 2500
 
 
 def flags(right: int, n: int) -> np.ndarray:
@@ -26,80 +25,73 @@ def single(right_originals, originals, right_suspects, suspects):
     np.arange(originals),
     flags(right_suspects, suspects),
     np.arange(suspects),
-    seed=0,
   )
 
 
-def grouped(originals, suspects, size):
-  """The fall between samples whose groups, all of `size`, have so many right answers."""
-  samples = []
-  for right in (originals, suspects):
-    samples.append(np.concatenate([flags(r, size) for r in right]))
-    samples.append(np.repeat(np.arange(len(right)), size))
-  return fall.fall(*samples, seed=0)
+def test_the_rule_of_newcombe_golden():
+  # 56 of 70 against 48 of 80, from Wilson's intervals of the two: 0.0524 to 0.3339 (Newcombe
+  # 1998, table II, method 10, (a)).
+  def wilson(right, n):
+    z = scipy.stats.norm.ppf(0.975)
+    centre, spread = right / n + z**2 / (2 * n), z * np.sqrt(right * (1 - right / n) + z**2 / 4) / n
+    return [(centre - spread) / (1 + z**2 / n), (centre + spread) / (1 + z**2 / n)]
+
+  got = fall.difference_interval((56 / 70, 48 / 80), wilson(56, 70), wilson(48, 80))
+  assert got == pytest.approx((0.0524, 0.3339), abs=0.0001)
 
 
-def test_fisher_golden():
-  # The lady tasting tea: all of 4 and 4 named, 1 way in 70; three of four, 17 in 70 (Fisher
-  # 1935; Agresti, Categorical Data Analysis, section 3.5).
-  assert single(4, 4, 0, 4)['p_value'] == pytest.approx(1 / 70)
-  got = single(3, 4, 1, 4)
-  assert got['p_value'] == pytest.approx(17 / 70)
-  assert got['method'] == 'fisher_exact'
-  assert got['points'] == pytest.approx(50)
+def test_a_fall_and_what_stands_beside_it():
+  got = single(58, 60, 70, 100)
+  assert got['points'] == pytest.approx(100 * (58 / 60 - 0.7))
+  assert got['originals'] == {
+    'accuracy': 58 / 60,
+    'ci95': pytest.approx(list(scipy.stats.binomtest(58, 60).proportion_ci(0.95, 'exact'))),
+    'n': 60,
+    'groups': 60,
+  }
+  assert got['suspects']['n'] == 100
+  assert 0 < got['ci99'][0] < got['points'] < got['ci99'][1]
   assert json.loads(json.dumps(got, allow_nan=False)) == got
 
 
 def test_a_rise_is_no_fall():
   got = single(80, 100, 100, 100)
   assert got['points'] == pytest.approx(-20)
-  assert got['p_value'] > 0.99
+  assert got['ci99'][1] < 0
+  assert got['p_value'] < 0.01
+  assert not fall.is_shown(got)
 
 
-def test_cluster_permutation_golden():
-  # All originals right and all suspects wrong: 1 of the 20 ways to take 3 groups out of 6.
-  got = grouped([2, 2, 2], [0, 0, 0], size=2)
-  assert got['method'] == 'cluster_permutation'
-  assert got['p_value'] == pytest.approx(1 / 20)
-  assert (got['n_originals'], got['groups_originals']) == (6, 3)
+def test_no_difference_has_no_evidence():
+  assert single(9, 10, 9, 10)['p_value'] == 1
 
 
-@settings(max_examples=15, deadline=None)
-@given(
-  st.lists(st.integers(0, 3), min_size=1, max_size=4),
-  st.lists(st.integers(0, 3), min_size=1, max_size=4),
-)
-def test_cluster_permutation_counts_every_relabelling(originals, suspects):
-  everything = originals + suspects
-  sums = [sum(chosen) for chosen in itertools.combinations(everything, len(originals))]
-  expected = np.mean(np.array(sums) >= sum(originals))
-  assert grouped(originals, suspects, size=3)['p_value'] == pytest.approx(expected)
-
-
-def test_sampled_permutations_agree_with_fisher():
-  # Groups of copies are single images, for which Fisher's test is the permutation test.
-  got = grouped([4] * 58 + [0] * 2, [4] * 52 + [0] * 8, size=4)
-  exact = single(58, 60, 52, 60)['p_value']
-  assert got['method'] == 'cluster_permutation'
-  assert got['p_value'] == pytest.approx(exact, abs=4 * np.sqrt(exact / fall.PERMUTATIONS))
-
-
-def test_groups_of_copies_beside_single_images_are_single_images():
-  originals, suspects = flags(58, 60), flags(70, 100)
+@given(st.integers(0, 40), st.integers(0, 30), st.integers(1, 5))
+@settings(max_examples=40, deadline=None)
+def test_p_value_interval_and_verdict_never_contradict(right, right_suspects, size):
   got = fall.fall(
-    np.repeat(originals, 4), np.repeat(np.arange(60), 4), suspects, np.arange(100), seed=0
+    np.repeat(flags(right, 40), size),
+    np.repeat(np.arange(40), size),
+    flags(right_suspects, 30),
+    np.arange(30),
   )
-  assert got['method'] == 'fisher_on_groups'
-  assert got['p_value'] == pytest.approx(single(58, 60, 70, 100)['p_value'])
+  assert fall.is_shown(got) == (got['ci99'][0] > 0)
+  excludes_zero = got['ci99'][0] > 0 or got['ci99'][1] < 0
+  assert excludes_zero == (got['p_value'] < 0.01)
 
 
-def test_groups_are_rounded_against_a_fall():
-  # Shares add up to 2.5 of 3 originals and 1.5 of 3 suspects: counted as 2 and 2.
-  originals = np.array([1, 1, 1, 1, 1, 0], bool)
-  suspects = np.array([1, 1, 0, 0], bool)
-  got = fall.fall(originals, np.array([0, 0, 1, 1, 2, 2]), suspects, np.array([0, 1, 1, 2]), seed=0)
-  assert got['method'] == 'fisher_on_groups'
-  assert got['p_value'] == pytest.approx(single(2, 3, 2, 3)['p_value'])
+def test_interval_keeps_its_width_where_all_are_right():
+  low, high = single(100, 100, 100, 100)['ci99']
+  bound = 100 * (1 - 0.005 ** (1 / 100))
+  assert (low, high) == pytest.approx((-bound, bound))
+
+
+def test_copies_of_an_image_are_no_evidence():
+  originals, suspects = flags(58, 60), flags(70, 100)
+  copies = fall.fall(np.repeat(originals, 4), np.repeat(np.arange(60), 4), suspects, np.arange(100))
+  alone = single(58, 60, 70, 100)
+  assert copies['ci99'] == pytest.approx(alone['ci99'], abs=1)
+  assert copies['p_value'] >= alone['p_value']
 
 
 def test_order_and_names_of_groups_do_not_matter():
@@ -107,86 +99,57 @@ def test_order_and_names_of_groups_do_not_matter():
   correct, group = rng.random(40) < 0.9, np.repeat([f'patient {i}' for i in range(10)], 4)
   order = rng.permutation(40)
   suspects = rng.random(30) < 0.5, np.arange(30)
-  straight = fall.fall(correct, group, *suspects, seed=0)
-  assert fall.fall(correct[order], group[order], *suspects, seed=0) == straight
-
-
-def test_newcombe_interval_golden():
-  # 56 of 70 against 48 of 80: 0.0524 to 0.3339 (Newcombe 1998, table II, method 10, (a)).
-  wilson = [
-    scipy.stats.binomtest(k, n).proportion_ci(0.95, 'wilson') for k, n in [(56, 70), (48, 80)]
-  ]
-  bounds = [(interval.low, interval.high) for interval in wilson]
-  got = fall._difference_interval([56 / 70, 48 / 80], *bounds)
-  assert got == pytest.approx([5.24, 33.39], abs=0.01)
-
-
-def test_interval_keeps_its_width_where_all_are_right():
-  low, high = single(100, 100, 100, 100)['ci95']
-  bound = 100 * (1 - 0.025 ** (1 / 100))
-  assert (low, high) == pytest.approx((-bound, bound))
-
-
-def test_paired_single_images_are_mcnemar():
-  # 8 lost and 2 gained: 56 of 1024 ways to have 8 heads or more in 10.
-  before, after = np.repeat([1, 0, 1], [8, 2, 30]), np.repeat([0, 1, 1], [8, 2, 30])
-  got = fall.paired_fall(before, after, np.arange(40), seed=0)
-  assert got['p_value'] == pytest.approx(56 / 1024)
-  assert got['points'] == pytest.approx(15)
-  assert json.loads(json.dumps(got, allow_nan=False)) == got
-
-
-@settings(max_examples=15, deadline=None)
-@given(st.lists(st.integers(-3, 3), min_size=1, max_size=6))
-def test_sign_flips_are_all_counted(changes):
-  signs = itertools.product([-1, 1], repeat=len(changes))
-  sums = np.array([np.dot(sign, changes) for sign in signs])
-  got = fall._sign_flip(np.array(changes))
-  assert got == pytest.approx(np.mean(sums >= sum(changes)))
-
-
-def test_paired_fall_sees_what_two_samples_miss():
-  before, after, groups = flags(95, 100), flags(88, 100), np.arange(100)
-  assert fall.paired_fall(before, after, groups, seed=0)['p_value'] <= 0.01
-  assert fall.fall(before, groups, after, groups, seed=0)['p_value'] > 0.01
-
-
-def test_unchanged_images_have_no_fall():
-  got = fall.paired_fall(flags(9, 10), flags(9, 10), np.arange(10), seed=0)
-  assert got['points'] == 0
-  assert got['p_value'] == 1
-  assert got['ci95'][0] < 0 < got['ci95'][1]
+  straight, shuffled = (
+    fall.fall(*sample, *suspects) for sample in ((correct, group), (correct[order], group[order]))
+  )
+  assert shuffled['ci99'] == pytest.approx(straight['ci99'])
 
 
 @pytest.mark.parametrize(('suspects', 'group'), [([], []), ([True], [0, 1]), ([[True]], [[0]])])
 def test_fall_refuses(suspects, group):
   with pytest.raises(UserError, match='suspects'):
-    fall.fall(flags(3, 4), np.arange(4), np.array(suspects), np.array(group), seed=0)
+    fall.fall(flags(3, 4), np.arange(4), np.array(suspects), np.array(group))
 
 
-def test_paired_fall_refuses_other_images():
-  with pytest.raises(UserError, match='3 images for 4 originals'):
-    fall.paired_fall(flags(3, 4), flags(3, 3), np.arange(4), seed=0)
+def test_controls_are_measured_on_other_patients_than_the_reference():
+  groups, labels = np.repeat(np.arange(40), 4), np.repeat(np.arange(40) % 2, 4)
+  others = splits.halves(labels, groups, seed=0)
+  assert not set(groups[others]) & set(groups[~others])
+  assert np.bincount(labels[others]).tolist() == np.bincount(labels[~others]).tolist()
+  right = ~others | (np.arange(160) % 8 > 0)
+  fakes, changed = flags(350, 500), {'same': right[others], 'worse': np.zeros(80, bool)}
+  found, controls = fall.trial(right, groups, others, fakes, changed, seed=0)
+  assert found['originals'] == controls['same']['originals']
+  assert found['originals']['accuracy'] == 1
+  assert (found['originals']['groups'], controls['same']['suspects']['groups']) == (20, 20)
+  assert controls['worse']['points'] == 100
+  # As many fakes as the other half is worth: at least its patients, at most its images.
+  assert found['suspects']['n'] == int(fall.worth(right[others], groups[others]))
+  assert 20 <= found['suspects']['n'] <= 80
+  again, _ = fall.trial(right, groups, others, fakes, changed, seed=0)
+  assert again == found
 
 
 @pytest.mark.parametrize(
-  ('n', 'm', 'accuracy', 'fallen'), [(9, 7, 0.9, 0.3), (12, 12, 1.0, 0.5), (20, 3, 0.8, 0.0)]
+  ('n', 'm', 'accuracy', 'fallen'), [(30, 12, 0.9, 0.3), (25, 25, 1.0, 0.5), (40, 9, 0.8, 0.0)]
 )
-def test_power_by_every_table(n, m, accuracy, fallen):
+def test_power_by_every_outcome(n, m, accuracy, fallen):
   expected = 0.0
   for a, b in itertools.product(range(n + 1), range(m + 1)):
-    p_value = scipy.stats.fisher_exact([[a, n - a], [b, m - b]], alternative='greater').pvalue
-    if p_value <= 0.05:
+    ends = [
+      scipy.stats.binomtest(k, size).proportion_ci(0.99, 'exact') for k, size in ((a, n), (b, m))
+    ]
+    if fall.difference_interval((a / n, b / m), *ends)[0] > 0:
       expected += scipy.stats.binom.pmf(a, n, accuracy) * scipy.stats.binom.pmf(b, m, fallen)
-  assert fall.fisher_power(n, m, accuracy, fallen, 0.05) == pytest.approx(expected, abs=1e-6)
+  assert fall.power_of(n, m, accuracy, fallen) == pytest.approx(expected, abs=1e-6)
+  assert expected > 0.1
 
 
 def test_images_needed_is_the_first_size_that_will_do():
   got = fall.images_needed(0.97, 300)
   for points in (10, 25, 50):
     powers = [
-      fall.fisher_power(300, m, 0.97, 0.97 - points / 100, 0.01)
-      for m in range(1, got[str(points)] + 1)
+      fall.power_of(300, m, 0.97, 0.97 - points / 100) for m in range(1, got[str(points)] + 1)
     ]
     assert powers[-1] >= 0.9 > max(powers[:-1])
   assert 0 < got['50'] < got['25'] < got['10']
@@ -199,88 +162,113 @@ def test_images_needed_admits_defeat():
   assert fall.images_needed(0.97, 300, fall_points=(10,), cap=20) == {'10': None}
 
 
-def correlated(rng, groups, size, accuracy, correlation):
-  """Right answers i[groups] of beta-binomial groups: correlated slices of a patient."""
-  strength = (1 - correlation) / correlation
-  chance = rng.beta(accuracy * strength, (1 - accuracy) * strength, groups)
-  return np.sort(rng.binomial(size, chance))
+def intervals(sums: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Shares f64[r] and their 99 % intervals f64[r, 2]."""
+  kinds, which = each_once(sums, sizes)
+  found = np.array([metrics.share_interval(right, sizes, fall.CONFIDENCE) for right in kinds])
+  return sums.sum(1) / sizes.sum(), found[which]
 
 
-def false_alarms(originals, suspects, accuracy, correlation, test):
-  """Share of draws without any fall in which `test` has p <= 1 %; samples as (groups, size)."""
-  rng = np.random.default_rng(0)
-  cached = functools.cache(lambda a, b: test(np.array(a), originals[1], np.array(b), suspects[1]))
-  alarms = 0
-  for _ in range(SIMULATIONS):
-    a, b = (correlated(rng, *sample, accuracy, correlation) for sample in (originals, suspects))
-    alarms += cached(tuple(a.tolist()), tuple(b.tolist())) <= 0.01
-  return alarms / SIMULATIONS
+def shown(before, after) -> np.ndarray:
+  """bool[r], by the rule of `fall.difference_interval`, from (shares, intervals) of two samples."""
+  (first, a), (second, b) = before, after
+  return first - second > np.hypot(first - a[:, 0], b[:, 1] - second)
 
 
-def ours(a, size_a, b, size_b):
-  samples = (a, np.full(len(a), size_a)), (b, np.full(len(b), size_b))
-  return fall._test(*samples, np.random.default_rng(0))[1]
+def test_few_fakes_are_set_against_few_control_patients():
+  groups = np.repeat(np.arange(400), 4)
+  others, right = groups >= 200, np.random.default_rng(0).random(1600) < 0.9
+  assert fall.worth(right[others], groups[others]) > 700
+  found, controls = fall.trial(
+    right, groups, others, flags(90, 100), {'same': right[others]}, seed=0
+  )
+  assert found['suspects']['n'] == 100
+  assert controls['same']['suspects']['n'] == pytest.approx(100, abs=8)
 
 
-def blind(a, size_a, b, size_b):
-  """Fisher's test as if all slices were independent."""
-  n, m, right = len(a) * size_a, len(b) * size_b, a.sum() + b.sum()
-  return scipy.stats.hypergeom.sf(a.sum() - 1, n + m, right, n)
+def simulated(accuracy, correlation, patients, kind, repetitions, points=8):
+  """Rates of falls shown: {fakes, control} without a fall, and {fakes, control} after one.
+
+  The control half is drawn with as many patients as the reference, and as many fakes as it is
+  worth. Fallen images are lost at random.
+  """
+  rng, sizes = np.random.default_rng(0), group_sizes(kind, patients)
+  half = sizes[rng.permutation(patients)[: patients // 2]]
+  reference, other = (
+    right_answers(rng, accuracy, correlation, half, repetitions) for _ in range(2)
+  )
+  before, same = intervals(reference, half), intervals(other, half)
+  lost = intervals(rng.binomial(other, 1 - points / 100 / accuracy), half)
+  kinds, which = each_once(other, half)
+  worth = np.array([metrics.effective_images(k, half, fall.CONFIDENCE) for k in kinds])
+  count = worth[which].astype(int)
+  fakes = []
+  for chance in (accuracy, accuracy - points / 100):
+    right = rng.binomial(count, chance)
+    exact = [metrics.clopper_pearson(k, n, fall.CONFIDENCE) for k, n in zip(right, count)]
+    fakes.append((right / count, np.array(exact)))
+  return {
+    'false alarms': [float(shown(before, after).mean()) for after in (fakes[0], same)],
+    'power': [float(shown(before, after).mean()) for after in (fakes[1], lost)],
+  }
 
 
-# A test whose true rate is 1 % stays below this in all but one of 1,000 suites: 1.64 %.
-TOLERATED = scipy.stats.binom.ppf(0.999, SIMULATIONS, 0.01) / SIMULATIONS
+def tolerated(repetitions: int) -> float:
+  """A rule whose true rate is 1 % stays below this in all but one of 1,000 suites."""
+  return scipy.stats.binom.ppf(0.999, repetitions, 0.01) / repetitions
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-  ('originals', 'suspects', 'accuracy', 'correlation'),
-  [
-    ((200, 1), (50, 1), 0.9, 0.5),
-    ((40, 4), (20, 4), 0.9, 0.6),
-    ((60, 4), (500, 1), 0.99, 0.6),
-    ((60, 4), (500, 1), 0.7, 0.9),
-    ((200, 4), (20, 1), 0.95, 0.3),
-    ((100, 1), (10, 12), 0.8, 0.6),
-  ],
+  ('accuracy', 'correlation', 'patients', 'kind'),
+  [(0.9, 0.6, 60, 'equal'), (0.98, 0.5, 60, 'equal'), (0.9, 0.3, 200, 'one large')],
 )
-def test_false_alarms_stay_at_one_percent(originals, suspects, accuracy, correlation, monkeypatch):
-  # The p-value is valid at any number of relabellings; fewer keep this quick.
-  monkeypatch.setattr(fall, 'PERMUTATIONS', 999)
-  assert false_alarms(originals, suspects, accuracy, correlation, ours) <= TOLERATED
-
-
-@pytest.mark.parametrize(
-  ('originals', 'suspects'), [((40, 4), (20, 4)), ((60, 4), (500, 1)), ((100, 1), (10, 12))]
-)
-def test_the_simulation_catches_a_test_blind_to_clusters(originals, suspects):
-  assert false_alarms(originals, suspects, 0.8, 0.8, blind) > 2 * TOLERATED
+def test_false_alarms_and_equal_power(accuracy, correlation, patients, kind):
+  found = simulated(accuracy, correlation, patients, kind, 1000)
+  assert max(found['false alarms']) <= tolerated(1000)
+  assert found['power'][0] == pytest.approx(found['power'][1], abs=0.1)
 
 
 def test_simulated_falls_are_found():
-  rng = np.random.default_rng(1)
-  found = [
-    ours(correlated(rng, 60, 4, 0.97, 0.3), 4, rng.random(500) < 0.72, 1) <= 0.01 for _ in range(50)
+  found = simulated(0.97, 0.3, 60, 'equal', 200, points=40)
+  assert min(found['power']) >= 0.9
+
+
+def test_the_simulation_catches_a_rule_blind_to_groups():
+  rng, sizes = np.random.default_rng(0), group_sizes('equal', 60)
+  samples = [right_answers(rng, 0.8, 0.8, sizes, 500) for _ in range(2)]
+  blind = [
+    (s.sum(1) / 240, np.array([metrics.clopper_pearson(k, 240, 0.99) for k in s.sum(1)]))
+    for s in samples
   ]
-  assert np.mean(found) >= 0.95
+  assert shown(*blind).mean() > 2 * tolerated(500)
 
 
-def outcome(points, low, high, p_value):
-  return {'points': points, 'ci95': [low, high], 'p_value': p_value}
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['equal', 'geometric', 'one large'])
+@pytest.mark.parametrize('patients', [20, 60])
+def test_false_alarms_and_equal_power_throughout(patients, kind):
+  for accuracy, correlation in ((0.99, 0.6), (0.95, 0.3), (0.9, 0.6), (0.8, 0.0)):
+    found = simulated(accuracy, correlation, patients, kind, 1000)
+    assert max(found['false alarms']) <= tolerated(1000), (accuracy, correlation)
+    assert found['power'][0] == pytest.approx(found['power'][1], abs=0.1)
 
 
-DEEP = outcome(30, 25, 35, 1e-9)
+def outcome(points, low, high):
+  return {'points': points, 'ci99': [low, high]}
+
+
+DEEP = outcome(30, 25, 35)
 
 
 @pytest.mark.parametrize(
   ('suspects', 'harmless', 'expected'),
   [
-    (outcome(1, -2, 4, 0.3), {'jpeg': outcome(0, -1, 1, 0.6)}, 'no_fall'),
-    (outcome(1, -2, 4, 0.3), {}, 'no_fall'),
+    (outcome(1, -2, 4), {'jpeg': outcome(0, -1, 1)}, 'no_fall'),
+    (outcome(1, -2, 4), {}, 'no_fall'),
     (DEEP, {}, 'fall_without_controls'),
-    (DEEP, {'jpeg': outcome(0, -1, 1, 0.6)}, 'fall'),
-    (DEEP, {'jpeg': outcome(0, -1, 1, 0.6), 'blur': outcome(8, 4, 12, 1e-4)}, 'controls'),
-    (DEEP, {'scanner': outcome(10, -15, 35, 0.2)}, 'controls'),
+    (DEEP, {'jpeg': outcome(0, -1, 1)}, 'fall'),
+    (DEEP, {'jpeg': outcome(0, -1, 1), 'blur': outcome(8, 4, 12)}, 'controls'),
+    (DEEP, {'scanner': outcome(10, -15, 35)}, 'controls'),
   ],
 )
 def test_verdict(suspects, harmless, expected):
@@ -289,6 +277,6 @@ def test_verdict(suspects, harmless, expected):
 
 
 def test_who_guesses_cannot_fall():
-  unshown, unchanged = outcome(1, -2, 4, 0.3), {'jpeg': outcome(0, -1, 1, 0.6)}
+  unshown, unchanged = outcome(1, -2, 4), {'jpeg': outcome(0, -1, 1)}
   assert fall.verdict(unshown, unchanged, above_chance=False) == 'may_be_guessing'
   assert fall.verdict(DEEP, unchanged, above_chance=False) == 'fall'

@@ -189,10 +189,15 @@ def test_a_killed_study_is_resumed_and_reported(tmp_path):
   for key in ('frechet', 'frechet_real_real', 'extractor', 'precision', 'recall', 'nearest_ratio'):
     assert key in results['dcgan'], key
   assert set(results['per_image']) == {'max_softmax', 'energy', 'mahalanobis'}
-  assert {'jpeg_75', 'blur_1px', 'noise', 'other_scanner'} <= set(results['controls'])
+  controls = results['controls']
+  assert {'unchanged', 'jpeg_75', 'blur_1px', 'noise', 'other_scanner'} <= set(controls)
+  compared = results['fall']['originals'], results['fall']['suspects']
   assert results['fall']['points'] == pytest.approx(
-    100 * (results['originals']['accuracy'] - results['deepfakes']['accuracy'])
+    100 * (compared[0]['accuracy'] - compared[1]['accuracy'])
   )
+  # Patients of the reference half and of the control half are all held-out patients.
+  halves = compared[0]['groups'] + controls['unchanged']['groups']
+  assert halves == results['originals']['groups']
   retrained = results['deepfakes']['retrained']
   assert retrained['train_images'] == 48
   for row in (retrained, retrained['as_many_as_originals']):

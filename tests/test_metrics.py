@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patients import SIZES, each_once, group_sizes, right_answers
 
 from ctfake_jax import metrics
 from ctfake_jax.types import UserError
@@ -20,7 +22,7 @@ def report(labels, probabilities, groups=None, names=NAMES):
   labels = np.asarray(labels)
   groups = np.arange(len(labels)) if groups is None else groups
   return metrics.classification_report(
-    labels, np.asarray(probabilities), groups=groups, class_names=names, seed=0
+    labels, np.asarray(probabilities), groups=groups, class_names=names
   )
 
 
@@ -76,45 +78,33 @@ def test_report_refuses(labels, probabilities, message):
     report(labels, probabilities)
 
 
-def test_bootstrap_of_single_images_is_the_binomial():
+def test_single_images_are_clopper_and_pearson():
   correct = np.arange(200) < 170
-  interval = metrics.accuracy_interval(correct, np.arange(200), seed=0)
-  expected = scipy.stats.binom.ppf([0.025, 0.975], 200, 0.85) / 200
-  # One image more or less: the percentiles themselves are drawn.
-  np.testing.assert_allclose(interval, expected, atol=0.0051)
-
-
-def test_bootstrap_by_kinds_is_the_bootstrap_by_groups():
-  rng = np.random.default_rng(0)
-  sizes = rng.integers(1, 6, 40)
-  sums = rng.binomial(sizes, 0.8)
-  drawn = rng.integers(0, 40, (20_000, 40))
-  by_groups = sums[drawn].sum(1) / sizes[drawn].sum(1)
-  by_kinds = metrics.bootstrap_ratio(sums, sizes, seed=1, resamples=20_000)
-  levels = [0.025, 0.25, 0.5, 0.75, 0.975]
-  np.testing.assert_allclose(
-    np.quantile(by_kinds, levels), np.quantile(by_groups, levels), atol=0.004
-  )
+  got = metrics.accuracy_interval(correct, np.arange(200))
+  expected = scipy.stats.binomtest(170, 200).proportion_ci(0.95, 'exact')
+  assert got == pytest.approx([expected.low, expected.high])
 
 
 def test_copies_within_a_group_add_nothing():
   correct = np.arange(60) < 48
-  single = metrics.accuracy_interval(correct, np.arange(60), seed=3)
-  copies = metrics.accuracy_interval(np.repeat(correct, 5), np.repeat(np.arange(60), 5), seed=3)
-  assert copies == pytest.approx(single)
+  single = metrics.accuracy_interval(correct, np.arange(60))
+  copies = metrics.accuracy_interval(np.repeat(correct, 5), np.repeat(np.arange(60), 5))
+  # But for the quantile of t with 299 instead of 59 degrees of freedom, 1.968 against 2.001.
+  assert copies == pytest.approx(single, abs=0.005)
+  assert copies[1] - copies[0] >= single[1] - single[0]
 
 
 def test_perfect_accuracy_keeps_its_doubt():
   # Clopper & Pearson with all of n right: the n-th root of 0.025. 80 images, 20 patients.
-  low, high = metrics.accuracy_interval(np.ones(80, bool), np.arange(80) // 4, seed=0)
+  low, high = metrics.accuracy_interval(np.ones(80, bool), np.arange(80) // 4)
   assert (low, high) == pytest.approx((0.025 ** (1 / 20), 1.0))
-  assert metrics.accuracy_interval(np.zeros(80, bool), np.arange(80), seed=0) == pytest.approx(
+  assert metrics.accuracy_interval(np.zeros(80, bool), np.arange(80)) == pytest.approx(
     [0.0, 1 - 0.025 ** (1 / 80)]
   )
 
 
 def test_one_group_is_no_certainty():
-  low, high = metrics.accuracy_interval(np.arange(10) < 5, np.zeros(10), seed=0)
+  low, high = metrics.accuracy_interval(np.arange(10) < 5, np.zeros(10))
   assert high - low > 0.8
 
 
@@ -124,20 +114,110 @@ def test_clopper_pearson_against_scipy(right, n):
   assert metrics.clopper_pearson(right, n) == pytest.approx([expected.low, expected.high])
 
 
-def test_intervals_cover_under_clusters():
-  # Beta-binomial slices: 60 patients x 4, accuracy 0.9, correlation 0.5 within a patient.
-  rng = np.random.default_rng(0)
-  groups = np.repeat(np.arange(60), 4)
-  covered, covered_blind = 0, 0
-  for _ in range(400):
-    correct = rng.random(240) < np.repeat(rng.beta(0.9, 0.1, 60), 4)
-    low, high = metrics.accuracy_interval(correct, groups, seed=0)
-    covered += low <= 0.9 <= high
-    low, high = metrics.accuracy_interval(correct, np.arange(240), seed=0)
-    covered_blind += low <= 0.9 <= high
-  # Percentiles at 60 skewed groups cover a little less than 95 %; 0.90 allows for the draws.
-  assert covered / 400 >= 0.90
-  assert covered_blind / 400 < 0.85
+@given(
+  st.lists(st.tuples(st.integers(1, 60), st.floats(0, 1)), min_size=1, max_size=30),
+  st.sampled_from([0.9, 0.95, 0.99]),
+)
+@settings(max_examples=100, deadline=None)
+def test_an_interval_holds_its_share_and_grows_with_confidence(groups, confidence):
+  sizes = np.array([size for size, _ in groups])
+  right = np.array([round(size * share) for size, share in groups])
+  low, high = metrics.share_interval(right, sizes, confidence)
+  assert 0 <= low <= right.sum() / sizes.sum() <= high <= 1
+  wider = metrics.share_interval(right, sizes, (1 + confidence) / 2)
+  assert wider[0] <= low + 1e-9
+  assert wider[1] >= high - 1e-9
+  # What is right of one is wrong of the other. (The grid of the posterior leaves a little.)
+  mirrored = metrics.share_interval(sizes - right, sizes, confidence)
+  assert mirrored == pytest.approx([1 - high, 1 - low], abs=0.002)
+
+
+def test_the_posterior_against_quadrature():
+  # 20 patients of 4, of whom 17 are all right: the integral over both parameters, by a fine rule.
+  right, sizes = np.array([4] * 17 + [3, 1, 2]), np.full(20, 4)
+  got = metrics._beta_binomial_interval(right, sizes, 0.95, 40.0)
+  shares, correlations = (np.arange(1500) + 0.5) / 1500, (np.arange(300) + 0.5) / 300
+  correlations = scipy.special.betaincinv(1 / 3, 1 / 3, correlations)
+  strength = (1 - correlations) / correlations
+  a, b = shares[:, None] * strength, (1 - shares[:, None]) * strength
+  log = scipy.stats.beta.logpdf(shares, 1 / 3, 1 / 3)[:, None]
+  for k in right:
+    log = log + scipy.stats.betabinom.logpmf(k, 4, a, b)
+  mass = np.exp(log - log.max()).sum(1)
+  expected = np.interp([0.025, 0.975], np.cumsum(mass) / mass.sum(), shares + 0.5 / 1500)
+  assert got == pytest.approx(expected, abs=0.001)
+
+
+def korn_graubard(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+  """95 % intervals f64[2, r] as published (1998): all right or wrong, images are independent."""
+  n, groups = sizes.sum(), len(sizes)
+  share = sums.sum(1) / n
+  residuals = sums - share[:, None] * sizes
+  variance = groups / (groups - 1) * (residuals**2).sum(1) / n**2
+  t = scipy.stats.t.ppf(0.975, n - 1) / scipy.stats.t.ppf(0.975, groups - 1)
+  with np.errstate(all='ignore'):
+    effective = np.minimum(n, share * (1 - share) / variance * t**2)
+  effective = np.where((share == 0) | (share == 1), n, effective)
+  right, wrong = share * effective, (1 - share) * effective
+  low = scipy.stats.beta.ppf(0.025, right, wrong + 1)
+  high = scipy.stats.beta.ppf(0.975, right + 1, wrong)
+  return np.stack([np.nan_to_num(low, nan=0.0), np.nan_to_num(high, nan=1.0)])
+
+
+def simulated(accuracy, correlation, patients, kind, repetitions):
+  """(coverage, mean width) of our 95 % interval, and of Korn & Graubard's, by simulation."""
+  sizes = group_sizes(kind, patients)
+  sums = right_answers(np.random.default_rng(0), accuracy, correlation, sizes, repetitions)
+  kinds, which = each_once(sums, sizes)
+  ours = np.array([metrics.share_interval(right, sizes) for right in kinds])[which].T
+  return [
+    (np.mean((low <= accuracy) & (accuracy <= high)), np.mean(high - low))
+    for low, high in (ours, korn_graubard(sums, sizes))
+  ]
+
+
+def lowest(share: float, repetitions: int) -> float:
+  """What a rate of `share` stays above in all but one of 1,000 simulations."""
+  return scipy.stats.binom.ppf(0.001, repetitions, share) / repetitions
+
+
+@pytest.mark.parametrize(
+  ('accuracy', 'correlation', 'patients', 'kind', 'wider'),
+  [
+    (0.95, 0.6, 20, 'equal', 1.2),
+    (0.97, 0.3, 60, 'equal', 1.15),
+    (0.9, 0.6, 20, 'one large', 1.15),
+    (0.95, 0.6, 20, 'many', 1.35),
+    (0.8, 0.1, 60, 'skewed', 1.15),
+  ],
+)
+def test_intervals_cover_what_they_say(accuracy, correlation, patients, kind, wider):
+  (covered, width), (_, published) = simulated(accuracy, correlation, patients, kind, 1500)
+  assert covered >= lowest(0.94, 1500)
+  assert width <= wider * published
+
+
+def test_korn_and_graubard_alone_would_not_do():
+  _, (covered, _) = simulated(0.95, 0.6, 20, 'equal', 1500)
+  assert covered == pytest.approx(0.835, abs=0.03)
+
+
+@pytest.mark.parametrize('kind', ['equal', 'geometric'])
+def test_intervals_cover_where_patients_are_all_right_or_all_wrong(kind):
+  # A law that beta-binomial groups reach only at correlation 1.
+  sizes, rng = group_sizes(kind, 60), np.random.default_rng(0)
+  sums = sizes * (rng.random((800, 60)) < 0.9)
+  intervals = np.array([metrics.share_interval(right, sizes) for right in sums]).T
+  assert np.mean((intervals[0] <= 0.9) & (intervals[1] >= 0.9)) >= lowest(0.94, 800)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', SIZES)
+@pytest.mark.parametrize('patients', [20, 60])
+def test_intervals_cover_what_they_say_throughout(patients, kind):
+  for accuracy, correlation in ((0.99, 0.6), (0.97, 0.6), (0.95, 0.3), (0.9, 0.6), (0.7, 0.1)):
+    (covered, _), _ = simulated(accuracy, correlation, patients, kind, 1000)
+    assert covered >= lowest(0.94, 1000), (accuracy, correlation)
 
 
 def test_auroc_counts_ties_half():

@@ -65,7 +65,7 @@ def made_up_results(classes=CLASSES) -> dict:
   def row(accuracy, points):
     interval = [points - 2.2, points + 3.4]
     base = {'accuracy': accuracy, 'ci95': [accuracy - 0.03, accuracy + 0.02], 'n': 120}
-    return base | {'points': points, 'points_ci95': interval, 'p_value': 0.25}
+    return base | {'points': points, 'ci99': interval, 'p_value': 0.25}
 
   baseline = {'accuracy': 0.3333, 'ci95': [0.25, 0.42], 'n': 120}
   decay = np.linspace(0, -4, 16)
@@ -139,13 +139,15 @@ def made_up_results(classes=CLASSES) -> dict:
     },
     'fall': {
       'points': 27.5,
-      'ci95': [18.1, 36.4],
-      'p_value': 1e-9,
-      'method': 'fisher_on_groups',
+      'ci99': [18.1, 36.4],
+      'p_value': 1e-6,
+      'originals': {'accuracy': 0.97, 'ci95': [0.9, 0.99], 'n': 60, 'groups': 15},
+      'suspects': {'accuracy': 0.69, 'ci95': [0.54, 0.8], 'n': 47, 'groups': 47},
       'images_needed': {'5': None, '10': 1234, '25': 31, '50': 9},
       'verdict': 'fall',
     },
     'controls': {
+      'unchanged': row(0.975, 0.1),
       'jpeg_75': row(0.97, 0.5),
       'blur_1px': row(0.9, 7.5),
       'noise': row(0.95, 2.5),
@@ -461,7 +463,7 @@ def test_class_rows_count_from_the_confusion():
 
 def test_a_rise_is_written_with_a_minus():
   results = made_up_results()
-  results['fall'] |= {'points': -1.4, 'ci95': [-4.0, 1.0], 'p_value': 0.9, 'verdict': 'no_fall'}
+  results['fall'] |= {'points': -1.4, 'ci99': [-4.0, 1.0], 'p_value': 0.9, 'verdict': 'no_fall'}
   _, sentences = words.verdict(results['fall'], results['controls'])
   assert '\u22121.4 points' in sentences[0]
   assert words.p_equation(0.9) in sentences[0]

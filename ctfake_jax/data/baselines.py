@@ -49,10 +49,7 @@ def measure(
       right[name].append(guess == images.labels[parts.test])
     audits.append(splits.leak_audit(images, survey, parts, config.duplicate_correlation))
   groups = np.concatenate([parts.groups[parts.test] for parts in folds])
-  rows = {
-    name: metrics.accuracy_row(np.concatenate(hits), groups, seed=seed)
-    for name, hits in right.items()
-  }
+  rows = {name: metrics.accuracy_row(np.concatenate(hits), groups) for name, hits in right.items()}
   audit = {key: sum(audit[key] for audit in audits) for key in audits[0]}
   audit['near_duplicate_correlation'] = config.duplicate_correlation
   audit['contradictions'] = contradictions(images.labels, survey.digests)

@@ -70,6 +70,12 @@ def split(images: ImageSet, config: ml_collections.ConfigDict, fold: int) -> Spl
   return result
 
 
+def halves(labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
+  """bool[n], half of the groups [n] at random, with half of each class of labels int[n]."""
+  rows = np.arange(len(labels))
+  return np.isin(rows, _part(labels, groups, rows, 2, 0, seed)[1])
+
+
 def group(images: ImageSet, config: ml_collections.ConfigDict) -> tuple[str, np.ndarray]:
   """How images are grouped, and their group numbers int[n]."""
   patients = [record.patient_id for record in images.records]

@@ -160,7 +160,7 @@ def calibration_interval(
   probabilities: np.ndarray, fake: np.ndarray, groups: np.ndarray, prior: float, seed: int
 ) -> list[float]:
   """95 % interval of `calibration_error` by bootstrap over groups, reals and fakes apart."""
-  rng, draws = np.random.default_rng(seed), []
+  rng, draws = streams.generator(seed, 'calibration, resampled'), []
   kinds = [_rows_by_group(groups, kind) for kind in (fake, ~fake)]
   for _ in range(200):
     rows = np.concatenate(

@@ -114,8 +114,8 @@ def test(detector: Detector, shown: Exhibits, config: ml_collections.ConfigDict)
     'auroc': metrics.auroc(scores[fake], scores[~fake]),
     'threshold': vars(detector.threshold),
     'scaling': vars(detector.scaling),
-    'reals': _verdict_shares(found['verdict'], ~fake, shown.groups, config.seed),
-    'fakes': _verdict_shares(found['verdict'], fake, shown.groups, config.seed),
+    'reals': _verdict_shares(found['verdict'], ~fake, shown.groups),
+    'fakes': _verdict_shares(found['verdict'], fake, shown.groups),
     'calibration_error': error,
     'families': {
       family: {
@@ -124,7 +124,7 @@ def test(detector: Detector, shown: Exhibits, config: ml_collections.ConfigDict)
           0.01, scores[shown.families == family], scores[~fake]
         ),
         'patch_auroc': _patch_auroc(found['patches'], shown, family),
-        **_verdict_shares(found['verdict'], shown.families == family, shown.groups, config.seed),
+        **_verdict_shares(found['verdict'], shown.families == family, shown.groups),
       }
       for family in sorted(set(shown.families) - {REAL})
     },
@@ -160,13 +160,13 @@ def reasons(
   return {'stage': stage, 'images': rows, 'mean_areas_of_fakes': attribution.mean_areas(found)}
 
 
-def _verdict_shares(verdicts: np.ndarray, rows: np.ndarray, groups: np.ndarray, seed: int) -> dict:
+def _verdict_shares(verdicts: np.ndarray, rows: np.ndarray, groups: np.ndarray) -> dict:
   """Share of each verdict among the images at `rows`, that of `fake` with its interval."""
   own = verdicts[rows]
   return {
     'n': len(own),
     **{name: float((own == name).mean()) for name in ('real', 'fake', 'unsure')},
-    'fake_ci95': metrics.accuracy_interval(own == 'fake', groups[rows], seed=seed),
+    'fake_ci95': metrics.accuracy_interval(own == 'fake', groups[rows]),
   }
 
 

@@ -183,7 +183,7 @@ def _judge(config, scorer: Scorer, seen: dict[str, Exhibits], test: Exhibits, fo
     'auroc': metrics.auroc(scores[fake], scores[~fake]),
     'average_precision': float(sklearn.metrics.average_precision_score(fake, scores)),
     'detection': float(found.mean()),
-    'detection_ci95': metrics.accuracy_interval(found, test.groups[fake], seed=config.seed),
+    'detection_ci95': metrics.accuracy_interval(found, test.groups[fake]),
     'accuracy_at_threshold': float(0.5 * (alarm[fake].mean() + (~alarm[~fake]).mean())),
     'false_alarms': float(alarm[~fake].mean()),
     'unsure': float((verdicts == calibration.UNSURE).mean()),

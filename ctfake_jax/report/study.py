@@ -38,7 +38,6 @@ def write(workdir: Path) -> Path:
     sentences=sentences,
     best=words.name(results['best'], words.NETWORKS),
     groups=words.GROUPS.get(results['baselines']['split_by'], 'groups'),
-    method=words.name(results['fall']['method'], words.METHODS),
     tables={name: getattr(tables, name)(results) for name in _TABLES},
     plots=_plots(workdir, results),
     faces=_faces(workdir, list(results['data']['classes'])),

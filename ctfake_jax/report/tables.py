@@ -75,27 +75,25 @@ def _recall(confusion: list[list[int]], label: int) -> str:
 
 
 def trial(results: Row) -> list[Row]:
-  """The fall's table: originals, deepfakes, harmless changes, shuffled labels."""
+  """The fall's table: all originals and deepfakes, those compared, harmless changes, shuffles."""
   fall = results['fall']
-  originals, fakes = results['originals'], results['deepfakes']
   return [
-    _trial_row('Held-out originals', originals, originals['ci95'], {}, None),
-    _trial_row('Deepfakes', fakes, fakes['ci95'], fall, fall['ci95']),
-    *(
-      _trial_row(words.control(key), row, row['ci95'], row, row.get('points_ci95'))
-      for key, row in results['controls'].items()
-    ),
+    _trial_row('Held-out originals, all', results['originals'], {}),
+    _trial_row('Deepfakes, all', results['deepfakes'], {}),
+    _trial_row('Originals of the reference half', fall['originals'], {}),
+    _trial_row('Deepfakes, as many as tell as much', fall['suspects'], fall),
+    *(_trial_row(words.control(key), row, row) for key, row in results['controls'].items()),
   ]
 
 
-def _trial_row(title: str, row: Row, accuracy_ci95, fall: Row, points_ci95) -> Row:
+def _trial_row(title: str, row: Row, fall: Row) -> Row:
   return {
     'name': title,
     'accuracy': words.percent(row['accuracy']),
-    'interval': words.percent_interval(accuracy_ci95),
+    'interval': words.percent_interval(row['ci95']),
     'tested': words.count(row['n']),
     'points': words.number(fall.get('points'), 1),
-    'points_interval': words.number_interval(points_ci95, 1),
+    'points_interval': words.number_interval(fall.get('ci99'), 1),
     'p': words.p_value(fall.get('p_value')),
   }
 

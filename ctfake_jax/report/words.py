@@ -25,6 +25,7 @@ BASELINES = {
   'file_facts': 'Height, width and aspect alone',
 }
 CONTROLS = {
+  'unchanged': 'Originals of other patients, unchanged',
   'jpeg_75': 'Originals, JPEG quality 75',
   'blur_1px': 'Originals, blurred (1 pixel)',
   'noise': 'Originals, noise added',
@@ -34,12 +35,6 @@ SCORES = {
   'max_softmax': ('Unsureness', '1 − the largest class probability'),
   'energy': ('Energy', '−log sum exp of the class scores'),
   'mahalanobis': ('Mahalanobis', 'distance of the features from the nearest class of training'),
-}
-METHODS = {
-  'fisher_exact': 'Fisher’s exact test, one-sided',
-  'fisher_on_groups': 'Fisher’s exact test with each group counted as one image, one-sided',
-  'cluster_permutation': 'permutation of whole groups, one-sided',
-  'sign_flip': 'paired exact test over groups, one-sided',
 }
 FAMILIES = {
   'real': 'Originals',
@@ -185,10 +180,10 @@ def verdict(fall: dict[str, Any], controls: dict[str, dict[str, Any]]) -> tuple[
   harmless = {key: row for key, row in controls.items() if row.get('points') is not None}
   facts = {
     'points': number(fall['points'], 1),
-    'interval': number_interval(fall['ci95'], 1),
+    'interval': number_interval(fall['ci99'], 1),
     'p': p_equation(fall['p_value']),
-    'most': number((fall['ci95'] or [None, None])[1], 1),
-    'harmless': len(harmless),
+    'most': number((fall['ci99'] or [None, None])[1], 1),
+    'harmless': len(harmless.keys() - {'unchanged'}),
     'deepest': _deepest(harmless),
   }
   return headline, [sentence.format(**facts) for sentence in sentences]
@@ -201,7 +196,7 @@ def _deepest(harmless: dict[str, dict[str, Any]]) -> str:
   return f'“{control(key)}”, {number(harmless[key]["points"], 1)} points'
 
 
-_FALL = 'Accuracy is {points} points lower on the deepfakes (95\u00a0% interval {interval}; {p}). '
+_FALL = 'Accuracy is {points} points lower on the deepfakes (99\u00a0% interval {interval}; {p}). '
 _BATCH = (
   'The finding is about this batch as a whole. It says nothing certain of any one image, and '
   'nothing of fakes from another generator.'
@@ -240,10 +235,10 @@ _VERDICTS: dict[str, tuple[str, list[str]]] = {
   'no_fall': (
     'No fall in accuracy is shown',
     [
-      'The difference between originals and deepfakes is {points} points (95\u00a0% interval '
-      '{interval}; {p}). The test, which may raise a false alarm in one study of a hundred, does '
-      'not show that accuracy is lower on the deepfakes. Falls of up to {most} points remain '
-      'compatible with these data.',
+      'The difference between originals and deepfakes is {points} points (99\u00a0% interval '
+      '{interval}; {p}). The interval does not lie above 0, so that no lower accuracy on the '
+      'deepfakes is shown; in at most one study of a hundred it would by chance. Falls of up to '
+      '{most} points remain compatible with these data.',
       'This is a valid result. A conditional generator that works draws images in which a '
       'classifier finds the class asked for, and may cause no fall at all.',
       'The lack of a fall says nothing where the classifier is hardly better than guessing on '
@@ -257,7 +252,7 @@ _VERDICTS: dict[str, tuple[str, list[str]]] = {
     [
       'On originals it is not shown to be better than always giving the commonest answer, so it '
       'cannot fall far. The difference between originals and deepfakes is {points} points '
-      '(95\u00a0% interval {interval}; {p}).',
+      '(99\u00a0% interval {interval}; {p}).',
       'Train longer or on more images before asking about a fall. Nothing here speaks for or '
       'against the images being genuine.',
     ],

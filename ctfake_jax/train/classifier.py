@@ -178,7 +178,7 @@ def cross_validate(
   pooled = {k: np.concatenate([p[k] for p in predictions]) for k in predictions[0]}
   seconds = sum(row['train_seconds'] for row in rows)
   return {
-    **report(pooled, images.class_names, config.seed),
+    **report(pooled, images.class_names),
     'folds': len(rows),
     'validation_accuracy': float(np.mean([row['validation_accuracy'] for row in rows])),
     'validation_accuracy_by_fold': [row['validation_accuracy'] for row in rows],
@@ -207,7 +207,7 @@ def fit(
   train, val = images.take(parts.train), images.take(parts.val)
   model = build(config, len(images.class_names))
   state, progress = _train(config, model, train, val, workdir)
-  tested, predictions = test(model, state.ema, images, parts.test, parts.groups, config.seed)
+  tested, predictions = test(model, state.ema, images, parts.test, parts.groups)
   logits, _ = inference.run(model, state.ema, val.images)
   result = {
     **tested,
@@ -294,7 +294,6 @@ def test(
   images: ImageSet,
   rows: np.ndarray,
   groups: np.ndarray,
-  seed: int,
 ) -> tuple[dict, dict[str, np.ndarray]]:
   """The report on images[rows], and the arrays behind it."""
   chosen = images.take(rows)
@@ -306,17 +305,16 @@ def test(
     'logits': logits,
     'features': features,
   }
-  return report(predictions, images.class_names, seed), predictions
+  return report(predictions, images.class_names), predictions
 
 
-def report(predictions: dict[str, np.ndarray], class_names: tuple[str, ...], seed: int) -> dict:
+def report(predictions: dict[str, np.ndarray], class_names: tuple[str, ...]) -> dict:
   """Accuracy with its interval, per class, AUROC and confusion of stored predictions."""
   return metrics.classification_report(
     predictions['labels'],
     inference.softmax(predictions['logits']),
     groups=predictions['groups'],
     class_names=class_names,
-    seed=seed,
   )
 
 
