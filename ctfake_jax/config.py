@@ -85,7 +85,7 @@ def defaults() -> ml_collections.ConfigDict:
   c.data.source = 'phantom'  # phantom, folders, dicom or tfds
   c.data.path = ''  # root of the images; not used by the phantom
   c.data.labels_csv = ''  # dicom: SeriesInstanceUID or path -> label
-  c.data.classes = ()  # folders: take these classes only; () takes all
+  c.data.classes = ()  # folders, dicom: take these class folders only; () takes all
   c.data.patient_folders = False  # folders: class/<patient>/image; recalibrate: <patient>/image
   c.data.stream = False  # images stay on disk and are decoded when a step takes them
   c.data.max_pixels = 2**26  # larger images are refused unread

@@ -5,7 +5,7 @@ c channels or classes, z slices of a series.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -40,14 +40,17 @@ class Record:
   Attributes:
     label: index into the source's `class_names`, `UNKNOWN_LABEL` where none is given.
     patient_id: who was scanned, None where the source cannot know.
-    provenance: path relative to the source's root, or the phantom's recipe.
+    provenance: path relative to the source's root as it is shown, with `#frame` where a file holds
+      several; or the phantom's recipe.
     split: 'train', 'val' or 'test' where the source prescribes it, else None.
+    path: of the file, relative to the source's root, as the file system spells it; '' of none.
   """
 
   label: int
   patient_id: str | None
   provenance: str
   split: str | None = None
+  path: str = dataclasses.field(default='', compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Source(Protocol):
   """Random access to images with their facts; index i of `records` is index i of `[]`.
 
   `source[i]` raises `UnreadableImageError`; `unreadable` lists what could not even be indexed.
+  Sources that walk folders also have `skipped`: how many files they did not read, by kind.
   """
 
   @property
@@ -121,6 +125,7 @@ class ImageSet:
     class_names: what a label means.
     unit: of the pixels before the window.
     unreadable: what was left out and why.
+    skipped: how many files were not read, by kind.
   """
 
   images: Any  # np.ndarray or ImagesOnDisk
@@ -130,6 +135,7 @@ class ImageSet:
   class_names: tuple[str, ...]
   unit: Unit
   unreadable: tuple[UnreadableImageError, ...] = ()
+  skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   def __len__(self) -> int:
     return len(self.labels)

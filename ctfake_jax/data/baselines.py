@@ -27,6 +27,7 @@ def describe(images: ImageSet) -> dict:
     'unit': images.unit,
     'image_size': images.images.shape[1],
     'unreadable': [{'path': e.path, 'reason': e.reason} for e in images.unreadable],
+    'skipped': dict(images.skipped),
   }
 
 

@@ -78,7 +78,12 @@ class CtSlices(tfds.core.ShardBasedBuilder):
       raise UserError('ct_slices: nothing to write; call write_records(source, directory)')
     source, metadata = self._source, self.info.metadata
     unreadable = [[error.path, error.reason] for error in source.unreadable]
-    metadata.update(class_names=list(source.class_names), records={}, unreadable=unreadable)
+    metadata.update(
+      class_names=list(source.class_names),
+      records={},
+      unreadable=unreadable,
+      skipped=dict(getattr(source, 'skipped', {})),
+    )
     shards: dict[str, list[Callable]] = {}
     for split in sorted({record.split or _UNSPLIT for record in source.records}):
       kept: list[list] = []
@@ -158,6 +163,7 @@ class TfdsSource:
     class_names: what a label means.
     records: one per image, in order.
     unreadable: what was left out in writing.
+    skipped: how many files were not read, by kind, when it was written.
   """
 
   def __init__(self, directory: pathlib.Path, split: str = 'all'):
@@ -189,6 +195,7 @@ class TfdsSource:
       for label, patient, provenance in metadata['records'][split]
     ]
     self.unreadable = [UnreadableImageError(*facts) for facts in metadata['unreadable']]
+    self.skipped: dict[str, int] = metadata.get('skipped', {})  # older sets did not count
 
   def __len__(self) -> int:
     return len(self.records)
