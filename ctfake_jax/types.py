@@ -61,11 +61,16 @@ class Slice:
     pixels: float32[h, w]; HU, or grey in [0, 1] as stored (0 black, 1 the type's maximum).
     unit: 'HU' or 'grey'.
     spacing_mm: side of a (square) pixel in mm, None where unknown.
+    white: the stored value that grey 1 stands for, the type's maximum; 1 of floats and where it is
+      not known.
+    significant_bits: of a stored value, where a PNG says so (sBIT).
   """
 
   pixels: np.ndarray
   unit: Unit
   spacing_mm: float | None
+  white: int = 1
+  significant_bits: int | None = None
 
 
 @runtime_checkable
@@ -126,6 +131,7 @@ class ImageSet:
     unit: of the pixels before the window.
     unreadable: what was left out and why.
     skipped: how many files were not read, by kind.
+    grey_range: that the stored values of grey pictures use, LOW-HIGH/MAXIMUM; '' not known.
   """
 
   images: Any  # np.ndarray or ImagesOnDisk
@@ -136,6 +142,7 @@ class ImageSet:
   unit: Unit
   unreadable: tuple[UnreadableImageError, ...] = ()
   skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  grey_range: str = ''
 
   def __len__(self) -> int:
     return len(self.labels)

@@ -220,6 +220,8 @@ def _see(source: Source, index: int, view: Preprocess) -> Decoded:
     image = source[index]
   except UnreadableImageError as error:
     return Decoded(record.provenance, None, reason=error.reason)
+  if obstacle := view.obstacle(image):
+    return Decoded(record.provenance, None, reason=obstacle)
   return Decoded(
     record.provenance,
     to_uint8(view(image))[..., 0],

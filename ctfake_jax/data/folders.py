@@ -102,12 +102,11 @@ class FolderSource:
     """Decodes image `index`: pixels float32[h, w] in [0, 1], unit 'grey', no spacing."""
     shown = self.records[index].provenance
     try:
-      pixels = _decode(self._root / self.records[index].path, shown, self._max_pixels)
+      return _decode(self._root / self.records[index].path, shown, self._max_pixels)
     except UnreadableImageError:
       raise
     except Exception as error:  # Pillow's parsers let through whatever a broken file sets off.
       raise UnreadableImageError(shown, _reason(error)) from error
-    return Slice(pixels=pixels, unit='grey', spacing_mm=None)
 
   def _list_what_is_refused(self, entries: list[walker.Entry]) -> None:
     for entry in entries:
@@ -148,8 +147,8 @@ class FolderSource:
     self.records.append(Record(label, patient, walker.shown(path), split, path))
 
 
-def _decode(path: pathlib.Path, shown: str, max_pixels: int) -> np.ndarray:
-  """The file's grey picture, float32[h, w] in [0, 1]."""
+def _decode(path: pathlib.Path, shown: str, max_pixels: int) -> Slice:
+  """The file's grey picture."""
   with path.open('rb') as file, Image.open(file, formats=_FORMATS) as image:
     if image.width * image.height > max_pixels:
       raise UnreadableImageError(
@@ -158,10 +157,31 @@ def _decode(path: pathlib.Path, shown: str, max_pixels: int) -> np.ndarray:
     if (frames := getattr(image, 'n_frames', 1)) > 1:
       raise UnreadableImageError(shown, f'has {frames} pages; save each as a file of its own')
     tags = dict(getattr(image, 'tag_v2', {}))
+    bits = _significant_bits(path) if image.format == 'PNG' else None
+    white = _white(image.mode, tags)
     pixels = _grey(ImageOps.exif_transpose(image), tags)
   if not (pixels.min() >= 0 and pixels.max() <= 1):  # so written that NaN fails too
     raise UnreadableImageError(shown, 'has float values outside [0, 1] or NaN; rescale them')
-  return pixels
+  return Slice(pixels, 'grey', None, white, bits)
+
+
+def _white(mode: str, tags: dict) -> int:
+  """The stored value that is white; 1 of floats."""
+  if mode.startswith('I;16'):
+    return 2 ** tags.get(_BITS_PER_SAMPLE, (16,))[0] - 1
+  return 1 if mode == 'F' else 255
+
+
+def _significant_bits(path: pathlib.Path) -> int | None:
+  """What a PNG's sBIT chunk says of its first channel (PNG, third edition, 11.3.2.4)."""
+  with path.open('rb') as file:
+    file.seek(8)
+    while len(head := file.read(8)) == 8 and head[4:] not in (b'IDAT', b'PLTE'):
+      length = int.from_bytes(head[:4], 'big')
+      if head[4:] == b'sBIT' and 1 <= length <= 4:
+        return file.read(1)[0]
+      file.seek(length + 4, os.SEEK_CUR)
+  return None
 
 
 def _grey(image: Image.Image, tags: dict) -> np.ndarray:
@@ -170,8 +190,7 @@ def _grey(image: Image.Image, tags: dict) -> np.ndarray:
     case '1' | 'L' | 'LA':
       return np.asarray(image.convert('L'), np.float32) / np.float32(255)
     case 'I;16' | 'I;16L' | 'I;16B':
-      bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
-      pixels = np.asarray(image).astype(np.float32) / np.float32(2**bits - 1)
+      pixels = np.asarray(image).astype(np.float32) / np.float32(_white(image.mode, tags))
     case 'F':
       pixels = np.array(image, np.float32)
     case 'P' | 'PA':  # by way of RGBA: the straight way warns where a palette has transparency

@@ -1,5 +1,6 @@
 """From a source to an image set, in host memory or left on disk."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from ctfake_jax import mesh as mesh_lib
 from ctfake_jax import progress
-from ctfake_jax.data import walker
+from ctfake_jax.data import grey_range, walker
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.data.stored import StoredImages
 from ctfake_jax.data.survey import DIGEST_BYTES, SMALL_SIDE, Survey, look
@@ -144,6 +145,8 @@ def _read(
       if unit not in (None, image.unit):
         reason = f'{image.unit} values, the network learnt from {unit} values'
         raise UnreadableImageError(source.records[i].provenance, reason)
+      if obstacle := view.obstacle(image):
+        raise UnreadableImageError(source.records[i].provenance, obstacle)
     except UnreadableImageError as error:
       text = error.reason.encode()[:REASON_BYTES]
       facts['reason'][row, : len(text)] = np.frombuffer(text, np.uint8)
@@ -162,9 +165,12 @@ def _text(codes: np.ndarray) -> str:
 
 
 def load(config: ml_collections.ConfigDict) -> ImageSet:
-  """The labelled image set that the config names."""
+  """The labelled image set that the config names; an 'auto' in it gives way to what is found."""
+  source = open_source(config)
+  found = grey_range.settle(config.data, source)
   view = Preprocess.from_config(config.data)
-  return gather(open_source(config), view, stream=config.data.stream)
+  images = gather(source, view, stream=config.data.stream)
+  return dataclasses.replace(images, grey_range=found)
 
 
 def _check_labels(images: ImageSet) -> None:

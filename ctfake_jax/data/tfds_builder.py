@@ -14,6 +14,7 @@ where it has none ('all' is TFDS's word for every split together).
 """
 
 import contextlib
+import dataclasses
 import io
 import pathlib
 import shutil
@@ -81,6 +82,7 @@ class CtSlices(tfds.core.ShardBasedBuilder):
     metadata.update(
       class_names=list(source.class_names),
       records={},
+      whites={},
       unreadable=unreadable,
       skipped=dict(getattr(source, 'skipped', {})),
     )
@@ -88,11 +90,15 @@ class CtSlices(tfds.core.ShardBasedBuilder):
     for split in sorted({record.split or _UNSPLIT for record in source.records}):
       kept: list[list] = []
       metadata['records'][split] = kept
+      whites: list[int] = []
+      metadata['whites'][split] = whites
       members = [i for i, r in enumerate(source.records) if (r.split or _UNSPLIT) == split]
       starts = range(0, len(members), _IMAGES_PER_SHARD)
       parts = [members[start : start + _IMAGES_PER_SHARD] for start in starts]
       shards[split] = [
-        _Shard(source, part, kept, unreadable, f'{split} records, shard {n} of {len(parts)}')
+        _Shard(
+          source, part, kept, whites, unreadable, f'{split} records, shard {n} of {len(parts)}'
+        )
         for n, part in enumerate(parts, 1)
       ]
     return shards
@@ -101,19 +107,29 @@ class CtSlices(tfds.core.ShardBasedBuilder):
 class _Shard:
   """Yields the examples of one shard, noting which were written and which could not be read."""
 
-  def __init__(self, source: Source, indices: list[int], kept: list, unreadable: list, title: str):
+  def __init__(
+    self,
+    source: Source,
+    indices: list[int],
+    kept: list,
+    whites: list[int],
+    unreadable: list,
+    title: str,
+  ):
     self._source, self._indices, self._title = source, indices, title
-    self._kept, self._unreadable = kept, unreadable
+    self._kept, self._whites, self._unreadable = kept, whites, unreadable
 
   def __call__(self) -> Iterator[tuple[int, dict[str, Any]]]:
     for index in progress.bar(self._title, self._indices):
       record = self._source.records[index]
       try:
-        example = _encode(self._source[index], record)
+        image = self._source[index]
+        example = _encode(image, record)
       except UnreadableImageError as error:
         self._unreadable.append([error.path, error.reason])
         continue
       self._kept.append([record.label, record.patient_id, record.provenance])
+      self._whites.append(image.white)
       yield index, example
 
 
@@ -195,7 +211,12 @@ class TfdsSource:
       for label, patient, provenance in metadata['records'][split]
     ]
     self.unreadable = [UnreadableImageError(*facts) for facts in metadata['unreadable']]
-    self.skipped: dict[str, int] = metadata.get('skipped', {})  # older sets did not count
+    whites = metadata.get('whites')  # older sets did not keep these, nor did they count
+    kept = [white for split in splits for white in whites[split]] if whites else []
+    self._whites = kept or [1] * len(self.records)
+    if len(self._whites) != len(self.records):
+      raise ValueError('whites do not fit the records')
+    self.skipped: dict[str, int] = metadata.get('skipped', {})
 
   def __len__(self) -> int:
     return len(self.records)
@@ -207,7 +228,7 @@ class TfdsSource:
     except (RuntimeError, ValueError, zlib.error) as error:
       reason = 'its record is damaged; write the set anew'
       raise UnreadableImageError(self.records[index].provenance, reason) from error
-    return _decode(example)
+    return dataclasses.replace(_decode(example), white=self._whites[index])
 
 
 def _open(directory: pathlib.Path) -> CtSlices:
