@@ -7,6 +7,7 @@ command line overrides those (`--config.train.epochs=5`). `validate` runs before
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -89,13 +90,16 @@ def defaults() -> ml_collections.ConfigDict:
   c.data.source = 'phantom'  # phantom, folders, dicom or tfds
   c.data.path = ''  # root of the images; not used by the phantom
   c.data.labels_csv = ''  # dicom: SeriesInstanceUID or path -> label
-  c.data.classes = ()  # folders: take these classes only; () takes all
+  c.data.classes = ()  # folders, dicom: take these class folders only; () takes all
   c.data.patient_folders = False  # folders: class/<patient>/image; recalibrate: <patient>/image
   c.data.stream = False  # images stay on disk and are decoded when a step takes them
   c.data.max_pixels = 2**26  # larger images are refused unread
   c.data.image_size = 32  # side of what a model sees, pixels
   c.data.window_center_hu = -600.0  # lung window
   c.data.window_width_hu = 1500.0
+  # Stored values of pictures that become black and white: type (0 and the type's maximum), auto
+  # (what the training set uses, then recorded) or LOW-HIGH/MAXIMUM, such as 0-4095/65535
+  c.data.grey_range = 'type'
   c.data.aspect = 'crop'  # crop (centre), letterbox, or stretch (all of a slice, its aspect lost)
 
   c.phantom = ml_collections.ConfigDict()
@@ -309,6 +313,19 @@ def _at_least(low: float) -> Rule:
   return Rule(f'a number of at least {low:g}', lambda v: math.isfinite(v) and v >= low)
 
 
+def _is_grey_range(value: str) -> bool:
+  return value in ('type', 'auto') or bool(parse_grey_range(value))
+
+
+def parse_grey_range(text: str) -> tuple[float, float, int] | None:
+  """Low, high and maximum of `data.grey_range`; None where they are not in it, or make no range."""
+  found = re.fullmatch(r'(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)/(\d+)', text)
+  if not found:
+    return None
+  low, high, most = float(found[1]), float(found[2]), int(found[3])
+  return (low, high, most) if low < high <= most else None
+
+
 _POWER_OF_TWO = Rule('a power of two from 32 to 256', lambda v: 32 <= v <= 256 and v & (v - 1) == 0)
 _MULTIPLE_OF_4 = Rule('a multiple of 4', lambda v: v > 0 and v % 4 == 0)
 _SIDES = {
@@ -325,6 +342,9 @@ RULES: dict[str, Rule] = {
   'data.max_pixels': _at_least(1),
   'data.window_width_hu': _between(1, 65536),
   'data.window_center_hu': _between(-2048, 65536),
+  'data.grey_range': Rule(
+    'type, auto, or LOW-HIGH/MAXIMUM in stored values, such as 0-4095/65535', _is_grey_range
+  ),
   'data.aspect': _one_of('crop', 'letterbox', 'stretch'),
   'phantom.patients': _at_least(8),
   'phantom.slices_per_patient': _between(1, 64),

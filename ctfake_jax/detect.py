@@ -15,6 +15,7 @@ import numpy as np
 
 from ctfake_jax import progress
 from ctfake_jax import workdir as workdir_lib
+from ctfake_jax.data import walker
 from ctfake_jax.data.decode import Decoded, Limits, decode_all
 from ctfake_jax.data.preprocess import from_uint8
 from ctfake_jax.detector import calibration, directory
@@ -35,7 +36,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   warnings = directory.warnings(Path(config.detector))
   for warning in warnings:
     print(f'WARNING: {warning}', flush=True)
-  images = decode_all(Path(config.input), detector.view, Limits.from_config(config))
+  skipped: collections.Counter = collections.Counter()
+  limits = Limits.from_config(config)
+  images = decode_all(Path(config.input), detector.view, limits, skipped=skipped)
   counts: collections.Counter = collections.Counter()
   begun = time.perf_counter()
   # Whole or not at all.
@@ -46,9 +49,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     for row in progress.bar('judging', _rows(images, detector, config.prior_fake)):
       counts[row[COLUMNS.index('verdict')]] += 1
       writer.writerow(row)
+  walker.say(skipped)
   threshold = detector.threshold
   results = {
     'images': sum(counts.values()),
+    'skipped': dict(skipped),
     'verdicts': {name: counts[name] for name in ('real', 'fake', UNSURE, UNREADABLE)},
     'threshold': threshold.value,
     'false_alarm_rate': threshold.false_alarm_rate,

@@ -20,7 +20,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """Writes results.json: accuracy with its interval over groups, per class, AUROC, confusion."""
   workdir_lib.refuse_others(workdir, config)
   trained = inference.load(Path(config.checkpoint))
-  images = pipeline.gather(pipeline.open_source(config), trained.view)
+  images = pipeline.gather(pipeline.open_source(config), trained.view, unit=trained.unit)
   images = in_order_of(images, trained.class_names)
   by, groups = splits.group(images, config.split)
   results = {

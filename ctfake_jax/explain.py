@@ -5,6 +5,7 @@ detector's patch map, as pictures in `explanations/` and with their deletion and
 beside those of random maps in results.json.
 """
 
+import collections
 import dataclasses
 import itertools
 import shutil
@@ -16,6 +17,7 @@ import ml_collections
 from ctfake_jax import attribution, figures, inference, progress
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.attribution import Witness
+from ctfake_jax.data import walker
 from ctfake_jax.data.decode import Decoded, Limits, decode_all, judgeable
 from ctfake_jax.data.preprocess import Preprocess, from_uint8
 from ctfake_jax.detector import directory
@@ -52,7 +54,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   options = {'superpixels': c.superpixels, 'samples': c.lime_samples, 'seed': config.seed}
   rows: list[dict] = []
   left_out: list[UnreadableImageError] = []
-  for decoded in progress.bar('explaining', _decoded(config, asked, left_out)):
+  skipped: collections.Counter = collections.Counter()
+  for decoded in progress.bar('explaining', _decoded(config, asked, left_out, skipped)):
     if not rows:
       workdir_lib.sign(workdir, config)
       shutil.rmtree(workdir / PICTURES, ignore_errors=True)  # there may have been more
@@ -61,6 +64,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     rows.append({'path': decoded.path, 'picture': f'{PICTURES}/{len(rows):04d}.png', **row})
     title = f'p({row["answer"]}) = {row["probability"]:.2f}'
     figures.save_maps(workdir / rows[-1]['picture'], image, maps, title)
+  walker.say(skipped)
   if not rows:
     reason = left_out[0] if left_out else 'it is empty'
     raise UserError(f'config.input = {config.input}: no image can be explained; {reason}')
@@ -68,6 +72,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     'stage': stage,
     'images': rows,
     'left_out': [{'path': error.path, 'reason': error.reason} for error in left_out],
+    'skipped': dict(skipped),
     'warnings': asked.warnings,
     'mean_areas': attribution.mean_areas(
       [row['areas'] for row in rows if row['probability'] >= LIKELY]
@@ -97,8 +102,12 @@ def summon(config: ml_collections.ConfigDict) -> Explained:
 
 
 def _decoded(
-  config: ml_collections.ConfigDict, asked: Explained, left_out: list[UnreadableImageError]
+  config: ml_collections.ConfigDict,
+  asked: Explained,
+  left_out: list[UnreadableImageError],
+  skipped: collections.Counter | None = None,
 ) -> Iterator[Decoded]:
   """The first images that can be judged; others on the way are added to `left_out`."""
-  images = decode_all(Path(config.input), asked.view, Limits.from_config(config))
+  limits = Limits.from_config(config)
+  images = decode_all(Path(config.input), asked.view, limits, skipped=skipped)
   return itertools.islice(judgeable(images, asked.obstacles, left_out), config.explain.count)

@@ -61,6 +61,7 @@ def _classifier(source: Path) -> tuple[jax_export.Exported, dict]:
       'unit': trained.unit,
       'window_center_hu': data.window_center_hu,
       'window_width_hu': data.window_width_hu,
+      'grey_range': data.grey_range,
       'aspect': data.aspect,
       'image_size': size,
     },

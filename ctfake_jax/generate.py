@@ -141,6 +141,11 @@ def _check_same_view(
       f'config.data.image_size = {config.data.image_size}: the generator makes images of '
       f'{trained.config.data.image_size} pixels, set that'
     )
+  if trained.config.data.grey_range != config.data.grey_range:
+    raise UserError(
+      f'config.data.grey_range = {config.data.grey_range!r}: the generator learnt with '
+      f'{trained.config.data.grey_range!r}, set that'
+    )
   if trained.class_names != reals.class_names:
     raise UserError(
       f'config.data: classes {", ".join(reals.class_names)} differ from those that the generator '

@@ -1,40 +1,38 @@
 """The task `predict`: class probabilities for an image or a folder, as CSV and JSON.
 
-Takes PNG, JPEG, TIFF, BMP or DICOM, whichever the input holds; a checkpoint trained on HU sees
-DICOM through the window that it was trained with. Unreadable files are rows of their own.
+Takes PNG, JPEG, TIFF, BMP and DICOM, side by side; a checkpoint trained on HU sees DICOM through
+the window that it was trained with. Files that cannot be read, or have values of another unit than
+the network learnt from, are rows of their own, with the reason.
 """
 
 import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ml_collections
 import numpy as np
-from pydicom.misc import is_dicom
 
 from ctfake_jax import inference
 from ctfake_jax import workdir as workdir_lib
+from ctfake_jax.data import walker
 from ctfake_jax.data.dicom import DicomSource
 from ctfake_jax.data.folders import FolderSource
 from ctfake_jax.data.pipeline import gather
-from ctfake_jax.types import ImageSet, Source, UserError
+from ctfake_jax.types import ImageSet, Record, Slice, Source, UnreadableImageError, UserError
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """Writes predictions.csv (path, label, one column a class) and results.json."""
   workdir_lib.refuse_others(workdir, config)
   trained = inference.load(Path(config.checkpoint))
-  images = gather(
-    open_input(Path(config.input), config.data.max_pixels), trained.view, labelled=False
-  )
+  source = open_input(Path(config.input), config.data.max_pixels)
+  images = gather(source, trained.view, labelled=False, unit=trained.unit)
   probabilities = trained.predict(images.images)
   workdir_lib.sign(workdir, config)
   write_csv(workdir / 'predictions.csv', images, probabilities, trained.class_names)
-  if images.unit != trained.unit:
-    print(f'careful: trained on {trained.unit} values, the input has {images.unit} values')
   results = {
     'images': len(images),
     'unit': images.unit,
-    'trained_on_unit': trained.unit,
     'class_names': list(trained.class_names),
     'per_class': dict(
       zip(
@@ -43,26 +41,73 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
       )
     ),
     'unreadable': [{'path': e.path, 'reason': e.reason} for e in images.unreadable],
+    'skipped': dict(images.skipped),
   }
   workdir_lib.write_json(workdir / 'results.json', results)
   return results
 
 
+class Together:
+  """Pictures and DICOM below one folder as one `types.Source` without labels.
+
+  Attributes:
+    records: of the pictures, then of the DICOM frames.
+    unreadable: what neither could take.
+    skipped: how many files neither claims, by kind.
+  """
+
+  class_names: tuple[str, ...] = ()
+
+  def __init__(self, pictures: FolderSource, dicom: DicomSource):
+    """`pictures` lists DICOM as unreadable, `dicom` counts pictures as skipped."""
+    self._sources = (pictures, dicom)
+    self.records: Sequence[Record] = [*pictures.records, *dicom.records]
+    read = {walker.shown(record.path) for record in dicom.records}
+    refused = {error.path: error for error in (*pictures.unreadable, *dicom.unreadable)}
+    self.unreadable: Sequence[UnreadableImageError] = [
+      error for path, error in refused.items() if path not in read
+    ]
+    self.skipped: Mapping[str, int] = pictures.skipped
+
+  def __len__(self) -> int:
+    return len(self.records)
+
+  def __getitem__(self, index: int) -> Slice:
+    """Decodes image `index`; raises `UnreadableImageError`."""
+    pictures, dicom = self._sources
+    first = len(pictures)
+    return pictures[index] if index < first else dicom[index - first]
+
+
 def open_input(path: Path, max_pixels: int) -> Source:
-  """Pictures if there are any, else DICOM; UserError where there is neither."""
+  """All pictures and CT below `path`; UserError where there is neither."""
   if not path.exists():
     raise UserError(f'config.input = {path}: no such file or folder')
-  if path.is_file() and is_dicom(path):
-    return DicomSource(path, labels_csv=None, max_pixels=max_pixels)
+  if path.is_file():
+    return (_dicom if walker.is_dicom(path) else _pictures)(path, max_pixels)
+  pictures = dicom = None
+  reasons = []
   try:
-    return FolderSource(path, classes=(), max_pixels=max_pixels, unlabelled_ok=True)
-  except UserError as no_pictures:
-    try:
-      return DicomSource(path, labels_csv=None, max_pixels=max_pixels)
-    except UserError as no_dicom:
-      raise UserError(
-        f'config.input = {path}: no picture ({no_pictures}) and no CT ({no_dicom})'
-      ) from None
+    pictures = _pictures(path, max_pixels)
+  except UserError as error:
+    reasons.append(f'no picture ({error})')
+  try:
+    dicom = _dicom(path, max_pixels)
+  except UserError as error:
+    reasons.append(f'no CT ({error})')
+  if pictures and dicom:
+    return Together(pictures, dicom)
+  if found := pictures or dicom:
+    return found
+  raise UserError(f'config.input = {path}: {" and ".join(reasons)}')
+
+
+def _pictures(path: Path, max_pixels: int) -> FolderSource:
+  return FolderSource(path, max_pixels=max_pixels, unlabelled_ok=True)
+
+
+def _dicom(path: Path, max_pixels: int) -> DicomSource:
+  return DicomSource(path, labels_csv=None, max_pixels=max_pixels, unlabelled_ok=True)
 
 
 def write_csv(

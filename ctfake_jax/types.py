@@ -5,7 +5,7 @@ c channels or classes, z slices of a series.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -40,14 +40,17 @@ class Record:
   Attributes:
     label: index into the source's `class_names`, `UNKNOWN_LABEL` where none is given.
     patient_id: who was scanned, None where the source cannot know.
-    provenance: path relative to the source's root, or the phantom's recipe.
+    provenance: path relative to the source's root as it is shown, with `#frame` where a file holds
+      several; or the phantom's recipe.
     split: 'train', 'val' or 'test' where the source prescribes it, else None.
+    path: of the file, relative to the source's root, as the file system spells it; '' of none.
   """
 
   label: int
   patient_id: str | None
   provenance: str
   split: str | None = None
+  path: str = dataclasses.field(default='', compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +61,16 @@ class Slice:
     pixels: float32[h, w]; HU, or grey in [0, 1] as stored (0 black, 1 the type's maximum).
     unit: 'HU' or 'grey'.
     spacing_mm: side of a (square) pixel in mm, None where unknown.
+    white: the stored value that grey 1 stands for, the type's maximum; 1 of floats and where it is
+      not known.
+    significant_bits: of a stored value, where a PNG says so (sBIT).
   """
 
   pixels: np.ndarray
   unit: Unit
   spacing_mm: float | None
+  white: int = 1
+  significant_bits: int | None = None
 
 
 @runtime_checkable
@@ -70,6 +78,7 @@ class Source(Protocol):
   """Random access to images with their facts; index i of `records` is index i of `[]`.
 
   `source[i]` raises `UnreadableImageError`; `unreadable` lists what could not even be indexed.
+  Sources that walk folders also have `skipped`: how many files they did not read, by kind.
   """
 
   @property
@@ -121,6 +130,8 @@ class ImageSet:
     class_names: what a label means.
     unit: of the pixels before the window.
     unreadable: what was left out and why.
+    skipped: how many files were not read, by kind.
+    grey_range: that the stored values of grey pictures use, LOW-HIGH/MAXIMUM; '' not known.
   """
 
   images: Any  # np.ndarray or ImagesOnDisk
@@ -130,6 +141,8 @@ class ImageSet:
   class_names: tuple[str, ...]
   unit: Unit
   unreadable: tuple[UnreadableImageError, ...] = ()
+  skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  grey_range: str = ''
 
   def __len__(self) -> int:
     return len(self.labels)

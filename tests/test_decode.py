@@ -1,5 +1,6 @@
 """Decoding strangers' files: junk is named, killers and sleepers cost one row, order is kept."""
 
+import collections
 import os
 import signal
 import time
@@ -88,9 +89,22 @@ def test_a_folder_that_cannot_be_read_is_one_row(tmp_path, monkeypatch):
     return scandir(path)
 
   monkeypatch.setattr(os, 'scandir', closed)
-  assert list(decode._files(tmp_path)) == ['a.png', 'closed']
-  (found,) = decode.decode_files(str(tmp_path), ['closed'], VIEW, 10_000)
-  assert 'folder that cannot be read' in found.reason
+  found = list(decode_all(tmp_path, VIEW, LIMITS))
+  assert [d.path for d in found] == ['a.png', 'closed']
+  assert 'folder that cannot be listed' in found[1].reason
+
+
+def test_hidden_files_are_counted_and_names_are_shown_in_one_line(tmp_path):
+  hidden = collections.Counter()
+  picture(tmp_path / '.git' / 'a.png')
+  picture(tmp_path / 'a#1.png')
+  picture(tmp_path / 'b\nc.png')
+  picture(tmp_path / os.fsdecode(b'\xff') / 'd.png')
+  (tmp_path / 'desktop.ini').touch()
+  found = list(decode_all(tmp_path, VIEW, LIMITS, skipped=hidden))
+  assert [d.path for d in found] == ['a#1.png', 'b\\x0ac.png', '\\xff/d.png']
+  assert all(d.pixels is not None for d in found)
+  assert hidden == {'hidden': 2}
 
 
 def with_killers(base, paths, view, max_pixels):

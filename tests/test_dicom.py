@@ -382,7 +382,8 @@ def test_what_is_no_dicom(tmp_path):
   (tmp_path / 'broken').write_bytes(bytes(128) + b'DICM' + bytes(range(256)))
   source = _source(tmp_path)
   assert len(source) == 1
-  assert sorted(error.path for error in source.unreadable) == ['broken', 'junk.dcm']
+  assert sorted(error.path for error in source.unreadable) == ['broken', 'empty', 'junk.dcm']
+  assert source.skipped == {'.md': 1}
 
 
 def test_no_root_and_no_ct(tmp_path):
@@ -415,7 +416,7 @@ def test_links_out_of_the_root(tmp_path):
   (root / 'again').symlink_to(inside)
   source = _source(root)
   assert sorted(record.provenance for record in source.records) == ['again', 'image.dcm']
-  assert sorted(error.path for error in source.unreadable) == ['file', 'folder']
+  assert sorted(error.path for error in source.unreadable) == ['file', 'folder', 'loop']
 
 
 def test_labels_from_folders(tmp_path):
@@ -425,7 +426,12 @@ def test_labels_from_folders(tmp_path):
   assert source.class_names == ('covid', 'normal')
   assert [record.label for record in source.records] == [0, 0, 1]
   _save(_ct(), tmp_path / 'loose')
-  assert _source(tmp_path).class_names == ()
+  source = _source(tmp_path)
+  assert (source.class_names, len(source)) == (('covid', 'normal'), 3)
+  assert [str(error) for error in source.unreadable] == [
+    'loose: lies outside any class folder; move it into one'
+  ]
+  assert len(DicomSource(tmp_path, labels_csv=None, max_pixels=2**20, unlabelled_ok=True)) == 4
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ import hashlib
 import math
 import os
 import pathlib
+import shutil
 import struct
 import zlib
 
@@ -39,6 +40,18 @@ def refused(path: pathlib.Path, max_pixels: int = LIMIT) -> str:
   assert caught.value.path == path.name
   assert str(path.parent) not in str(caught.value)
   return caught.value.reason
+
+
+def close(monkeypatch, *names: str):
+  """Takes the right to list folders away, which root would keep."""
+  scandir = os.scandir
+
+  def closed(path):
+    if os.fspath(path).endswith(tuple(f'/{name}' for name in names)):
+      raise PermissionError(13, 'Permission denied', str(path))
+    return scandir(path)
+
+  monkeypatch.setattr(os, 'scandir', closed)
 
 
 @pytest.fixture
@@ -331,12 +344,13 @@ def test_stray_images_are_listed(two_classes):
 
 
 def test_name_that_is_no_utf_8(two_classes):
-  raw = os.fsencode(two_classes) + b'/a/\xff.png'
-  os.rename(two_classes / 'a/0.bmp', raw)
+  folder = os.fsencode(two_classes) + b'/a/'
+  os.rename(two_classes / 'a/0.bmp', folder + b'\xff.png')
+  shutil.copy(folder + b'\xff.png', folder + b'\xfe.png')
   source = folders.FolderSource(two_classes, max_pixels=LIMIT)
   shown = [r.provenance for r in source.records]
-  assert 'a/\ufffd.png' in shown
-  assert source[shown.index('a/\ufffd.png')].pixels.shape == (3, 4)
+  assert [name for name in shown if '\\' in name] == ['a/\\xfe.png', 'a/\\xff.png']
+  assert source[shown.index('a/\\xff.png')].pixels.shape == (3, 4)
 
 
 def test_links_out_of_the_root_are_listed_and_links_within_are_taken(two_classes, tmp_path_factory):
@@ -350,10 +364,71 @@ def test_links_out_of_the_root_are_listed_and_links_within_are_taken(two_classes
   assert str(outside.parent) not in ''.join(map(str, source.unreadable))
 
 
-def test_linked_folder(two_classes, tmp_path_factory):
+def test_a_linked_folder_is_listed_and_stops_nothing(two_classes, tmp_path_factory):
   (two_classes / 'a/linked').symlink_to(tmp_path_factory.mktemp('outside'))
-  with pytest.raises(UserError, match='a/linked: is a link to a folder'):
+  (two_classes / 'c').symlink_to(two_classes / 'b')
+  source = folders.FolderSource(two_classes, max_pixels=LIMIT)
+  assert {e.path: e.reason.partition(';')[0] for e in source.unreadable} == {
+    'a/linked': 'is a link that leads out of the folder',
+    'c': 'is a link to a folder, which is not followed',
+  }
+  assert (source.class_names, len(source)) == (('a', 'b'), 4)
+
+
+def test_a_folder_that_cannot_be_listed_stops_nothing(two_classes, monkeypatch):
+  put(two_classes / 'b/closed/x.png')
+  put(two_classes / 'c/x.png')
+  close(monkeypatch, 'closed', 'c')
+  source = folders.FolderSource(two_classes, max_pixels=LIMIT)
+  assert [e.path for e in source.unreadable] == ['b/closed', 'c']
+  assert all('cannot be listed (Permission denied)' in e.reason for e in source.unreadable)
+  assert (source.class_names, len(source)) == (('a', 'b'), 4)
+
+
+def test_what_is_not_read_is_counted_by_kind(two_classes):
+  for name in ('a/1.webp', 'a/2.WEBP', 'b/3.gif', 'b/4.jp2', 'b/5.nii.gz', 'b/notes', 'Thumbs.db'):
+    (two_classes / name).write_text('x')
+  put(two_classes / '@eaDir/a/x.png')
+  source = folders.FolderSource(two_classes, max_pixels=LIMIT)
+  assert len(source) == 4
+  assert source.skipped == {
+    '.webp': 2, '.gif': 1, '.jp2': 1, '.gz': 1, 'without suffix': 1, 'hidden': 2,
+  }  # fmt: skip
+  shutil.rmtree(two_classes / 'a')
+  (two_classes / 'b/10.png').unlink()
+  (two_classes / 'b/2.png').unlink()
+  with pytest.raises(UserError, match=r'no image found.*not read: .*1 \.gif'):
+    folders.FolderSource(two_classes, max_pixels=LIMIT, unlabelled_ok=True)
+
+
+@pytest.mark.parametrize('part', ['train_data', 'Training set', 'training-images', 'TRAIN'])
+def test_parts_in_usual_spellings(tmp_path, part):
+  for top in (part, 'Test_set', 'dev'):
+    put(tmp_path / top / 'a/x.png')
+    put(tmp_path / top / 'b/y.png')
+  source = folders.FolderSource(tmp_path, max_pixels=LIMIT)
+  assert source.class_names == ('a', 'b')
+  split = {r.provenance.partition('/')[0]: r.split for r in source.records}
+  assert split == {part: 'train', 'Test_set': 'test', 'dev': 'val'}
+
+
+def test_parts_below_classes(tmp_path):
+  for name in ('a', 'b'):
+    put(tmp_path / name / 'train/p/x.png')
+    put(tmp_path / name / 'test/p/y.png')
+  source = folders.FolderSource(tmp_path, max_pixels=LIMIT, patient_folders=True)
+  assert source.class_names == ('a', 'b')
+  assert [(r.label, r.split) for r in source.records] == [
+    (0, 'test'), (0, 'train'), (1, 'test'), (1, 'train'),
+  ]  # fmt: skip
+  assert len({r.patient_id for r in source.records}) == 1
+
+
+def test_masks_beside_images_are_refused_unless_classes_are_named(two_classes):
+  put(two_classes / 'masks/x.png')
+  with pytest.raises(UserError, match=r"'masks' looks like masks.*data\.classes"):
     folders.FolderSource(two_classes, max_pixels=LIMIT)
+  assert len(folders.FolderSource(two_classes, classes=('a', 'b'), max_pixels=LIMIT)) == 4
 
 
 @pytest.mark.parametrize(
@@ -366,6 +441,14 @@ def test_linked_folder(two_classes, tmp_path_factory):
     (['a/x.png', 'b/x.png'], {'classes': ('a',)}, "only one class \\('a'\\)"),
     (['a/x.png', 'b/x.txt'], {}, '^b: this class folder holds no image'),
     (['train/a/x.png', 'train/b/x.png', 'test/b/x.txt'], {}, '^test/b: this class folder'),
+    (['train/x.png', 'test/x.png'], {}, "'test', 'train' hold no class folders"),
+    (['train_fold1/x.png', 'test_fold1/x.png'], {}, 'look like parts'),
+    (['a_train/x.png', 'a_test/x.png', 'b_train/x.png'], {}, 'look like parts'),
+    (['trn/a/x.png', 'tst/a/x.png'], {}, 'look like parts'),
+    (['a/train/x.png', 'a/test/x.png', 'b/p/x.png'], {}, 'part folders .* beside 1 others'),
+    (['images/x.png', 'labels/x.png'], {}, "'labels' looks like masks"),
+    (['a/images/x.png', 'a/lung_masks/x.png', 'b/x.png'], {}, "'a/lung_masks' looks like masks"),
+    (['a/x.png', 'a/Segmentation/x.png', 'b/x.png'], {}, "'a/Segmentation' looks like masks"),
     (['a/x.png', 'b/x.png'], {'classes': ('a', 'c')}, "no class folder named 'c'; have: 'a', 'b'"),
   ],
 )

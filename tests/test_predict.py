@@ -10,7 +10,9 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from ctfake_jax import evaluate, predict
-from ctfake_jax.types import UserError
+from ctfake_jax.data import pipeline
+from ctfake_jax.data.preprocess import Preprocess
+from ctfake_jax.types import Source, UserError
 
 
 def picture(path):
@@ -24,12 +26,23 @@ def test_a_single_dicom_file_is_dicom_whatever_its_name(tmp_path):
   assert source[0].unit == 'HU'
 
 
-def test_dicom_among_pictures_is_listed(tmp_path):
+def test_one_odd_file_stops_no_other(tmp_path):
   picture(tmp_path / 'a.png')
   shutil.copy(get_testdata_file('CT_small.dcm'), tmp_path / 'b.dcm')
+  shutil.copy(get_testdata_file('MR_small.dcm'), tmp_path / 'c.dcm')
+  (tmp_path / 'd.png').write_bytes(b'junk')
+  (tmp_path / 'e.webp').touch()
   source = predict.open_input(tmp_path, max_pixels=10**6)
-  assert len(source) == 1
-  assert [error.path for error in source.unreadable] == ['b.dcm']
+  assert isinstance(source, Source)
+  view = Preprocess(8, -600.0, 1500.0, 'crop')
+  for unit, judged, other in (('grey', 'a.png', 'b.dcm'), ('HU', 'b.dcm', 'a.png')):
+    images = pipeline.gather(source, view, labelled=False, unit=unit)
+    assert [record.provenance for record in images.records] == [judged]
+    reasons = {error.path: error.reason for error in images.unreadable}
+    assert set(reasons) == {other, 'c.dcm', 'd.png'}
+    assert f'the network learnt from {unit} values' in reasons[other]
+    assert 'Modality MR' in reasons['c.dcm']
+    assert images.skipped == {'.webp': 1}
 
 
 def test_an_input_with_neither_says_so(tmp_path):

@@ -27,6 +27,8 @@ def describe(images: ImageSet) -> dict:
     'unit': images.unit,
     'image_size': images.images.shape[1],
     'unreadable': [{'path': e.path, 'reason': e.reason} for e in images.unreadable],
+    'skipped': dict(images.skipped),
+    'grey_range': images.grey_range or None,
   }
 
 

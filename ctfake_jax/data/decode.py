@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import pebble
-from pydicom.misc import is_dicom
 
+from ctfake_jax.data import walker
 from ctfake_jax.data.preprocess import Preprocess, to_uint8
 from ctfake_jax.types import Source, UnreadableImageError, UserError
 
@@ -48,7 +48,7 @@ class Decoded:
   """One image of a file, or the reason why there is none.
 
   Attributes:
-    path: relative to the input, `#frame` behind it where a file holds several.
+    path: relative to the input as it is shown, `#frame` behind it where a file holds several.
     pixels: uint8[size, size] of the view, None if unreadable.
     unit: 'HU' or 'grey'.
     native_size: height and width as stored.
@@ -65,8 +65,11 @@ class Decoded:
 
 @dataclasses.dataclass(frozen=True)
 class _Task:
+  """Files given to a worker, or what is known of one without looking into it."""
+
   paths: list[str]
-  future: Any
+  future: Any = None
+  known: Decoded | None = None
 
 
 def decode_files(base: str, paths: list[str], view: Preprocess, max_pixels: int) -> list[Decoded]:
@@ -79,15 +82,18 @@ def decode_all(
   view: Preprocess,
   limits: Limits,
   decode: Callable[[str, list[str], Preprocess, int], list[Decoded]] = decode_files,
+  skipped: collections.Counter | None = None,
 ) -> Iterator[Decoded]:
   """Every image below `root` (or the one file), in order; `decode` runs in the workers.
+
+  Every file that is not hidden has a row or more; hidden ones are counted in `skipped`.
 
   Raises:
     UserError: there is nothing; at once, not with the first image.
   """
   if not root.exists():
     raise UserError(f'config.input = {root}: no such file or folder')
-  return _decoded(root, view, limits, decode)
+  return _decoded(root, view, limits, decode, collections.Counter() if skipped is None else skipped)
 
 
 def judgeable(
@@ -104,8 +110,10 @@ def judgeable(
       yield decoded
 
 
-def _decoded(root: Path, view: Preprocess, limits: Limits, decode: Callable) -> Iterator[Decoded]:
-  base = root if root.is_dir() else root.parent
+def _decoded(
+  root: Path, view: Preprocess, limits: Limits, decode: Callable, skipped: collections.Counter
+) -> Iterator[Decoded]:
+  base = walker.base(root)
   context = multiprocessing.get_context('spawn')
   with pebble.ProcessPool(
     max_workers=limits.workers,
@@ -119,8 +127,8 @@ def _decoded(root: Path, view: Preprocess, limits: Limits, decode: Callable) -> 
       return _Task(paths, pool.schedule(decode, args=arguments, timeout=limits.seconds))
 
     waiting: collections.deque[_Task] = collections.deque()
-    for paths in _chunks(_files(root)):
-      waiting.append(submit(paths))
+    for paths in _chunks(_seen(root, skipped)):
+      waiting.append(_Task([], known=paths) if isinstance(paths, Decoded) else submit(paths))
       if len(waiting) >= CHUNKS_AHEAD * limits.workers:
         yield from _collect(waiting.popleft(), submit)
     while waiting:
@@ -129,11 +137,14 @@ def _decoded(root: Path, view: Preprocess, limits: Limits, decode: Callable) -> 
 
 def _collect(task: _Task, submit: Callable[[list[str]], _Task]) -> Iterator[Decoded]:
   """What the worker found; if it died or hung over a chunk, each file is tried alone."""
+  if task.known:
+    yield task.known
+    return
   try:
     yield from task.future.result()
   except (TimedOut, pebble.ProcessExpired, MemoryError) as error:
     if len(task.paths) == 1:
-      yield Decoded(_shown(task.paths[0]), None, reason=_cause(error))
+      yield Decoded(walker.shown(task.paths[0]), None, reason=_cause(error))
       return
     for path in task.paths:
       yield from _collect(submit([path]), submit)
@@ -147,29 +158,27 @@ def _cause(error: BaseException) -> str:
   return 'its decoder crashed'
 
 
-def _files(root: Path) -> Iterator[str]:
-  """Paths relative to the root of all files, and links to folders, that are not hidden."""
-  if root.is_file():
-    yield root.name
-    return
-  closed: list[str] = []
-  for folder, folders, names in os.walk(root, onerror=lambda error: closed.append(error.filename)):
-    links = [name for name in folders if Path(folder, name).is_symlink()]
-    folders[:] = sorted(name for name in folders if not name.startswith('.') and name not in links)
-    for name in sorted([*names, *links]):
-      if not name.startswith('.'):
-        yield str(Path(folder, name).relative_to(root))
-  # Folders that may not be read get a row each.
-  yield from (str(Path(folder).relative_to(root)) for folder in closed)
+def _seen(root: Path, skipped: collections.Counter) -> Iterator[str | Decoded]:
+  """In order, paths of files to be tried and rows of what cannot be."""
+  for entry in walker.walk(root):
+    if entry.kind == walker.HIDDEN:
+      skipped[entry.sort] += 1
+    elif entry.reason:
+      yield Decoded(walker.shown(entry.path) or '.', None, reason=entry.reason)
+    elif entry.kind != 'folder':
+      yield entry.path
 
 
-def _chunks(paths: Iterator[str]) -> Iterator[list[str]]:
+def _chunks(found: Iterator[str | Decoded]) -> Iterator[list[str] | Decoded]:
   chunk: list[str] = []
-  for path in paths:
-    chunk.append(path)
-    if len(chunk) == CHUNK:
+  for item in found:
+    if isinstance(item, str):
+      chunk.append(item)
+    if chunk and (isinstance(item, Decoded) or len(chunk) == CHUNK):
       yield chunk
       chunk = []
+    if isinstance(item, Decoded):
+      yield item
   if chunk:
     yield chunk
 
@@ -179,54 +188,44 @@ def _limit_memory(mebibytes: int) -> None:
 
 
 def _decode_file(base: Path, path: str, view: Preprocess, max_pixels: int) -> list[Decoded]:
-  shown = _shown(path)
-  whole = base / path
+  shown = walker.shown(path)
   try:
-    if whole.is_symlink() and not whole.resolve().is_relative_to(base.resolve()):
-      return [Decoded(shown, None, reason='is a link that leads out of the folder')]
-    if whole.is_symlink() and whole.is_dir():
-      return [Decoded(shown, None, reason='is a link to a folder, which is not followed')]
-    if whole.is_dir():
-      return [Decoded(shown, None, reason='is a folder that cannot be read')]
-    if not whole.is_file():
-      return [Decoded(shown, None, reason='is not a regular file')]
-    source = _open(whole, max_pixels)
+    source = _open(base / path, max_pixels)
     frames = [_see(source, i, view) for i in range(len(source))]
+    frames += [Decoded(e.path, None, reason=e.reason) for e in source.unreadable]
   except MemoryError:
     return [Decoded(shown, None, reason='took too much memory to decode')]
   except OSError as error:
     return [Decoded(shown, None, reason=error.strerror or 'cannot be read')]
   except Exception as error:  # whatever it is, the other files are judged
-    reason = str(error).replace(str(base), '').strip()
+    reason = walker.shown(str(error).replace(str(base), '').strip())
     return [Decoded(shown, None, reason=reason or type(error).__name__)]
-  if len(frames) == 1:
-    return [dataclasses.replace(frames[0], path=shown)]
-  return [dataclasses.replace(f, path=f'{shown}#{i}') for i, f in enumerate(frames, 1)]
-
-
-def _shown(path: str) -> str:
-  return os.fsencode(path).decode('utf-8', 'replace')
+  folder = shown.rpartition('/')[0]
+  return [dataclasses.replace(f, path=f'{folder}/{f.path}' if folder else f.path) for f in frames]
 
 
 def _open(path: Path, max_pixels: int) -> Source:
-  if is_dicom(path):
+  if walker.is_dicom(path):
     from ctfake_jax.data.dicom import DicomSource
 
-    return DicomSource(path, labels_csv=None, max_pixels=max_pixels)
+    return DicomSource(path, labels_csv=None, max_pixels=max_pixels, unlabelled_ok=True)
   from ctfake_jax.data.folders import FolderSource
 
   return FolderSource(path, max_pixels=max_pixels, unlabelled_ok=True)
 
 
 def _see(source: Source, index: int, view: Preprocess) -> Decoded:
+  record = source.records[index]
   try:
     image = source[index]
   except UnreadableImageError as error:
-    return Decoded('', None, reason=error.reason)
+    return Decoded(record.provenance, None, reason=error.reason)
+  if obstacle := view.obstacle(image):
+    return Decoded(record.provenance, None, reason=obstacle)
   return Decoded(
-    '',
+    record.provenance,
     to_uint8(view(image))[..., 0],
     image.unit,
     native_size=image.pixels.shape,
-    patient_id=source.records[index].patient_id,
+    patient_id=record.patient_id,
   )

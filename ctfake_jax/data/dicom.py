@@ -7,21 +7,19 @@ many pixels) is known before any long work; pixels are decoded one frame at a ti
 Messages quote sizes and codes of a header; of names and IDs only a hash is kept.
 """
 
+import collections
 import csv
 import hashlib
-import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import pydicom
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import MediaStorageDirectoryStorage
 
-from ctfake_jax.data import dicom_frame
+from ctfake_jax.data import dicom_frame, layout, walker
 from ctfake_jax.types import UNKNOWN_LABEL, Record, Slice, UnreadableImageError, UserError
-
-_SUFFIXES = ('.dcm', '.dicom', '.ima')
 
 
 class _Frame(NamedTuple):
@@ -41,49 +39,73 @@ class DicomSource:
   normal, or by Instance Number where a slice has no position. Every frame of a multi-frame object
   is an image of its own, `path#frame`, frames counted from 1.
 
-  Files that are not DICOM are ignored, unless their suffix says that they should be.
+  Pictures, text and other files are counted in `skipped`; what is DICOM or seems to be, and a file
+  without a suffix that is no text, is listed in `unreadable` where it cannot be read.
 
   Attributes:
-    class_names: labels of the CSV, or the folders directly below the root, sorted; () if neither.
+    class_names: labels of the CSV, or the class folders as `layout` reads them; () if neither.
     records: one per frame, in order; `patient_id` is a hash of Patient ID (of Study Instance UID
       where that is empty): a pseudonym, which who can guess the ID can check.
     unreadable: what is DICOM, or claims to be, and cannot be used, with the reason.
+    skipped: how many files were not read, by kind.
   """
 
-  def __init__(self, root: pathlib.Path, *, labels_csv: pathlib.Path | None, max_pixels: int):
+  def __init__(
+    self,
+    root: pathlib.Path,
+    *,
+    labels_csv: pathlib.Path | None,
+    max_pixels: int,
+    classes: tuple[str, ...] = (),
+    unlabelled_ok: bool = False,
+  ):
     """Reads all headers below `root`.
 
     Args:
       root: a folder, or one DICOM file. Links out of it are not followed.
       labels_csv: a table with the columns `label` and either `SeriesInstanceUID` or `path`, the
-        latter relative to `root`, of a file or of a folder for all that is in it. None takes the
-        first folder of each path as its label, if no CT file lies directly in `root`.
+        latter relative to `root`, of a file or of a folder for all that is in it. None takes
+        folders as classes, if there are any; what lies outside them is then unreadable.
       max_pixels: a frame with more, before or after resampling, is refused before decoding.
+      classes: class folders to take, in the order of their labels; () takes all, sorted.
+      unlabelled_ok: for prediction: all below `root`, wherever it lies, without a label; there
+        may be nothing but refused files.
 
     Raises:
-      UserError: no such root, no CT in it, or labels that do not fit the files.
+      UserError: no such root, no CT in it, labels that do not fit the files, folders that look
+        like parts and cannot be, or masks beside images.
     """
     if not root.exists():
       raise UserError(f'{root}: there is no such file or folder; check the path of the data')
-    self._root = root if root.is_dir() else root.parent
-    self._max_pixels = max_pixels
+    self._root, self._max_pixels = walker.base(root), max_pixels
     self._last: tuple[str, pydicom.Dataset] | None = None
     self.unreadable: list[UnreadableImageError] = []
+    self.skipped: collections.Counter[str] = collections.Counter()
     # What a CSV row may name without an image: labels of refused files are no mistake.
     self._known_keys: set[str] = set()
     found: list[_Frame] = []
-    for path in sorted(self._walk(root)):
-      found.extend(self._index(path))
-    if not found:
-      raise UserError(f'{root}: no usable CT image in DICOM format found{self._first_reasons()}')
+    folders: list[str] = []
+    for entry in walker.walk(root):
+      if entry.kind == 'folder':
+        folders.append(entry.path)
+      else:
+        found.extend(self._take(entry))
+    if not found and not (unlabelled_ok and self.unreadable):
+      raise UserError(f'{root}: no usable CT image in DICOM format found{self._remarks()}')
     self._frames = _sorted(found)
-    table = None if labels_csv is None else _read_csv(labels_csv)
-    labels = _folder_labels(self._frames) if table is None else self._csv_labels(table)
-    self.class_names = tuple(sorted({label for label in labels if label is not None}))
-    numbers = {None: UNKNOWN_LABEL} | {name: i for i, name in enumerate(self.class_names)}
+    self.class_names: tuple[str, ...] = ()
+    splits: list[str | None] = [None] * len(found)
+    labels = [UNKNOWN_LABEL] * len(found)
+    if labels_csv is not None:
+      names = self._csv_labels(_read_csv(labels_csv))
+      self.class_names = tuple(sorted(set(names)))
+      labels = [self.class_names.index(name) for name in names]
+      splits = self._parts(root, folders)
+    elif not unlabelled_ok and any('/' in frame.path for frame in self._frames):
+      labels, splits = self._folder_labels(str(root), folders, classes)
     self.records = [
-      Record(numbers[label], frame.patient_id, frame.shown)
-      for frame, label in zip(self._frames, labels, strict=True)
+      Record(label, frame.patient_id, frame.shown, split, frame.path)
+      for frame, label, split in zip(self._frames, labels, splits, strict=True)
     ]
 
   def __len__(self) -> int:
@@ -104,20 +126,19 @@ class DicomSource:
       self._last = path, dicom_frame.read(self._root / path, self._max_pixels)
     return self._last[1]
 
-  def _walk(self, root: pathlib.Path) -> Iterator[str]:
-    """Relative paths of regular files; links that lead out go to `unreadable`."""
-    if root.is_file():
-      yield root.name
-      return
-    inside = root.resolve()
-    for folder, folders, names in os.walk(root):
-      for name in folders + names:
-        path = pathlib.Path(folder, name)
-        shown = path.relative_to(root).as_posix()
-        if path.is_symlink() and not path.resolve().is_relative_to(inside):
-          self._refuse(shown, shown, 'a link out of the input folder, not followed')
-        elif path.is_file():
-          yield shown
+  def _take(self, entry: walker.Entry) -> list[_Frame]:
+    """The frames of a file that is DICOM; others are counted or refused."""
+    file = self._root / entry.path
+    if entry.kind == 'refused':
+      self._refuse(entry.path, walker.shown(entry.path) or '.', entry.reason)
+    elif entry.kind == 'dicom' or (entry.kind == 'picture' and _is_dicom(file)):
+      return self._index(entry.path)
+    elif entry.sort == walker.NO_SUFFIX and not _is_text(file):
+      reason = 'no DICOM file: neither a DICM prefix nor a readable header'
+      self._refuse(entry.path, walker.shown(entry.path), reason)
+    else:
+      self.skipped[entry.sort] += 1
+    return []
 
   def _index(self, path: str) -> list[_Frame]:
     """What the header tells of each usable frame; the others go to `unreadable`."""
@@ -126,15 +147,16 @@ class DicomSource:
       try:
         header = dicom_frame.read(file, self._max_pixels, stop_before_pixels=True)
         if header.get('SOPClassUID') == MediaStorageDirectoryStorage:
+          self.skipped['DICOMDIR'] += 1
           return []
         self._known_keys.add(_series(header, path))
         count = dicom_frame.check_file(header, file.stat().st_size, self._max_pixels)
       except InvalidDicomError:
-        if path.lower().endswith(_SUFFIXES):
-          self._refuse(path, path, 'not a DICOM file (no DICM prefix)')
+        reason = 'not a DICOM file (no DICM prefix, and no header of a CT image without one)'
+        self._refuse(path, walker.shown(path), reason)
         return []
       except Exception as error:  # as in __getitem__
-        self._refuse(path, path, _reason(error))
+        self._refuse(path, walker.shown(path), _reason(error))
         return []
       return [
         frame
@@ -145,7 +167,7 @@ class DicomSource:
   def _index_frame(
     self, header: pydicom.Dataset, path: str, number: int, count: int
   ) -> _Frame | None:
-    shown = path if count == 1 else f'{path}#{number + 1}'
+    shown = walker.shown(path) + ('' if count == 1 else f'#{number + 1}')
     try:
       dicom_frame.check_frame(header, number, self._max_pixels)
       return _Frame(
@@ -165,9 +187,36 @@ class DicomSource:
     self.unreadable.append(UnreadableImageError(shown, reason))
     self._known_keys.update(_path_keys(path))
 
-  def _first_reasons(self) -> str:
+  def _remarks(self) -> str:
+    """What stands in the way, in brackets."""
     reasons = '; '.join(str(error) for error in self.unreadable[:3])
-    return f' ({len(self.unreadable)} refused: {reasons})' if reasons else ''
+    refused = f'{len(self.unreadable)} refused: {reasons}' if reasons else ''
+    text = '; '.join(filter(None, (refused, walker.in_words(self.skipped))))
+    return f' ({text})' if text else ''
+
+  def _parts(self, root: pathlib.Path, folders: Sequence[str]) -> list[str | None]:
+    """The part of each frame, by the folder in the root that it lies in."""
+    if not layout.parts_alone(str(root), {path.partition('/')[0] for path in folders}):
+      return [None] * len(self._frames)
+    return [layout.part_of(frame.path.partition('/')[0]) for frame in self._frames]
+
+  def _folder_labels(
+    self, root: str, folders: Sequence[str], classes: Sequence[str]
+  ) -> tuple[list[int], list[str | None]]:
+    """Label and part of each frame of a class asked for; the other frames are left out."""
+    closed = {error.path for error in self.unreadable}
+    found = layout.Layout(root, (f for f in folders if walker.shown(f) not in closed), classes)
+    places = [(frame, found.place(frame.path)) for frame in self._frames]
+    for frame, place in places:
+      if place is None:
+        self.unreadable.append(UnreadableImageError(frame.shown, layout.STRAY))
+    taken = [(frame, place) for frame, place in places if place and place.name is not None]
+    self._frames = [frame for frame, _ in taken]
+    layout.refuse_masks(root, [frame.path for frame in self._frames], classes)
+    layout.refuse_empty(found, {place.folder for _, place in taken}, self._remarks())
+    self.class_names = found.class_names
+    labels = [found.class_names.index(str(place.name)) for _, place in taken]
+    return labels, [place.part for _, place in taken]
 
   def _csv_labels(self, table: Mapping[str, str]) -> list[str]:
     """The label of each frame; every frame needs one, every row an image."""
@@ -226,10 +275,21 @@ def _sorted(frames: list[_Frame]) -> list[_Frame]:
   return result
 
 
-def _folder_labels(frames: list[_Frame]) -> list[str] | list[None]:
-  if any('/' not in frame.path for frame in frames):
-    return [None] * len(frames)
-  return [frame.path.partition('/')[0] for frame in frames]
+def _is_dicom(file: pathlib.Path) -> bool:
+  try:
+    return walker.starts_as_dicom(file)
+  except OSError:
+    return False
+
+
+def _is_text(file: pathlib.Path) -> bool:
+  """Whether a file has content without a zero byte in its beginning: LICENSE, VERSION, sums."""
+  try:
+    with file.open('rb') as opened:
+      head = opened.read(512)
+  except OSError:
+    return False
+  return bool(head) and b'\0' not in head
 
 
 def _path_keys(path: str) -> list[str]:

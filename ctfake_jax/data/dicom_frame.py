@@ -26,6 +26,7 @@ import numpy as np
 import pydicom
 from pydicom import uid
 from pydicom.encaps import get_frame
+from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import apply_modality_lut, pixel_array
 from skimage.transform import resize
@@ -78,7 +79,10 @@ def read(
   path: pathlib.Path, max_pixels: int, *, stop_before_pixels: bool = False
 ) -> pydicom.Dataset:
   """A file's attributes, pixels still encoded; raises pydicom's and `RefusalError`."""
-  meta = read_file_meta_info(path)
+  try:
+    meta = read_file_meta_info(path)
+  except InvalidDicomError:
+    return _read_without_preamble(path)
   if meta.get('TransferSyntaxUID') == uid.DeflatedExplicitVRLittleEndian:
     # pydicom inflates the whole file at once: a few kB could ask for gigabytes.
     limit = 8 * max_pixels + 2**20
@@ -86,6 +90,23 @@ def read(
     if len(zlib.decompressobj(-zlib.MAX_WBITS).decompress(deflated, limit)) == limit:
       raise RefusalError(f'inflates to more than {limit} bytes')
   return pydicom.dcmread(path, stop_before_pixels=stop_before_pixels)
+
+
+def _read_without_preamble(path: pathlib.Path) -> pydicom.Dataset:
+  """A file as it was written before PS3.10; raises `InvalidDicomError` where it is no image."""
+  with path.open('rb') as file:
+    if str(uid.DeflatedExplicitVRLittleEndian).encode() in file.read(1024):
+      raise RefusalError('deflated and without a DICM prefix; write it anew with one')
+  ds = pydicom.dcmread(path, force=True)
+  if not ds.get('SOPClassUID') or 'Rows' not in ds or 'Columns' not in ds:
+    raise InvalidDicomError('no header of an image')
+  if 'TransferSyntaxUID' not in ds.file_meta:
+    if 'PixelData' in ds and ds['PixelData'].is_undefined_length:
+      raise RefusalError('compressed, and neither DICM prefix nor Transfer Syntax UID say how')
+    implicit, little = ds.original_encoding
+    plain = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
+    ds.file_meta.TransferSyntaxUID = plain if little else uid.ExplicitVRBigEndian
+  return ds
 
 
 def check_file(header: pydicom.Dataset, file_bytes: int, max_pixels: int) -> int:

@@ -6,24 +6,27 @@ Where such facts differ between real and fake, a detector learns them instead of
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from PIL import Image
-from pydicom.misc import is_dicom
+
+from ctfake_jax.data import dicom_frame, walker
 
 NAMES = ('width', 'height', 'aspect', 'bytes_per_pixel', 'codec', 'bits', 'quantisation')
 _CODECS = {'PNG': 1.0, 'JPEG': 2.0, 'TIFF': 3.0, 'BMP': 4.0}
 _BITS = {'1': 1, 'L': 8, 'P': 8, 'RGB': 24, 'RGBA': 32, 'I;16': 16, 'I;16B': 16, 'F': 32}
 
+_ANY_SIZE = 2**40  # pixels: the file was within the limit when it was indexed
+
 
 def of_files(root: Path, paths: list[str]) -> np.ndarray:
-  """f64[n, 7] in the order of `NAMES`, of files below a root that can be read."""
-  return np.array([_of_file(root / path.split('#')[0]) for path in paths])
+  """f64[n, 7] in the order of `NAMES`, of files (`Record.path`) below a root that can be read."""
+  return np.array([_of_file(root / path) for path in paths])
 
 
 def _of_file(path: Path) -> tuple[float, ...]:
   size = path.stat().st_size
-  if is_dicom(path):
-    header = pydicom.dcmread(path, stop_before_pixels=True)
+  if walker.starts_as_dicom(path):
+    with dicom_frame.quiet_pydicom():
+      header = dicom_frame.read(path, _ANY_SIZE, stop_before_pixels=True)
     width, height = int(header.Columns), int(header.Rows)
     # Transfer syntaxes by what follows the last dots: different codecs, different numbers.
     codec = 10.0 + float(header.file_meta.TransferSyntaxUID.split('.')[-1])

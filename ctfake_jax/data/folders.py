@@ -14,56 +14,36 @@ Refused, with the reason: several pages or frames in one file (which of them bea
 unknown), signed and 32-bit integers (they have no fixed white), everything else.
 """
 
-import contextlib
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
-from pydicom.misc import is_dicom
 
+from ctfake_jax.data import layout, walker
 from ctfake_jax.types import UNKNOWN_LABEL, Record, Slice, UnreadableImageError, UserError
 
-_SPLITS = {
-  'train': 'train',
-  'training': 'train',
-  'val': 'val',
-  'valid': 'val',
-  'validation': 'val',
-  'test': 'test',
-  'testing': 'test',
-}
-_SUFFIXES = ('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.tif', '.tiff', '.bmp', '.dib')
+_DICOM_AMONG_PICTURES = (
+  'is DICOM among pictures; keep DICOM in a folder of its own and read it as DICOM'
+)
 _FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP')
-# Dot files, and the folder of resource forks that macOS puts into ZIP archives.
-_HIDDEN = ('.', '__MACOSX')
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF 6.0, section 8
-
-
-_DICOM_SUFFIXES = ('.dcm', '.dicom', '.ima')
-
-
-class _ClassFolder(NamedTuple):
-  path: pathlib.Path
-  split: str | None
-  name: str
 
 
 class FolderSource:
   """Images in a folder tree as a `types.Source`.
 
-  The layout is `split/class/image` where all top folders bear a split's name (train, training;
-  val, valid, validation; test, testing), else `class/image`. Images may lie at any depth below
-  their class folder; order is by name. Hidden files and files without an image's suffix are
-  ignored; links that lead out of the root, and images outside any class, go to `unreadable`.
+  The folders say classes and parts as `layout` reads them: `class/image`, `part/class/image` or
+  `class/part/image`. Images may lie at any depth below their class folder; order is by name.
+  What cannot be read, lies outside any class or is DICOM goes to `unreadable`, with the reason;
+  files of other kinds and hidden ones are counted in `skipped`.
 
   Attributes:
     class_names: `classes`, or all class folders sorted by name; () where nothing is labelled.
     records: one per image, in order.
     unreadable: what bears an image's name but was not indexed, and why.
+    skipped: how many files were not read, by kind.
   """
 
   def __init__(
@@ -78,36 +58,41 @@ class FolderSource:
     """Lists the images below `root`; opens none.
 
     Args:
-      root: the folder; with `unlabelled_ok` also a single image file.
+      root: the folder; with `unlabelled_ok` also a single image file, whatever its name.
       classes: class folders to take, in the order of their labels; () takes all, sorted.
       max_pixels: an image with more (by its header) is refused before decoding. Above twice
         `PIL.Image.MAX_IMAGE_PIXELS` Pillow refuses in any case.
-      unlabelled_ok: for prediction: accept images directly in `root` (then nothing is labelled)
-        and class folders that are alone or empty.
+      unlabelled_ok: for prediction: all images below `root`, wherever they lie, without a label.
       patient_folders: the folder right below the class names the patient; the id is a hash of
         that name (a pseudonym: who can guess the name can check the guess).
 
     Raises:
       UserError: `root` is missing or holds no image, has one class or an empty class, lacks one
-        of `classes`, mixes split and class folders, or holds a linked folder.
+        of `classes`, has folders that look like parts and cannot be, or masks beside images.
     """
-    self._root, self._max_pixels = pathlib.Path(root), max_pixels
+    self._root, self._max_pixels = walker.base(pathlib.Path(root)), max_pixels
     self.class_names: tuple[str, ...] = ()
     self.records: list[Record] = []
     self.unreadable: list[UnreadableImageError] = []
-    self._paths: list[pathlib.Path] = []
-    if not self._root.exists():
+    if not root.exists():
       raise UserError(f'{root}: there is no such folder; check the path of the data')
-    if self._root.is_file():
-      self._index_file(unlabelled_ok)
-    elif unlabelled_ok and _is_flat(self._root):
-      self._index(_ClassFolder(pathlib.Path(), None, ''), patient_folders=False)
+    if not root.is_dir() and not unlabelled_ok:
+      raise UserError(f'{root}: is a file; give the folder that holds the class folders')
+    entries = list(walker.walk(root))
+    if root.is_file():
+      entries = [entry._replace(kind='picture') for entry in entries if not entry.reason]
+    self.skipped = walker.count(e for e in entries if e.kind in ('other', walker.HIDDEN))
+    self._list_what_is_refused(entries)
+    pictures = [entry.path for entry in entries if entry.kind == 'picture']
+    if unlabelled_ok:
+      for path in pictures:
+        self._add(path, UNKNOWN_LABEL, None, None)
     else:
-      self._index_classes(classes, unlabelled_ok, patient_folders)
+      self._index(str(root), entries, pictures, classes, patient_folders)
     if not self.records:
       raise UserError(
         f'{root}: no image found; wanted are class folders that hold {", ".join(_FORMATS)} files'
-        f'{_first_reason(self.unreadable)}'
+        f'{_first_reason(self.unreadable)}{_brackets(walker.in_words(self.skipped))}'
       )
 
   def __len__(self) -> int:
@@ -117,149 +102,53 @@ class FolderSource:
     """Decodes image `index`: pixels float32[h, w] in [0, 1], unit 'grey', no spacing."""
     shown = self.records[index].provenance
     try:
-      pixels = _decode(self._root / self._paths[index], shown, self._max_pixels)
+      return _decode(self._root / self.records[index].path, shown, self._max_pixels)
     except UnreadableImageError:
       raise
     except Exception as error:  # Pillow's parsers let through whatever a broken file sets off.
       raise UnreadableImageError(shown, _reason(error)) from error
-    return Slice(pixels=pixels, unit='grey', spacing_mm=None)
 
-  def _index_file(self, unlabelled_ok: bool) -> None:
-    if not unlabelled_ok:
-      raise UserError(f'{self._root}: is a file; give the folder that holds the class folders')
-    name, self._root = self._root.name, self._root.parent
-    self._add(pathlib.Path(name), UNKNOWN_LABEL, None, None)
+  def _list_what_is_refused(self, entries: list[walker.Entry]) -> None:
+    for entry in entries:
+      if reason := entry.reason or (_DICOM_AMONG_PICTURES if entry.kind == 'dicom' else ''):
+        self.unreadable.append(UnreadableImageError(walker.shown(entry.path) or '.', reason))
 
-  def _index_classes(
-    self, classes: tuple[str, ...], unlabelled_ok: bool, patient_folders: bool
+  def _index(
+    self,
+    root: str,
+    entries: list[walker.Entry],
+    pictures: list[str],
+    classes: tuple[str, ...],
+    patient_folders: bool,
   ) -> None:
-    folders = list(_class_folders(self._root, classes, self.unreadable))
-    found = sorted({folder.name for folder in folders})
-    if missing := [name for name in classes if name not in found]:
+    closed = {entry.path for entry in entries if entry.kind == 'refused'}
+    folders = [e.path for e in entries if e.kind == 'folder' and e.path not in closed]
+    found = layout.Layout(root, folders, classes)
+    self.class_names = found.class_names
+    if len(self.class_names) == 1:
       raise UserError(
-        f'{self._root}: no class folder named {_names(missing)}; have: {_names(found)}'
-      )
-    self.class_names = tuple(classes or found)
-    if len(self.class_names) == 1 and not unlabelled_ok:
-      raise UserError(
-        f'{self._root}: only one class ({self.class_names[0]!r}), a classifier needs two or more;'
+        f'{root}: only one class ({self.class_names[0]!r}), a classifier needs two or more;'
         f' put each class into a folder of its own{_first_reason(self.unreadable)}'
       )
-    for folder in folders:
-      if folder.name in self.class_names:
-        before = len(self)
-        self._index(folder, patient_folders)
-        if len(self) == before and not unlabelled_ok:
-          raise UserError(
-            f'{_shown(folder.path)}: this class folder holds no image that can be taken; fill it,'
-            f' remove it, or name the classes wanted{_first_reason(self.unreadable)}'
-          )
+    filled = set()
+    for path in pictures:
+      place = found.place(path)
+      if place is None:
+        self.unreadable.append(UnreadableImageError(walker.shown(path), layout.STRAY))
+      elif place.name is not None:
+        filled.add(place.folder)
+        patient = _pseudonym(place.below[0]) if patient_folders and place.below else None
+        self._add(path, self.class_names.index(place.name), patient, place.part)
+    layout.refuse_masks(root, [record.path for record in self.records], classes)
+    if self.records:
+      layout.refuse_empty(found, filled, _first_reason(self.unreadable))
 
-  def _index(self, folder: _ClassFolder, patient_folders: bool) -> None:
-    label = self.class_names.index(folder.name) if folder.name else UNKNOWN_LABEL
-    for path in _images(self._root, folder.path, self.unreadable):
-      below = path.relative_to(folder.path).parts
-      patient = _pseudonym(below[0]) if patient_folders and len(below) > 1 else None
-      self._add(path, label, patient, folder.split)
-
-  def _add(self, path: pathlib.Path, label: int, patient: str | None, split: str | None) -> None:
-    self._paths.append(path)
-    self.records.append(Record(label, patient, _shown(path), split))
+  def _add(self, path: str, label: int, patient: str | None, split: str | None) -> None:
+    self.records.append(Record(label, patient, walker.shown(path), split, path))
 
 
-def _class_folders(
-  root: pathlib.Path, classes: tuple[str, ...], unreadable: list[UnreadableImageError]
-) -> Iterator[_ClassFolder]:
-  tops = _folders(root, pathlib.Path(), unreadable)
-  splits = {name: _SPLITS[name.lower()] for name in tops if name.lower() in _SPLITS}
-  if not splits or (classes and set(classes) <= set(tops)):
-    yield from (_ClassFolder(pathlib.Path(name), None, name) for name in tops)
-    return
-  if others := [name for name in tops if name not in splits]:
-    raise UserError(
-      f'{root}: split folders ({_names(list(splits))}) lie beside others ({_names(others)});'
-      ' use either split/class/image or class/image throughout, or name the classes wanted'
-    )
-  for top, split in splits.items():
-    for name in _folders(root, pathlib.Path(top), unreadable):
-      yield _ClassFolder(pathlib.Path(top, name), split, name)
-
-
-def _folders(
-  root: pathlib.Path, folder: pathlib.Path, unreadable: list[UnreadableImageError]
-) -> list[str]:
-  """Names of the folders in `folder`; images lying beside them belong to no class."""
-  entries = _entries(root, folder)
-  for entry in entries:
-    if _is_named_image(entry):
-      reason = 'lies outside any class folder; move it into one'
-      unreadable.append(UnreadableImageError(_shown(folder / entry.name), reason))
-  return [entry.name for entry in entries if entry.is_dir()]
-
-
-def _images(
-  root: pathlib.Path, folder: pathlib.Path, unreadable: list[UnreadableImageError]
-) -> Iterator[pathlib.Path]:
-  """Paths, relative to `root`, of the images at any depth below `root / folder`, by name."""
-  for entry in _entries(root, folder):
-    path = folder / entry.name
-    if entry.is_dir():
-      yield from _images(root, path, unreadable)
-    elif _is_named_image(entry):
-      if reason := _refusal(entry, root):
-        unreadable.append(UnreadableImageError(_shown(path), reason))
-      else:
-        yield path
-    elif _is_dicom(entry):
-      reason = 'is DICOM among pictures; keep DICOM in a folder of its own and read it as DICOM'
-      unreadable.append(UnreadableImageError(_shown(path), reason))
-
-
-def _entries(root: pathlib.Path, folder: pathlib.Path) -> list[os.DirEntry[str]]:
-  """What is visible in `root / folder`, by name."""
-  try:
-    with os.scandir(root / folder) as found:
-      entries = [entry for entry in found if not entry.name.startswith(_HIDDEN)]
-  except OSError as error:
-    raise UserError(
-      f'{_shown(folder)}: this folder cannot be listed ({error.strerror}); check its permissions'
-    ) from error
-  for entry in entries:
-    if entry.is_symlink() and entry.is_dir():
-      raise UserError(
-        f'{_shown(folder / entry.name)}: is a link to a folder, and links are not followed;'
-        ' put the folder itself there or remove the link'
-      )
-  return sorted(entries, key=lambda entry: entry.name)
-
-
-def _is_flat(root: pathlib.Path) -> bool:
-  return any(_is_named_image(entry) for entry in _entries(root, pathlib.Path()))
-
-
-def _is_named_image(entry: os.DirEntry[str]) -> bool:
-  return entry.name.lower().endswith(_SUFFIXES) and not entry.is_dir()
-
-
-def _is_dicom(entry: os.DirEntry[str]) -> bool:
-  """By its suffix, or, of a file without one, by the prefix that DICOM PS3.10 gives it."""
-  if pathlib.PurePath(entry.name).suffix or not entry.is_file():
-    return entry.name.lower().endswith(_DICOM_SUFFIXES)
-  with contextlib.suppress(OSError):
-    return is_dicom(entry.path)
-  return False
-
-
-def _refusal(entry: os.DirEntry[str], root: pathlib.Path) -> str:
-  if not entry.is_file():
-    return 'is not a regular file, or a link that leads nowhere'
-  if entry.is_symlink() and not pathlib.Path(entry.path).resolve().is_relative_to(root.resolve()):
-    return 'is a link that leads out of the data folder; put the file itself there'
-  return ''
-
-
-def _decode(path: pathlib.Path, shown: str, max_pixels: int) -> np.ndarray:
-  """The file's grey picture, float32[h, w] in [0, 1]."""
+def _decode(path: pathlib.Path, shown: str, max_pixels: int) -> Slice:
+  """The file's grey picture."""
   with path.open('rb') as file, Image.open(file, formats=_FORMATS) as image:
     if image.width * image.height > max_pixels:
       raise UnreadableImageError(
@@ -268,10 +157,31 @@ def _decode(path: pathlib.Path, shown: str, max_pixels: int) -> np.ndarray:
     if (frames := getattr(image, 'n_frames', 1)) > 1:
       raise UnreadableImageError(shown, f'has {frames} pages; save each as a file of its own')
     tags = dict(getattr(image, 'tag_v2', {}))
+    bits = _significant_bits(path) if image.format == 'PNG' else None
+    white = _white(image.mode, tags)
     pixels = _grey(ImageOps.exif_transpose(image), tags)
   if not (pixels.min() >= 0 and pixels.max() <= 1):  # so written that NaN fails too
     raise UnreadableImageError(shown, 'has float values outside [0, 1] or NaN; rescale them')
-  return pixels
+  return Slice(pixels, 'grey', None, white, bits)
+
+
+def _white(mode: str, tags: dict) -> int:
+  """The stored value that is white; 1 of floats."""
+  if mode.startswith('I;16'):
+    return 2 ** tags.get(_BITS_PER_SAMPLE, (16,))[0] - 1
+  return 1 if mode == 'F' else 255
+
+
+def _significant_bits(path: pathlib.Path) -> int | None:
+  """What a PNG's sBIT chunk says of its first channel (PNG, third edition, 11.3.2.4)."""
+  with path.open('rb') as file:
+    file.seek(8)
+    while len(head := file.read(8)) == 8 and head[4:] not in (b'IDAT', b'PLTE'):
+      length = int.from_bytes(head[:4], 'big')
+      if head[4:] == b'sBIT' and 1 <= length <= 4:
+        return file.read(1)[0]
+      file.seek(length + 4, os.SEEK_CUR)
+  return None
 
 
 def _grey(image: Image.Image, tags: dict) -> np.ndarray:
@@ -280,8 +190,7 @@ def _grey(image: Image.Image, tags: dict) -> np.ndarray:
     case '1' | 'L' | 'LA':
       return np.asarray(image.convert('L'), np.float32) / np.float32(255)
     case 'I;16' | 'I;16L' | 'I;16B':
-      bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
-      pixels = np.asarray(image).astype(np.float32) / np.float32(2**bits - 1)
+      pixels = np.asarray(image).astype(np.float32) / np.float32(_white(image.mode, tags))
     case 'F':
       pixels = np.array(image, np.float32)
     case 'P' | 'PA':  # by way of RGBA: the straight way warns where a palette has transparency
@@ -313,18 +222,13 @@ def _reason(error: Exception) -> str:
   return f'cannot be decoded ({error or type(error).__name__}); replace or remove it'
 
 
-def _shown(path: pathlib.Path) -> str:
-  """A relative path as text that any encoder takes, whatever bytes the name has."""
-  return os.fsencode(path.as_posix()).decode('utf-8', 'replace')
-
-
 def _pseudonym(name: str) -> str:
   return hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
 
 
-def _names(names: list[str]) -> str:
-  return ', '.join(map(repr, names)) or 'none'
-
-
 def _first_reason(unreadable: list[UnreadableImageError]) -> str:
   return f' (left out, for one: {unreadable[0]})' if unreadable else ''
+
+
+def _brackets(text: str) -> str:
+  return f' ({text})' if text else ''

@@ -1,5 +1,7 @@
 """From a source to an image set, in host memory or left on disk."""
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -8,6 +10,7 @@ import numpy as np
 
 from ctfake_jax import mesh as mesh_lib
 from ctfake_jax import progress
+from ctfake_jax.data import grey_range, walker
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.data.stored import StoredImages
 from ctfake_jax.data.survey import DIGEST_BYTES, SMALL_SIDE, Survey, look
@@ -43,24 +46,39 @@ def open_source(config: ml_collections.ConfigDict) -> Source:
     from ctfake_jax.data.dicom import DicomSource
 
     labels = Path(data.labels_csv) if data.labels_csv else None
-    return DicomSource(Path(data.path), labels_csv=labels, max_pixels=data.max_pixels)
+    return DicomSource(
+      Path(data.path),
+      labels_csv=labels,
+      max_pixels=data.max_pixels,
+      classes=tuple(data.classes),
+    )
   from ctfake_jax.data.tfds_builder import TfdsSource
 
   return TfdsSource(Path(data.path))
 
 
 def gather(
-  source: Source, view: Preprocess, *, labelled: bool = True, stream: bool = False
+  source: Source,
+  view: Preprocess,
+  *,
+  labelled: bool = True,
+  stream: bool = False,
+  unit: str | None = None,
 ) -> ImageSet:
   """Decodes and preprocesses all of a source; unreadable images are listed, not dropped silently.
 
-  With `stream` each image is decoded once to see that it can be, and again whenever it is needed.
+  Args:
+    source: where the images come from.
+    view: what becomes of them.
+    labelled: every image needs a label, and there must be two classes.
+    stream: each image is decoded once to see that it can be, and again whenever it is needed.
+    unit: that a network learnt from; images of another one are listed as unreadable.
 
   Raises:
     UserError: nothing readable, an image without a label, or fewer than two classes, where
       `labelled`.
   """
-  facts = _read(source, view, stream)
+  facts = _read(source, view, stream, unit)
   found = facts['readable']
   unreadable = [
     *source.unreadable,
@@ -72,8 +90,9 @@ def gather(
   if not found.any():
     reasons = '; '.join(str(error) for error in unreadable[:3])
     raise UserError(f'no readable image among {len(unreadable)}: {reasons}')
-  if unreadable and mesh_lib.is_main_process():
-    print(f'unreadable images, left out: {len(unreadable)}')
+  skipped = dict(getattr(source, 'skipped', {}))  # of those that walk folders
+  if mesh_lib.is_main_process():
+    _say_what_is_missing(unreadable, skipped)
   if len(np.unique(facts['is_hu'][found])) > 1:
     raise UserError('some images are in HU and some are not: keep them in separate data sets')
   indices = np.nonzero(found)[0]
@@ -88,13 +107,24 @@ def gather(
     class_names=source.class_names,
     unit='HU' if facts['is_hu'][indices[0]] else 'grey',
     unreadable=tuple(unreadable),
+    skipped=skipped,
   )
   if labelled:
     _check_labels(result)
   return result
 
 
-def _read(source: Source, view: Preprocess, stream: bool) -> dict[str, np.ndarray]:
+def _say_what_is_missing(
+  unreadable: Sequence[UnreadableImageError], skipped: Mapping[str, int]
+) -> None:
+  if unreadable:
+    print(f'unreadable images, left out: {len(unreadable)}; results say which and why')
+  walker.say(skipped)
+
+
+def _read(
+  source: Source, view: Preprocess, stream: bool, unit: str | None
+) -> dict[str, np.ndarray]:
   """Facts of every image of a source, pixels too unless `stream`; each process reads its share."""
   count, shares = len(source), jax.process_count()
   share = range(jax.process_index(), count, shares)
@@ -112,9 +142,14 @@ def _read(source: Source, view: Preprocess, stream: bool) -> dict[str, np.ndarra
   for row, i in enumerate(progress.bar('reading', share, hidden=len(share) < FEW_FILES)):
     try:
       image = source[i]
+      if unit not in (None, image.unit):
+        reason = f'{image.unit} values, the network learnt from {unit} values'
+        raise UnreadableImageError(source.records[i].provenance, reason)
+      if obstacle := view.obstacle(image):
+        raise UnreadableImageError(source.records[i].provenance, obstacle)
     except UnreadableImageError as error:
-      reason = error.reason.encode()[:REASON_BYTES]
-      facts['reason'][row, : len(reason)] = np.frombuffer(reason, np.uint8)
+      text = error.reason.encode()[:REASON_BYTES]
+      facts['reason'][row, : len(text)] = np.frombuffer(text, np.uint8)
       continue
     seen = view(image)
     facts['small'][row], facts['digests'][row] = look(seen)
@@ -130,9 +165,12 @@ def _text(codes: np.ndarray) -> str:
 
 
 def load(config: ml_collections.ConfigDict) -> ImageSet:
-  """The labelled image set that the config names."""
+  """The labelled image set that the config names; an 'auto' in it gives way to what is found."""
+  source = open_source(config)
+  found = grey_range.settle(config.data, source)
   view = Preprocess.from_config(config.data)
-  return gather(open_source(config), view, stream=config.data.stream)
+  images = gather(source, view, stream=config.data.stream)
+  return dataclasses.replace(images, grey_range=found)
 
 
 def _check_labels(images: ImageSet) -> None:

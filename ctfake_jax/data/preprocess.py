@@ -1,8 +1,8 @@
 """What a model sees: the one definition of the way from a decoded slice to its input, and back.
 
 A `Slice` (float32[h, w], HU or grey in [0, 1]) leaves as float32[size, size, 1] in [-1, 1]:
-window in HU, aspect, resize with antialiasing, range. The window is linear as in DICOM PS3.3
-C.11.2.1.3.2 (LINEAR_EXACT): centre - width / 2 maps to -1, centre + width / 2 to 1.
+window in HU or range of grey, aspect, resize with antialiasing, range. The window is linear as in
+DICOM PS3.3 C.11.2.1.3.2 (LINEAR_EXACT): centre - width / 2 maps to -1, centre + width / 2 to 1.
 """
 
 import dataclasses
@@ -11,7 +11,40 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from ctfake_jax.types import Slice
+from ctfake_jax import config as config_lib
+from ctfake_jax.types import Slice, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class GreyRange:
+  """Stored values from `low` (black) to `high` (white) of a type whose maximum is `white`."""
+
+  low: float
+  high: float
+  white: int
+
+  @classmethod
+  def parse(cls, text: str) -> 'GreyRange | None':
+    """Of `data.grey_range`; None where the type's own range is meant."""
+    if text == 'type':
+      return None
+    values = config_lib.parse_grey_range(text)
+    if values is None:  # auto, which no training has replaced by what it found
+      raise UserError(f'config.data.grey_range = {text!r}: give LOW-HIGH/MAXIMUM here')
+    return cls(*values)
+
+  def __str__(self) -> str:
+    low, high = (f'{v:.5f}' if self.white == 1 else f'{v:.0f}' for v in (self.low, self.high))
+    return f'{low}-{high}/{self.white}'
+
+  @property
+  def share(self) -> float:
+    """Of the type's range."""
+    return (self.high - self.low) / self.white
+
+  def __call__(self, grey: np.ndarray) -> np.ndarray:
+    """Grey of the type's range to [0, 1] of this one, clipped."""
+    return ((grey * self.white - self.low) / (self.high - self.low)).clip(0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,21 +54,34 @@ class Preprocess:
   Attributes:
     aspect: 'crop' cuts the longer side about the centre, 'letterbox' pads the shorter with black,
       'stretch' squeezes the whole slice into the square.
+    grey: what becomes black and white of grey values; None: 0 and the type's maximum.
   """
 
   size: int
   window_center_hu: float
   window_width_hu: float
   aspect: str
+  grey: GreyRange | None = None
 
   @classmethod
   def from_config(cls, data: ml_collections.ConfigDict) -> 'Preprocess':
     """Reads the keys of `config.data`."""
-    return cls(data.image_size, data.window_center_hu, data.window_width_hu, data.aspect)
+    grey = GreyRange.parse(data.grey_range)
+    return cls(data.image_size, data.window_center_hu, data.window_width_hu, data.aspect, grey)
+
+  def obstacle(self, image: Slice) -> str:
+    """Why a slice cannot be shown: a range of other stored values than its own; '' else."""
+    if image.unit == 'HU' or self.grey is None or self.grey.white == image.white:
+      return ''
+    return (
+      f'is stored in values up to {image.white}, the range {self.grey} was found in values up to '
+      f'{self.grey.white}; store all pictures alike'
+    )
 
   def __call__(self, image: Slice) -> np.ndarray:
     """float32[size, size, 1] in [-1, 1]."""
-    grey = self.window(image.pixels) if image.unit == 'HU' else image.pixels
+    scaled = self.window if image.unit == 'HU' else self.grey
+    grey = scaled(image.pixels) if scaled else image.pixels
     framed = FRAMINGS[self.aspect](grey)
     return (2 * resize(framed, self.size) - 1).clip(-1, 1)[..., None].astype(np.float32)
 

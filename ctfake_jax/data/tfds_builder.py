@@ -14,6 +14,7 @@ where it has none ('all' is TFDS's word for every split together).
 """
 
 import contextlib
+import dataclasses
 import io
 import pathlib
 import shutil
@@ -78,16 +79,26 @@ class CtSlices(tfds.core.ShardBasedBuilder):
       raise UserError('ct_slices: nothing to write; call write_records(source, directory)')
     source, metadata = self._source, self.info.metadata
     unreadable = [[error.path, error.reason] for error in source.unreadable]
-    metadata.update(class_names=list(source.class_names), records={}, unreadable=unreadable)
+    metadata.update(
+      class_names=list(source.class_names),
+      records={},
+      whites={},
+      unreadable=unreadable,
+      skipped=dict(getattr(source, 'skipped', {})),
+    )
     shards: dict[str, list[Callable]] = {}
     for split in sorted({record.split or _UNSPLIT for record in source.records}):
       kept: list[list] = []
       metadata['records'][split] = kept
+      whites: list[int] = []
+      metadata['whites'][split] = whites
       members = [i for i, r in enumerate(source.records) if (r.split or _UNSPLIT) == split]
       starts = range(0, len(members), _IMAGES_PER_SHARD)
       parts = [members[start : start + _IMAGES_PER_SHARD] for start in starts]
       shards[split] = [
-        _Shard(source, part, kept, unreadable, f'{split} records, shard {n} of {len(parts)}')
+        _Shard(
+          source, part, kept, whites, unreadable, f'{split} records, shard {n} of {len(parts)}'
+        )
         for n, part in enumerate(parts, 1)
       ]
     return shards
@@ -96,19 +107,29 @@ class CtSlices(tfds.core.ShardBasedBuilder):
 class _Shard:
   """Yields the examples of one shard, noting which were written and which could not be read."""
 
-  def __init__(self, source: Source, indices: list[int], kept: list, unreadable: list, title: str):
+  def __init__(
+    self,
+    source: Source,
+    indices: list[int],
+    kept: list,
+    whites: list[int],
+    unreadable: list,
+    title: str,
+  ):
     self._source, self._indices, self._title = source, indices, title
-    self._kept, self._unreadable = kept, unreadable
+    self._kept, self._whites, self._unreadable = kept, whites, unreadable
 
   def __call__(self) -> Iterator[tuple[int, dict[str, Any]]]:
     for index in progress.bar(self._title, self._indices):
       record = self._source.records[index]
       try:
-        example = _encode(self._source[index], record)
+        image = self._source[index]
+        example = _encode(image, record)
       except UnreadableImageError as error:
         self._unreadable.append([error.path, error.reason])
         continue
       self._kept.append([record.label, record.patient_id, record.provenance])
+      self._whites.append(image.white)
       yield index, example
 
 
@@ -158,6 +179,7 @@ class TfdsSource:
     class_names: what a label means.
     records: one per image, in order.
     unreadable: what was left out in writing.
+    skipped: how many files were not read, by kind, when it was written.
   """
 
   def __init__(self, directory: pathlib.Path, split: str = 'all'):
@@ -189,6 +211,12 @@ class TfdsSource:
       for label, patient, provenance in metadata['records'][split]
     ]
     self.unreadable = [UnreadableImageError(*facts) for facts in metadata['unreadable']]
+    whites = metadata.get('whites')  # older sets did not keep these, nor did they count
+    kept = [white for split in splits for white in whites[split]] if whites else []
+    self._whites = kept or [1] * len(self.records)
+    if len(self._whites) != len(self.records):
+      raise ValueError('whites do not fit the records')
+    self.skipped: dict[str, int] = metadata.get('skipped', {})
 
   def __len__(self) -> int:
     return len(self.records)
@@ -200,7 +228,7 @@ class TfdsSource:
     except (RuntimeError, ValueError, zlib.error) as error:
       reason = 'its record is damaged; write the set anew'
       raise UnreadableImageError(self.records[index].provenance, reason) from error
-    return _decode(example)
+    return dataclasses.replace(_decode(example), white=self._whites[index])
 
 
 def _open(directory: pathlib.Path) -> CtSlices:

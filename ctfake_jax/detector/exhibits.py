@@ -16,7 +16,7 @@ import numpy as np
 from ctfake_jax import config as config_lib
 from ctfake_jax import controls, fakes, sampling, streams
 from ctfake_jax import workdir as workdir_lib
-from ctfake_jax.data import file_facts, pipeline, splits
+from ctfake_jax.data import file_facts, layout, pipeline, splits
 from ctfake_jax.data.class_mix import class_counts, labels_in_mix
 from ctfake_jax.data.folders import FolderSource
 from ctfake_jax.data.preprocess import Preprocess
@@ -92,7 +92,7 @@ class Stock:
     own = self.images.take(rows)
     fake = family != REAL
     pixels = controls.through_png(np.asarray(own.images))
-    paths = [record.provenance for record in own.records]
+    paths = [record.path for record in own.records]
     return Exhibits(
       pixels,
       np.full(len(rows), fake),
@@ -122,6 +122,7 @@ def strangers(config: ml_collections.ConfigDict, reals: Stock) -> Stock | None:
   if not folder:
     return None
   source = FolderSource(Path(folder), max_pixels=config.data.max_pixels, unlabelled_ok=True)
+  layout.refuse_masks(folder, [record.path for record in source.records])
   images = pipeline.gather(source, Preprocess.from_config(config.data), labelled=False)
   if images.unit != reals.images.unit:
     raise UserError(

@@ -7,6 +7,7 @@ making, and its images with each other: an alarm says that they look unlike thos
 some of them lie apart from the rest (planted fakes?).
 """
 
+import collections
 import dataclasses
 import shutil
 from pathlib import Path
@@ -18,7 +19,7 @@ from scipy.spatial.distance import cdist
 
 from ctfake_jax import progress, streams
 from ctfake_jax import workdir as workdir_lib
-from ctfake_jax.data import splits
+from ctfake_jax.data import layout, splits, walker
 from ctfake_jax.data.decode import Decoded, Limits, decode_all, judgeable
 from ctfake_jax.data.preprocess import from_uint8
 from ctfake_jax.detector import calibration, card, directory, discriminant, site
@@ -41,6 +42,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   new, results = recalibrate(old, images.images, groups, config)
   results['suspects'] = [images.records[row].provenance for row in results['suspects']]
   results['left_out'] = [{'path': e.path, 'reason': e.reason} for e in images.unreadable]
+  results['skipped'] = dict(images.skipped)
   workdir_lib.sign(workdir, config)
   _copy_network(Path(config.detector), workdir)
   figures = _figures(Path(config.detector), results)
@@ -67,8 +69,12 @@ def reals(config: ml_collections.ConfigDict, detector: Detector) -> ImageSet:
     UserError: there is none that the detector could judge.
   """
   left_out: list[UnreadableImageError] = []
-  images = decode_all(Path(config.input), detector.view, Limits.from_config(config))
+  skipped: collections.Counter = collections.Counter()
+  limits = Limits.from_config(config)
+  images = decode_all(Path(config.input), detector.view, limits, skipped=skipped)
   found = list(progress.bar('reading', judgeable(images, detector.obstacles, left_out)))
+  walker.say(skipped)
+  layout.refuse_masks(f'config.input = {config.input}', [decoded.path for decoded in found])
   if not found:
     reasons = '; '.join(str(error) for error in left_out[:3])
     raise UserError(f'config.input = {config.input}: no image can be taken; {reasons}')
@@ -82,6 +88,7 @@ def reals(config: ml_collections.ConfigDict, detector: Detector) -> ImageSet:
     class_names=(),
     unit=detector.unit,
     unreadable=tuple(left_out),
+    skipped=dict(skipped),
   )
 
 
