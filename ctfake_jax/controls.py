@@ -3,19 +3,17 @@
 Each takes and returns f32[n, h, w, 1] in [-1, 1].
 """
 
-import io
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
-from scipy import ndimage
 
 from ctfake_jax import streams
+from ctfake_jax.data import stored_changes
 from ctfake_jax.data.preprocess import from_uint8, to_uint8
 
 JPEG_QUALITY = 75
 BLUR_SIGMA_PIXELS = 1.0
-NOISE_STANDARD_DEVIATION = 0.1
+NOISE_SHARE = 0.05  # of the range, standard deviation
 
 
 def through_png(images: np.ndarray) -> np.ndarray:
@@ -26,21 +24,24 @@ def through_png(images: np.ndarray) -> np.ndarray:
 def jpeg(images: np.ndarray, seed: int) -> np.ndarray:
   """Encoded at quality 75 and decoded."""
   del seed
-  return np.stack([from_uint8(_jpeg_round_trip(image)) for image in to_uint8(images[..., 0])])[
-    ..., None
-  ]
+  return _each(lambda levels: stored_changes.jpeg(levels, JPEG_QUALITY), images)
 
 
 def blurred(images: np.ndarray, seed: int) -> np.ndarray:
   """Gaussian of one pixel."""
   del seed
-  return ndimage.gaussian_filter(images, (0, BLUR_SIGMA_PIXELS, BLUR_SIGMA_PIXELS, 0))
+  return _each(lambda levels: stored_changes.blurred(levels, BLUR_SIGMA_PIXELS), images)
 
 
 def noisy(images: np.ndarray, seed: int) -> np.ndarray:
   """White noise of a twentieth of the range."""
-  noise = streams.generator(seed, 'noise').normal(0, NOISE_STANDARD_DEVIATION, images.shape)
-  return (images + noise).clip(-1, 1).astype(np.float32)
+  rng = streams.generator(seed, 'noise')
+  return _each(lambda levels: stored_changes.noisy(levels, NOISE_SHARE, rng), images)
+
+
+def _each(change: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
+  changed = [change((image + 1) / 2) for image in images[..., 0]]
+  return (2 * np.stack(changed) - 1)[..., None].astype(np.float32)
 
 
 CONTROLS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
@@ -48,9 +49,3 @@ CONTROLS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
   'blur_1px': blurred,
   'noise': noisy,
 }
-
-
-def _jpeg_round_trip(pixels: np.ndarray) -> np.ndarray:
-  stream = io.BytesIO()
-  Image.fromarray(pixels).save(stream, 'JPEG', quality=JPEG_QUALITY)
-  return np.asarray(Image.open(stream))

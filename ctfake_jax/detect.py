@@ -1,7 +1,8 @@
 """The task `detect`: a verdict for every image of a file or folder.
 
 Leaves `verdicts.csv`, one row an image: path (relative to the input), p_fake, verdict (real, fake,
-unsure, unreadable), score, threshold, false_alarm_rate, reasons; and `results.json` with counts.
+unsure, unreadable), score, threshold, false_alarm_rate, domain (deviations from the images of the
+making), reasons; and `results.json` with counts.
 """
 
 import collections
@@ -11,21 +12,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ml_collections
-import numpy as np
 
 from ctfake_jax import progress
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import walker
 from ctfake_jax.data.decode import Decoded, Limits, decode_all
-from ctfake_jax.data.preprocess import from_uint8
 from ctfake_jax.detector import calibration, directory
 from ctfake_jax.detector.calibration import UNSURE
 from ctfake_jax.detector.directory import Detector
+from ctfake_jax.detector.domain import CROWD
 from ctfake_jax.types import UserError
 
 BATCH_SIZE = 64
+FEWEST_OF_A_BATCH = 5  # of images that can say where a batch comes from
 UNREADABLE = 'unreadable'
-COLUMNS = ('path', 'p_fake', 'verdict', 'score', 'threshold', 'false_alarm_rate', 'reasons')
+COLUMNS = (
+  *('path', 'p_fake', 'verdict', 'score', 'threshold', 'false_alarm_rate', 'domain', 'reasons'),
+)
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
@@ -40,6 +43,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   limits = Limits.from_config(config)
   images = decode_all(Path(config.input), detector.view, limits, skipped=skipped)
   counts: collections.Counter = collections.Counter()
+  outside = 0
   begun = time.perf_counter()
   # Whole or not at all.
   unfinished = workdir / '.verdicts.csv.tmp'
@@ -48,12 +52,17 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     writer.writerow(COLUMNS)
     for row in progress.bar('judging', _rows(images, detector, config.prior_fake)):
       counts[row[COLUMNS.index('verdict')]] += 1
+      outside += float(row[COLUMNS.index('domain')] or '-inf') > detector.domain.limit
       writer.writerow(row)
   walker.say(skipped)
-  threshold = detector.threshold
+  threshold, judged = detector.threshold, sum(counts.values()) - counts[UNREADABLE]
+  if elsewhere := crowd_outside(outside, judged):
+    print(f'WARNING: {elsewhere}', flush=True)
+    warnings.insert(0, elsewhere)
   results = {
     'images': sum(counts.values()),
     'skipped': dict(skipped),
+    'outside_domain': outside,
     'verdicts': {name: counts[name] for name in ('real', 'fake', UNSURE, UNREADABLE)},
     'threshold': threshold.value,
     'false_alarm_rate': threshold.false_alarm_rate,
@@ -68,6 +77,19 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   unfinished.replace(workdir / 'verdicts.csv')
   workdir_lib.write_json(workdir / 'results.json', results)
   return results
+
+
+def crowd_outside(outside: int, judged: int) -> str:
+  """What is to be said first of a batch most of which lies outside of the domain; '' of others.
+
+  Whatever generator made them, most fakes of a detector's own originals lie inside, as these do.
+  """
+  if judged < FEWEST_OF_A_BATCH or outside <= CROWD * judged:
+    return ''
+  return (
+    f'{outside} of {judged} images are unlike those that the detector was calibrated on: this '
+    'batch comes from elsewhere, and its verdicts say little; recalibrate on its originals'
+  )
 
 
 def _refuse_another_rate(config: ml_collections.ConfigDict, detector: Detector) -> None:
@@ -92,30 +114,19 @@ def _rows(images: Iterator[Decoded], detector: Detector, prior: float) -> Iterat
 
 
 def _judge(waiting: list[Decoded], detector: Detector, prior: float) -> Iterator[list]:
-  pixels = [d.pixels for d in waiting if d.pixels is not None]
+  readable = [d for d in waiting if d.pixels is not None]
   found: Iterator[dict] = iter(())
-  if pixels:
-    images = from_uint8(np.stack(pixels))[..., None]
-    columns = detector.examine(images, prior)
+  if readable:
+    columns = detector.examine(readable, prior)
     found = (dict(zip(columns, values)) for values in zip(*columns.values()))
   t = detector.threshold
   fixed = [f'{t.value:.6f}', f'{t.false_alarm_rate:g}']
   for decoded in waiting:
     path = workdir_lib.csv_safe(decoded.path)
     if decoded.pixels is None:
-      yield [path, '', UNREADABLE, '', *fixed, workdir_lib.csv_safe(decoded.reason)]
+      yield [path, '', UNREADABLE, '', *fixed, '', workdir_lib.csv_safe(decoded.reason)]
       continue
     judged = next(found)
-    obstacles = detector.obstacles(decoded)
-    verdict = UNSURE if obstacles else judged['verdict']
-    reasons = '; '.join([*obstacles, *_reasons(judged)])
-    yield [path, f'{judged["p_fake"]:.6f}', verdict, f'{judged["score"]:.6f}', *fixed, reasons]
-
-
-def _reasons(judged: dict) -> Iterator[str]:
-  """Why the verdict is what it is."""
-  yield f'score {"above" if judged["alarm"] else "not above"} the threshold'
-  if judged['flips']:
-    yield 'JPEG re-encoding changes the verdict'
-  if judged['alarm'] != (judged['p_fake'] >= 0.5):
-    yield f'yet p_fake is {judged["p_fake"]:.2f}'
+    p_fake, score, domain = (f'{judged[name]:.6f}' for name in ('p_fake', 'score', 'domain'))
+    reasons = '; '.join(judged['reasons'])
+    yield [path, p_fake, judged['verdict'], score, *fixed, domain, reasons]

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ctfake_jax import checkpoints, controls, detect, explain, generate
+from ctfake_jax import checkpoints, detect, explain, generate
 from ctfake_jax import config as config_lib
 from ctfake_jax.data import splits
-from ctfake_jax.data.decode import Decoded
+from ctfake_jax.data.decode import Decoded, seen
 from ctfake_jax.data.pipeline import gather, load
 from ctfake_jax.data.preprocess import Preprocess, to_uint8
 from ctfake_jax.detector import (
@@ -146,8 +146,29 @@ def test_the_audit_names_a_planted_leak_and_refuses(suffix, size, fact, tmp_path
   audit.refuse_leaks(found, ignore=True)
 
 
+def test_the_audit_measures_the_class_mix():
+  config = tiny()
+  reals = exhibits.originals(config)
+  shown = reals.show('learn', exhibits.REAL)
+  fakes = reals.show('choose', exhibits.REAL)
+  fakes = dataclasses.replace(
+    fakes, fake=~fakes.fake, families=np.full(len(fakes), 'blended', object), groups=-fakes.groups
+  )
+  both = exhibits.join([shown, fakes.take(fakes.labels == 0)])
+  found = audit.audit(both, seed=0)['blended']['class_mix']
+  # One class of fakes among four of reals: its originals tie with it, the others are told.
+  assert found == pytest.approx(1 - (shown.labels == 0).mean() / 2, abs=0.05)
+
+
 def test_what_leaks_is_said_and_stops_a_folder():
-  quiet = {'file_facts': None, 'grey_facts': 0.5, 'thumbnails': 0.55, 'tells': None, 'copies': 0}
+  quiet = {
+    'file_facts': None,
+    'class_mix': 0.5,
+    'grey_facts': 0.5,
+    'thumbnails': 0.55,
+    'tells': None,
+    'copies': 0,
+  }
   loud = quiet | {'grey_facts': 0.9, 'tells': 'maximum', 'copies': 3}
   assert audit.remarks({'a': quiet, 'b': loud}) == [
     'b: told from the originals without forensics, by grey facts alone (AUROC 0.90, maximum most)',
@@ -156,6 +177,9 @@ def test_what_leaks_is_said_and_stops_a_folder():
   audit.refuse_leaks({'dcgan': loud, 'folder': quiet}, ignore=False)
   with pytest.raises(UserError, match=r'folder: .*grey facts alone .*maximum.*ignore_leaks'):
     audit.refuse_leaks({'folder': loud}, ignore=False)
+  mixed = quiet | {'class_mix': 0.65}
+  with pytest.raises(UserError, match=r'dcgan: .*class mix alone \(AUROC 0.65\)'):
+    audit.refuse_leaks({'dcgan': mixed}, ignore=False)
   small = quiet | {'thumbnails': 0.7}
   with pytest.raises(UserError, match=r'thumbnails alone \(AUROC 0.70\)'):
     audit.refuse_leaks({'folder': small}, ignore=False)
@@ -166,6 +190,7 @@ def test_what_leaks_is_said_and_stops_a_folder():
 def test_the_audit_passes_a_clean_set(tmp_path):
   found = audited(tmp_path, 'png', 32)
   audit.refuse_leaks(found, ignore=False)
+  assert found['folder']['class_mix'] is None
   for key in ('file_facts', 'grey_facts', 'thumbnails', 'random_labels'):
     assert abs(found['folder'][key] - 0.5) < 0.15, key
   assert found['folder']['copies'] == 0
@@ -387,7 +412,8 @@ def test_a_detector_is_made_with_its_card(made):
   assert results['threshold']['groups'] >= 9
   assert results['families']['copied']['patch_auroc'] is not None
   curves = results['robustness']
-  assert set(curves) == {robustness.UNCHANGED, *robustness.SWEEP}
+  assert set(curves) == {robustness.UNCHANGED, *robustness.OF_STORED, *robustness.OF_VIEW}
+  assert 0 <= results['domain']['reals'] <= 0.2 < results['domain']['other_looks']
   assert curves['unchanged'][0]['auroc'] == pytest.approx(results['auroc'])
   assert {row['family'] for row in results['reasons']['images']} == {'real', 'blended', 'copied'}
   card = (workdir / 'MODEL_CARD.md').read_text()
@@ -521,8 +547,9 @@ def test_a_detector_that_was_altered_with_its_digests_is_refused(
 
 @pytest.mark.slow
 def test_scores_are_the_same_after_loading(made):
-  images = exhibits.controls.through_png(make_images(4, size=32).images)
   detector = directory.load(made[0])
+  levels = [(image[..., 0] + 1) / 2 for image in make_images(4, size=32).images]
+  images = [seen(own, detector.view, 'HU') for own in levels]
   once, twice = (detector.examine(images, 0.5) for _ in range(2))
   np.testing.assert_array_equal(once['score'], twice['score'])
   rare = detector.examine(images, 0.01)
@@ -624,12 +651,13 @@ def test_an_explanation_needs_one_network(tmp_path):
     explain.run(config, tmp_path)
 
 
-def _pixels(detector, folder):
+def _decoded(detector, folder):
   """Pictures as the detector sees them, and which make one of each group."""
-  images = gather(open_input(folder, 2**26), detector.view, labelled=False)
+  source = open_input(folder, 2**26)
+  images = gather(source, detector.view, labelled=False)
   _, groups = splits.group(images, detector.config.split)
   one = calibration.one_per_group(np.arange(len(images)), groups, seed=0)
-  return controls.through_png(np.asarray(images.images)), one
+  return [seen(detector.view.levels(image), detector.view, image.unit) for image in source], one
 
 
 @pytest.mark.slow
@@ -655,7 +683,7 @@ def test_patients_of_a_site_are_its_folders_where_that_is_said(made, tmp_path):
     (tmp_path / f'patient{i % 2}' / 'study').mkdir(parents=True, exist_ok=True)
     Image.fromarray(to_uint8(image[..., 0])).save(tmp_path / f'patient{i % 2}/study/{i}.png')
   Image.new('L', (32, 32)).save(tmp_path / 'patient0' / 'black.png')
-  images = recalibration.reals(config, detector)
+  _, images = recalibration.reals(config, detector)
   by, groups = splits.group(images, config.split)
   assert (by, groups.tolist()) == ('patient', [0, 0, 0, 1, 1, 1])
   assert [error.path for error in images.unreadable] == ['patient0/black.png']
@@ -692,9 +720,11 @@ def test_a_detector_is_recalibrated_from_files(made, site_files, tmp_path, capsy
     assert str(site_files) not in own
   found, old = (directory.load(path) for path in (tmp_path / 'new', workdir))
   assert found.threshold.groups == 12
-  pixels, one = _pixels(found, site_files)
-  scores = found.examine(pixels[one], 0.5)['score']
-  features = old.examine(pixels[one], 0.5)['features']
+  decoded, one = _decoded(found, site_files)
+  used = [decoded[row] for row in one]
+  scores = found.examine(used, 0.5)['score']
+  features = old.examine(used, 0.5)['features']
+  assert not found.examine(used, 0.5)['outside'].any()
   usual = site.usual_scores(old.learnt, old.reference, 12, config.seed)
   own = site.fit(old.learnt, features, old.differences, usual)
   expected = patch_net.distance_towards_fakes(features, own.centre, own.directions)
@@ -716,7 +746,7 @@ def test_a_detector_is_recalibrated_from_files(made, site_files, tmp_path, capsy
     recalibration.run(config, tmp_path / 'new')
   config.input = str(site_files)
   config.detection.false_alarm_rate = 0.001
-  many = np.resize(pixels, (999, 32, 32, 1))
+  many = [decoded[i % len(decoded)] for i in range(999)]
   with pytest.raises(UserError, match=r'rate = 0.001: the detector was calibrated on .*too few'):
     recalibration.recalibrate(old, many, np.arange(999), config)
   # Once more: the site's centre again, and still compared with the making's reals.

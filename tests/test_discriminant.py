@@ -40,6 +40,7 @@ def draw(count, seed):
     labels=none,
     masks=np.zeros((len(images), 2, 2), bool),
     file_facts=np.zeros((len(images), 0), np.float32),
+    stored=np.full(len(images), None),
   )
 
 

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import pebble
 
-from ctfake_jax.data import walker
+from ctfake_jax.data import stored_changes, walker
 from ctfake_jax.data.preprocess import Preprocess, to_uint8
+from ctfake_jax.data.stored_changes import RE_ENCODINGS
 from ctfake_jax.types import Source, UnreadableImageError, UserError
 
 CHUNK = 16  # files in one message to a worker
@@ -53,6 +54,8 @@ class Decoded:
     unit: 'HU' or 'grey'.
     native_size: height and width as stored.
     patient_id: of a DICOM file.
+    re_encoded: uint8[k, size, size], the view of the slice after each of `RE_ENCODINGS` at its own
+      size.
   """
 
   path: str
@@ -61,6 +64,14 @@ class Decoded:
   reason: str = ''
   native_size: tuple[int, ...] = (0, 0)
   patient_id: str | None = None
+  re_encoded: np.ndarray | None = None
+
+  @property
+  def views(self) -> np.ndarray:
+    """uint8[1 + k, size, size], the view and those after re-encodings, of an image with pixels."""
+    assert self.pixels is not None
+    assert self.re_encoded is not None
+    return np.concatenate([self.pixels[None], self.re_encoded])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,10 +233,12 @@ def _see(source: Source, index: int, view: Preprocess) -> Decoded:
     return Decoded(record.provenance, None, reason=error.reason)
   if obstacle := view.obstacle(image):
     return Decoded(record.provenance, None, reason=obstacle)
-  return Decoded(
-    record.provenance,
-    to_uint8(view(image))[..., 0],
-    image.unit,
-    native_size=image.pixels.shape,
-    patient_id=record.patient_id,
-  )
+  found = seen(view.levels(image), view, image.unit)
+  return dataclasses.replace(found, path=record.provenance, patient_id=record.patient_id)
+
+
+def seen(levels: np.ndarray, view: Preprocess, unit: str) -> Decoded:
+  """What is judged of a slice's `view.levels`: its view, and those after harmless re-encodings."""
+  others = [view.frame(stored_changes.jpeg(levels, quality)) for quality in RE_ENCODINGS]
+  views = to_uint8(np.stack([view.frame(levels), *others]))[..., 0]
+  return Decoded('', views[0], unit, native_size=levels.shape, re_encoded=views[1:])

@@ -15,14 +15,14 @@ FIELD_CHANCE, MIDDLE, HALF_AXIS = 0.35, (0.42, 0.58), (0.3, 0.52)
 ZOOM_CHANCE, ZOOM = 0.3, (0.6, 1.0)
 
 
-def toned(images: jax.Array, key: jax.Array) -> jax.Array:
+def toned(images: jax.Array, key: jax.Array, white: tuple[float, float] = WHITE) -> jax.Array:
   """Another window and curve: grey shares g become black + (white - black) g ** gamma."""
   keys = jax.random.split(key, 4)
-  black, white, log_gamma = (
-    _draw(k, images, bounds) for k, bounds in zip(keys, (BLACK, WHITE, LOG_GAMMA))
+  darkest, brightest, log_gamma = (
+    _draw(k, images, bounds) for k, bounds in zip(keys, (BLACK, white, LOG_GAMMA))
   )
   share = jnp.clip((images + 1) / 2, 1e-4, 1.0)
-  curve = black + (white - black) * share ** jnp.exp(log_gamma)
+  curve = darkest + (brightest - darkest) * share ** jnp.exp(log_gamma)
   changed = jnp.clip(2 * curve - 1, -1, 1)
   return jnp.where(_chosen(keys[3], images, TONE_CHANCE), changed, images)
 

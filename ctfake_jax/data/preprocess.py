@@ -80,9 +80,16 @@ class Preprocess:
 
   def __call__(self, image: Slice) -> np.ndarray:
     """float32[size, size, 1] in [-1, 1]."""
+    return self.frame(self.levels(image))
+
+  def levels(self, image: Slice) -> np.ndarray:
+    """The grey levels in [0, 1] that are seen of a slice, at its own size."""
     scaled = self.window if image.unit == 'HU' else self.grey
-    grey = scaled(image.pixels) if scaled else image.pixels
-    framed = FRAMINGS[self.aspect](grey)
+    return scaled(image.pixels) if scaled else image.pixels
+
+  def frame(self, levels: np.ndarray) -> np.ndarray:
+    """Grey levels f[h, w] in [0, 1] of any size to float32[size, size, 1] in [-1, 1]."""
+    framed = FRAMINGS[self.aspect](levels)
     return (2 * resize(framed, self.size) - 1).clip(-1, 1)[..., None].astype(np.float32)
 
   def window(self, hu: np.ndarray) -> np.ndarray:

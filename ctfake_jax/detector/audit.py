@@ -1,11 +1,11 @@
 """The shortcut audit: what tells real from fake without any forensics.
 
-A random forest on facts of files, one on facts of grey values (range, tails, border) and one on
+Random forests on facts of files, on classes, on facts of grey values (range, tails, border) and on
 thumbnails are tried for each family, by folds of whole groups. A detector could learn what they
-find. Facts of files must not differ at all; for images made here they cannot, since reals and
-fakes pass one path. Grey values and thumbnails of those may differ, by how good their generator is;
-of somebody's folder nobody knows what made them differ, so it is refused unless that is accepted.
-Labels drawn anew show what chance gives.
+find. Facts of files and classes must not differ at all; for images made here they cannot, since
+reals and fakes pass one path and come in one mix. Grey values and thumbnails of those may differ,
+by how good their generator is; of somebody's folder nobody knows what made them differ, so it is
+refused unless that is accepted. Labels drawn anew show what chance gives.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ from ctfake_jax.detector.exhibits import FOLDER, REAL, Exhibits
 from ctfake_jax.types import UserError
 
 LEAK = 0.6
-KINDS = ('file_facts', 'grey_facts', 'thumbnails')
+KINDS = ('file_facts', 'class_mix', 'grey_facts', 'thumbnails')
 FOLDS = 5
 THUMBNAIL = 8
 TAIL = 0.98
@@ -32,8 +32,8 @@ def audit(shown: Exhibits, seed: int) -> dict:
   """For each family the AUROC of what should tell nothing, and the fact that tells most.
 
   Returns:
-    {family: {file_facts, grey_facts, thumbnails, random_labels: AUROC or None, tells: name or
-    None, copies: how many fakes are copies of a real}}.
+    {family: {file_facts, class_mix, grey_facts, thumbnails, random_labels: AUROC or None, tells:
+    name or None, copies: how many fakes are copies of a real}}.
   """
   return {
     family: _audit_family(shown.of(REAL, family), seed)
@@ -42,14 +42,14 @@ def audit(shown: Exhibits, seed: int) -> dict:
 
 
 def refuse_leaks(found: dict, ignore: bool) -> None:
-  """UserError where facts of files tell a family from reals, or anything tells a folder's.
+  """UserError where files' facts or classes tell a family from reals, or anything tells a folder's.
 
   With `ignore` never.
   """
   if ignore:
     return
   for family, row in found.items():
-    for kind in KINDS if family == FOLDER else KINDS[:1]:
+    for kind in KINDS if family == FOLDER else KINDS[:2]:
       if _loud(row, kind):
         raise UserError(
           f'{family}: told from the originals by {_leak(row, kind)}; store both alike, or if that '
@@ -74,7 +74,7 @@ def _loud(row: dict, kind: str) -> bool:
 
 
 def _leak(row: dict, kind: str) -> str:
-  fact = f', {row["tells"]} most' if row['tells'] and kind != 'thumbnails' else ''
+  fact = f', {row["tells"]} most' if row['tells'] and kind.endswith('facts') else ''
   return f'{kind.replace("_", " ")} alone (AUROC {row[kind]:.2f}{fact})'
 
 
@@ -109,8 +109,11 @@ def _audit_family(shown: Exhibits, seed: int) -> dict:
   names, index = np.unique(shown.groups, return_inverse=True)
   drawn = rng.permutation(np.arange(len(names)) % 2 == 0)[index]
   known = not np.isnan(files).any()
+  labelled = shown.labels.min() >= 0
+  classes = np.eye(shown.labels.max() + 1)[shown.labels]
   return {
     'file_facts': _auroc(files, shown.fake, shown.groups, seed) if known else None,
+    'class_mix': _auroc(classes, shown.fake, shown.groups, seed) if labelled else None,
     'grey_facts': _auroc(greys, shown.fake, shown.groups, seed),
     'thumbnails': _auroc(thumbnails, shown.fake, shown.groups, seed),
     'random_labels': _auroc(greys, drawn, shown.groups, seed),

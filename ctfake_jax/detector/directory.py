@@ -1,16 +1,20 @@
 """A detector at rest: the workdir of its making, every file of it under a digest.
 
-`detector.json` (scaling, threshold, figures), `reference.npz` (discriminant, features of reals),
-`config.json` and the manifest of the network's checkpoint, which lists its files, stand with their
-SHA-256 in `digests.json`.
+`detector.json` (scaling, threshold, figures), `reference.npz` (discriminant, domain, features of
+reals), `config.json` and the manifest of the network's checkpoint, which lists its files, stand
+with their SHA-256 in `digests.json`.
 """
 
 import dataclasses
+import functools
 import hashlib
 import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -18,19 +22,19 @@ from ctfake_jax import batches, checkpoints
 from ctfake_jax import config as config_lib
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.attribution import Witness
-from ctfake_jax.data import degrade
 from ctfake_jax.data.decode import Decoded
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.detector import calibration, training
 from ctfake_jax.detector.calibration import Scaling, Threshold
 from ctfake_jax.detector.discriminant import Learnt, with_discriminant
+from ctfake_jax.detector.domain import Domain, coarse_features
 from ctfake_jax.models import zoo
 from ctfake_jax.models.patch_net import DISCRIMINANT, LAST_COMMON_STAGE, scores_of_parts
 from ctfake_jax.types import Unit, UserError
 
 FACTS, REFERENCE, CONFIG, DIGESTS = 'detector.json', 'reference.npz', 'config.json', 'digests.json'
 NETWORK = 'network'  # folder of the network's training
-VERSION = 3  # grows where the same files would mean something else; 3 binds the network's manifest
+VERSION = 4  # grows where the same files would mean something else; 4 knows its domain
 # What a recalibration may have found, by name.
 ALARMS = {
   'drift': 'the images it was recalibrated on differ from those that the detector learnt from; '
@@ -41,8 +45,7 @@ ALARMS = {
   'fakes are among them (look at `suspects`), or they vary more than those of its making; the '
   'false-alarm rate may be higher',
 }
-# Qualities of the harmless re-encodings that must not change a verdict.
-RE_ENCODINGS = (90.0, 75.0)
+BATCH_SIZE = 64
 LEAST_SHARE = 0.5  # of the side that the network sees; robustness is measured down to it
 
 
@@ -57,6 +60,7 @@ class Detector:
     reference: features f32[m, d] of one real of each group that set the first threshold.
     differences: of held-out fakes of each family from held-out reals, f32[k, d].
     learnt: what a site's directions are made of.
+    domain: what images it was calibrated on.
   """
 
   model: nn.Module
@@ -68,6 +72,7 @@ class Detector:
   reference: np.ndarray
   differences: np.ndarray
   learnt: Learnt
+  domain: Domain
 
   @property
   def view(self) -> Preprocess:
@@ -85,22 +90,49 @@ class Detector:
       found.append('one grey value everywhere')
     return found
 
-  def examine(self, images: np.ndarray, prior: float) -> dict[str, np.ndarray]:
-    """Scores, p_fake and verdicts of images f32[n, h, w, 1] in [-1, 1] that went through 8 bits."""
-    scores, features, patches = training.judge(self.model, self.variables, images)
-    others = np.stack([self._re_encoded(images, quality) for quality in RE_ENCODINGS], 1)
-    verdicts, flips = calibration.verdicts(
-      scores, others, self.scaling, self.threshold.value, prior
+  def examine(self, seen: Sequence[Decoded], prior: float) -> dict[str, np.ndarray]:
+    """What is said of n decoded images, the only place where verdicts are made.
+
+    Returns:
+      score, p_fake, alarm, flips, domain (its score), outside, features, patches; verdict 'real',
+      'fake' or 'unsure', and reasons, a tuple of texts each.
+    """
+    views = np.stack([d.views for d in seen])
+    variables = jax.device_put(self.variables)
+    scores, features, patches, coarse = batches.run(
+      lambda _, batch: examine(self.model, variables, batch), views, batch_size=BATCH_SIZE
     )
-    return {
-      'score': scores,
-      'p_fake': self.scaling.p_fake(scores, prior),
-      'verdict': verdicts,
-      'alarm': scores > self.threshold.value,
+    scaling, limit = self.scaling, self.threshold.value
+    judged, flips = calibration.verdicts(scores[:, 0], scores[:, 1:], scaling, limit, prior)
+    domain = self.domain.scores(coarse)
+    found = {
+      'score': scores[:, 0],
+      'p_fake': scaling.p_fake(scores[:, 0], prior),
+      'alarm': scores[:, 0] > limit,
       'flips': flips,
+      'domain': domain,
+      'outside': domain > self.domain.limit,
+    }
+    rows = [dict(zip(found, values)) for values in zip(*found.values())]
+    obstacles = [[*self.obstacles(d), *self._outside(row)] for d, row in zip(seen, rows)]
+    unsure = np.array([bool(own) for own in obstacles])
+    reasons = np.empty(len(seen), object)
+    reasons[:] = [(*own, *_reasons(row)) for own, row in zip(obstacles, rows)]
+    return {
+      **found,
       'features': features,
       'patches': patches,
+      'verdict': np.where(unsure, calibration.UNSURE, judged).astype(object),
+      'reasons': reasons,
     }
+
+  def _outside(self, row: dict) -> list[str]:
+    if not row['outside']:
+      return []
+    return [
+      f'unlike the images that the detector was calibrated on ({row["domain"]:.1f} deviations, up '
+      f'to {self.domain.limit:.1f} are usual): recalibrate on originals like it'
+    ]
 
   def witness(self, prior: float) -> Witness:
     """The detector as one that can be asked for reasons; its one answer is `fake`."""
@@ -129,9 +161,35 @@ class Detector:
       usual_stage=LAST_COMMON_STAGE,
     )
 
-  def _re_encoded(self, images: np.ndarray, quality: float) -> np.ndarray:
-    encoded = degrade.in_batches(degrade.jpeg, images, quality)
-    return training.judge(self.model, self.variables, encoded)[0]
+
+@functools.partial(jax.jit, static_argnums=0)
+def examine(model: nn.Module, variables: dict, views: jax.Array) -> tuple[jax.Array, ...]:
+  """All that verdicts hang on, in one program.
+
+  Args:
+    model: the network with its discriminant.
+    variables: its own.
+    views: uint8[b, 1 + k, h, w], each image and its k re-encodings.
+
+  Returns:
+    Scores f32[b, 1 + k]; of the images features f32[b, d], patch logits f32[b, h', w'] and
+    coarse features f32[b, e].
+  """
+  images = (views.astype(jnp.float32) / 127.5 - 1)[..., None]
+  everything = images.reshape(-1, *images.shape[2:])
+  scores, features, patches = training.forward(model, variables, everything)
+  step = views.shape[1]
+  coarse = coarse_features(images[:, 0])
+  return scores.reshape(-1, step), features[::step], patches[::step], coarse
+
+
+def _reasons(row: dict) -> Iterator[str]:
+  """Why the scores say what they say."""
+  yield f'score {"above" if row["alarm"] else "not above"} the threshold'
+  if row['flips']:
+    yield 'JPEG re-encoding changes the verdict'
+  if row['alarm'] != (row['p_fake'] >= 0.5):
+    yield f'yet p_fake is {row["p_fake"]:.2f}'
 
 
 def save(detector: Detector, workdir: Path, figures: dict) -> None:
@@ -151,6 +209,7 @@ def save(detector: Detector, workdir: Path, figures: dict) -> None:
     differences=detector.differences,
     **vars(detector.learnt),
     **detector.variables[DISCRIMINANT],
+    **{f'domain_{name}': value for name, value in vars(detector.domain).items()},
   )
   names = (FACTS, REFERENCE, CONFIG, _manifest(figures['best_step']))
   digests = {name: _digest(workdir / name) for name in names}
@@ -203,7 +262,13 @@ def _from_files(workdir: Path, facts: dict, step: int) -> Detector:
     reference=arrays['features'],
     differences=arrays['differences'],
     learnt=Learnt(arrays['apart'], arrays['covariance']),
+    domain=_domain(arrays),
   )
+
+
+def _domain(arrays: dict[str, np.ndarray]) -> Domain:
+  centre, scale, weights = (arrays[f'domain_{name}'] for name in ('centre', 'scale', 'weights'))
+  return Domain(centre, scale, weights, float(arrays['domain_bias']), float(arrays['domain_limit']))
 
 
 def warnings(workdir: Path) -> list[str]:

@@ -16,14 +16,15 @@ import numpy as np
 from ctfake_jax import config as config_lib
 from ctfake_jax import controls, fakes, sampling, streams
 from ctfake_jax import workdir as workdir_lib
-from ctfake_jax.data import file_facts, layout, pipeline, splits
+from ctfake_jax.data import decode, file_facts, layout, pipeline, splits
 from ctfake_jax.data.class_mix import class_counts, labels_in_mix
+from ctfake_jax.data.decode import Decoded
 from ctfake_jax.data.folders import FolderSource
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.data.splits import Split
 from ctfake_jax.data.survey import Survey, fingerprint
 from ctfake_jax.train import generator
-from ctfake_jax.types import ImageSet, UserError
+from ctfake_jax.types import ImageSet, Source, UserError
 
 # Shares of the groups. The threshold's part is large: 99 groups are the least for 1 %.
 PARTS = {'learn': 0.45, 'choose': 0.08, 'scale': 0.1, 'threshold': 0.22, 'test': 0.15}
@@ -45,6 +46,8 @@ class Exhibits:
     labels: int[n], the originals' class, or that asked of a fake; -1 for strangers' fakes.
     masks: bool[n, h, w], what is synthetic: nothing of a real, all of a sample.
     file_facts: f64[n, 7] as `data.file_facts` names them, NaN for images that are no files.
+    stored: object[n], a function () -> f[h, w], grey levels in [0, 1] at the size that the image is
+      stored in; that of `images` for what was made here.
   """
 
   images: np.ndarray
@@ -54,6 +57,7 @@ class Exhibits:
   labels: np.ndarray
   masks: np.ndarray
   file_facts: np.ndarray
+  stored: np.ndarray
 
   def __len__(self) -> int:
     return len(self.fake)
@@ -66,6 +70,10 @@ class Exhibits:
     """The images of these families."""
     return self.take(np.isin(self.families, families))
 
+  def decoded(self, view: Preprocess, unit: str) -> list[Decoded]:
+    """The images as `detect` meets them in files of `unit` values."""
+    return [decode.seen(levels(), view, unit) for levels in self.stored]
+
 
 @dataclasses.dataclass(frozen=True)
 class Stock:
@@ -74,12 +82,16 @@ class Stock:
   Attributes:
     parts: rows of each of `PARTS`, or of `WITH_FAKES`.
     root: folder that the records' provenance starts from; None where they are no files.
+    source: where the images are stored.
+    view: how they are seen.
   """
 
   images: ImageSet
   groups: np.ndarray
   parts: dict[str, np.ndarray]
   root: Path | None
+  source: Source
+  view: Preprocess
 
   def split(self) -> Split:
     """The parts that trainings of one kind of image need."""
@@ -101,7 +113,15 @@ class Stock:
       own.labels,
       np.full(pixels.shape[:3], fake),
       file_facts.of_files(self.root, paths) if self.root else _unknown(len(rows)),
+      _objects([functools.partial(self._levels, record.provenance) for record in own.records]),
     )
+
+  def _levels(self, provenance: str) -> np.ndarray:
+    return self.view.levels(self.source[self._places[provenance]])
+
+  @functools.cached_property
+  def _places(self) -> dict[str, int]:
+    return {record.provenance: i for i, record in enumerate(self.source.records)}
 
 
 def originals(config: ml_collections.ConfigDict) -> Stock:
@@ -110,7 +130,8 @@ def originals(config: ml_collections.ConfigDict) -> Stock:
   _, groups = splits.group(images, config.split)
   files = config.data.source in ('folders', 'dicom')
   root = Path(config.data.path) if files else None
-  return Stock(images, groups, deal(groups, config.seed), root)
+  source, view = pipeline.open_source(config), Preprocess.from_config(config.data)
+  return Stock(images, groups, deal(groups, config.seed), root, source, view)
 
 
 def strangers(config: ml_collections.ConfigDict, reals: Stock) -> Stock | None:
@@ -123,7 +144,8 @@ def strangers(config: ml_collections.ConfigDict, reals: Stock) -> Stock | None:
     return None
   source = FolderSource(Path(folder), max_pixels=config.data.max_pixels, unlabelled_ok=True)
   layout.refuse_masks(folder, [record.path for record in source.records])
-  images = pipeline.gather(source, Preprocess.from_config(config.data), labelled=False)
+  view = Preprocess.from_config(config.data)
+  images = pipeline.gather(source, view, labelled=False)
   if images.unit != reals.images.unit:
     raise UserError(
       f'config.detection.fakes_folder = {folder}: pictures have {images.unit} values, the '
@@ -140,7 +162,7 @@ def strangers(config: ml_collections.ConfigDict, reals: Stock) -> Stock | None:
       f'config.detection.fakes_folder = {folder}: {len(images)} pictures give fewer than '
       f'{LEAST_STRANGERS} to the parts {", ".join(few)} (near-duplicates stay together); add fakes'
     )
-  return Stock(images, groups, parts, Path(folder))
+  return Stock(images, groups, parts, Path(folder), source, view)
 
 
 def _beside(reals: Stock, images: ImageSet, correlation: float) -> tuple[np.ndarray, np.ndarray]:
@@ -241,6 +263,7 @@ def gather(
         made.labels,
         np.ones(made.images.shape[:3], bool) if made.masks is None else made.masks,
         _unknown(count),
+        _objects([functools.partial(_levels, image) for image in made.images]),
       )
     )
   return join(sets)
@@ -251,6 +274,16 @@ def join(sets: list[Exhibits]) -> Exhibits:
   return Exhibits(
     *(np.concatenate([getattr(s, f.name) for s in sets]) for f in dataclasses.fields(Exhibits))
   )
+
+
+def _levels(image: np.ndarray) -> np.ndarray:
+  return (image[..., 0] + 1) / 2
+
+
+def _objects(items: list) -> np.ndarray:
+  found = np.empty(len(items), object)
+  found[:] = items
+  return found
 
 
 def _unknown(count: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from ctfake_jax import attribution, fakes, figures, metrics, progress
+from ctfake_jax import attribution, fakes, figures, metrics, progress, streams
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import baselines
 from ctfake_jax.data.survey import fingerprint
@@ -21,6 +21,7 @@ from ctfake_jax.detector import (
   card,
   directory,
   discriminant,
+  domain,
   exhibits,
   robustness,
   training,
@@ -96,14 +97,24 @@ def calibrate(
   scores, features, _ = training.judge(model, variables, reals.images)
   one = calibration.one_per_group(np.arange(len(reals)), reals.groups, config.seed)
   threshold = calibration.conformal_threshold(scores[one], calibration.asked_rate(config))
+  known = domain.fit(learn, choose, reals.images[one], config.seed)
   return Detector(
-    model, variables, config, images.unit, scaling, threshold, features[one], differences, learnt
+    model,
+    variables,
+    config,
+    images.unit,
+    scaling,
+    threshold,
+    features[one],
+    differences,
+    learnt,
+    known,
   )
 
 
 def test(detector: Detector, shown: Exhibits, config: ml_collections.ConfigDict) -> dict:
-  """Figures on images that nothing was fitted to."""
-  found = detector.examine(shown.images, config.prior_fake)
+  """Figures on images that nothing was fitted to, judged as `detect` judges them."""
+  found = detector.examine(shown.decoded(detector.view, detector.unit), config.prior_fake)
   scores, fake = found['score'], shown.fake
   probability, prior = found['p_fake'], config.prior_fake
   error = {
@@ -117,6 +128,7 @@ def test(detector: Detector, shown: Exhibits, config: ml_collections.ConfigDict)
     'reals': _verdict_shares(found['verdict'], ~fake, shown.groups),
     'fakes': _verdict_shares(found['verdict'], fake, shown.groups),
     'calibration_error': error,
+    'domain': _domain_shares(detector, found, shown, config.seed),
     'families': {
       family: {
         'auroc': metrics.auroc(scores[shown.families == family], scores[~fake]),
@@ -128,6 +140,18 @@ def test(detector: Detector, shown: Exhibits, config: ml_collections.ConfigDict)
       }
       for family in sorted(set(shown.families) - {REAL})
     },
+  }
+
+
+def _domain_shares(detector: Detector, found: dict, shown: Exhibits, seed: int) -> dict:
+  """Shares that lie outside of the domain; of reals also as other sites show them."""
+  elsewhere = domain.with_other_looks(shown.of(REAL).images, streams.seed(seed, 'test of domain'))
+  scores = detector.domain.scores(domain.features_of(elsewhere))
+  return {
+    'limit': detector.domain.limit,
+    'reals': float(found['outside'][~shown.fake].mean()),
+    'fakes': float(found['outside'][shown.fake].mean()),
+    'other_looks': float((scores > detector.domain.limit).mean()),
   }
 
 

@@ -10,6 +10,7 @@ some of them lie apart from the rest (planted fakes?).
 import collections
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import ml_collections
@@ -22,7 +23,7 @@ from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import layout, splits, walker
 from ctfake_jax.data.decode import Decoded, Limits, decode_all, judgeable
 from ctfake_jax.data.preprocess import from_uint8
-from ctfake_jax.detector import calibration, card, directory, discriminant, site
+from ctfake_jax.detector import calibration, card, directory, discriminant, domain, site
 from ctfake_jax.detector.directory import Detector
 from ctfake_jax.types import UNKNOWN_LABEL, ImageSet, Record, UnreadableImageError, UserError
 
@@ -37,9 +38,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   if workdir.resolve() == Path(config.detector).resolve():
     raise UserError(f'--workdir={workdir} is the old detector: choose another one')
   workdir_lib.refuse_others(workdir, config)
-  images = reals(config, old)
+  found, images = reals(config, old)
   _, groups = splits.group(images, config.split)
-  new, results = recalibrate(old, images.images, groups, config)
+  new, results = recalibrate(old, found, groups, config)
   results['suspects'] = [images.records[row].provenance for row in results['suspects']]
   results['left_out'] = [{'path': e.path, 'reason': e.reason} for e in images.unreadable]
   results['skipped'] = dict(images.skipped)
@@ -62,7 +63,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   return results
 
 
-def reals(config: ml_collections.ConfigDict, detector: Detector) -> ImageSet:
+def reals(config: ml_collections.ConfigDict, detector: Detector) -> tuple[list[Decoded], ImageSet]:
   """Every image of `config.input`, decoded as `detect` does, as the detector sees it.
 
   Raises:
@@ -80,7 +81,7 @@ def reals(config: ml_collections.ConfigDict, detector: Detector) -> ImageSet:
     raise UserError(f'config.input = {config.input}: no image can be taken; {reasons}')
   if left_out:
     print(f'left out: {len(left_out)} files; results.json says why')
-  return ImageSet(
+  return found, ImageSet(
     images=from_uint8(np.array([d.pixels for d in found]))[..., None],
     labels=np.full(len(found), UNKNOWN_LABEL, np.int32),
     records=tuple(Record(UNKNOWN_LABEL, _patient(d, config), d.path) for d in found),
@@ -106,17 +107,17 @@ def _patient(decoded: Decoded, config: ml_collections.ConfigDict) -> str | None:
 
 
 def recalibrate(
-  old: Detector, images: np.ndarray, groups: np.ndarray, config: ml_collections.ConfigDict
+  old: Detector, seen: Sequence[Decoded], groups: np.ndarray, config: ml_collections.ConfigDict
 ) -> tuple[Detector, dict]:
-  """From reals f32[n, h, w, 1] of another site in groups int[n]; the new detector and figures.
+  """From n reals of another site in groups int[n]; the new detector and figures.
 
   `suspects` are rows, the highest score first.
   """
   asked = calibration.asked_rate(config, old.threshold.false_alarm_rate)
   rate = calibration.nearest_rate(groups, asked)
   _refuse_rare_alarms(rate, len(old.reference))
-  found = old.examine(images, config.prior_fake)
-  one = calibration.one_per_group(np.arange(len(images)), groups, config.seed)
+  found = old.examine(seen, config.prior_fake)
+  one = calibration.one_per_group(np.arange(len(seen)), groups, config.seed)
   features = found['features'][one]
   usual = site.usual_scores(old.learnt, old.reference, len(features), config.seed)
   own = site.fit(old.learnt, features, old.differences, usual)
@@ -127,9 +128,10 @@ def recalibrate(
     variables=discriminant.with_discriminant(old.variables, own.centre, own.directions),
     scaling=_scaling(own, usual),
     threshold=threshold,
+    domain=_domain(old, [seen[row] for row in one], own.suspects, config.seed),
   )
   results = {
-    'images': len(images),
+    'images': len(seen),
     'groups': len(one),
     'before': {
       'threshold': old.threshold.value,
@@ -148,6 +150,13 @@ def recalibrate(
     'suspects': one[order[own.suspects[order]]].tolist(),
   }
   return new, results
+
+
+def _domain(
+  old: Detector, seen: Sequence[Decoded], suspects: np.ndarray, seed: int
+) -> domain.Domain:
+  images = from_uint8(np.array([d.pixels for d in seen]))[..., None]
+  return domain.fit_site(old.domain, images[~suspects], seed)
 
 
 def _refuse_rare_alarms(rate: float, count: int) -> None:

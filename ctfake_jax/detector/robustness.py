@@ -1,13 +1,18 @@
-"""How a detector holds when images are changed harmlessly: a sweep at its fixed threshold."""
+"""How a detector holds when images are changed harmlessly: a sweep at its fixed threshold.
+
+A change in the file is made to the slice at the size it is stored in, before the network's view;
+what changes a whole picture alike is made to the view.
+"""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 
 from ctfake_jax import metrics, progress, streams
-from ctfake_jax.data import degrade
+from ctfake_jax.data import degrade, stored_changes
+from ctfake_jax.data.preprocess import Preprocess, from_uint8, to_uint8
 from ctfake_jax.detector import training
 from ctfake_jax.detector.directory import Detector
 from ctfake_jax.detector.exhibits import Exhibits
@@ -16,8 +21,8 @@ UNCHANGED = 'unchanged'
 MOST = 1000  # images, drawn at random: 33 passes over them
 
 
-def _noisy(images: jax.Array, deviation: jax.Array) -> jax.Array:
-  return degrade.noisy(images, deviation, streams.key(0, 'noise'))
+def _noisy(levels: np.ndarray, deviation: float) -> np.ndarray:
+  return stored_changes.noisy(levels, deviation, streams.generator(0, 'robustness, noise'))
 
 
 def _contrast(images: jax.Array, gain: jax.Array) -> jax.Array:
@@ -28,13 +33,16 @@ def _level(images: jax.Array, offset: jax.Array) -> jax.Array:
   return degrade.windowed(images, 1 + 0 * offset, offset)
 
 
-# Each change with its strengths: quality, pixels, factor of the side and back, share of half the
-# range (deviation, offset), factor of the contrast, yes, share of the side.
-SWEEP: dict[str, tuple[Callable, tuple[float, ...]]] = {
-  'jpeg': (degrade.jpeg, (100, 90, 75, 60, 50, 40, 30)),
-  'blur': (degrade.blur, (0.5, 0.75, 1.0, 1.5, 2.0)),
-  'resize': (degrade.resized, (0.5, 0.75, 0.9, 1.1, 1.25, 1.5)),
-  'noise': (_noisy, (0.01, 0.02, 0.05, 0.1)),
+# Each change with its strengths: JPEG quality, pixels, factor of the side, deviation as a share of
+# the range.
+OF_STORED: dict[str, tuple[Callable, tuple[float, ...]]] = {
+  'jpeg': (stored_changes.jpeg, (100, 90, 75, 60, 50, 40, 30)),
+  'blur': (stored_changes.blurred, (0.5, 0.75, 1.0, 1.5, 2.0)),
+  'resize': (stored_changes.resampled, (0.5, 0.75, 0.9, 1.1, 1.25, 1.5)),
+  'noise': (_noisy, (0.005, 0.01, 0.025, 0.05)),
+}
+# Factor of the contrast, share of half the range, yes, share of the side.
+OF_VIEW: dict[str, tuple[Callable, tuple[float, ...]]] = {
   'contrast': (_contrast, (0.8, 0.9, 1.1, 1.2)),
   'level': (_level, (-0.1, -0.05, 0.05, 0.1)),
   'flip': (degrade.mirrored, (1,)),
@@ -52,12 +60,24 @@ def sweep(detector: Detector, shown: Exhibits, seed: int) -> dict[str, list[dict
   shown = shown.take(np.sort(drawn))
   measure = functools.partial(_row, detector, fake=shown.fake)
   found = {UNCHANGED: [measure(shown.images, 0.0)]}
-  for name, (change, strengths) in progress.bar('harmless changes', SWEEP.items()):
-    found[name] = [
-      measure(degrade.in_batches(change, shown.images, strength), strength)
-      for strength in strengths
-    ]
+  for name, strength, images in progress.bar('harmless changes', _changed(detector.view, shown)):
+    found.setdefault(name, []).append(measure(images, strength))
   return found
+
+
+def _changed(view: Preprocess, shown: Exhibits) -> Iterator[tuple[str, float, np.ndarray]]:
+  """Name, strength and the images f32[n, h, w, 1] after each change, in 8 bits."""
+  stored = [levels() for levels in shown.stored]
+  for name, (change, strengths) in OF_STORED.items():
+    for strength in strengths:
+      yield name, strength, _seen(view, [change(levels, strength) for levels in stored])
+  for name, (change, strengths) in OF_VIEW.items():
+    for strength in strengths:
+      yield name, strength, degrade.in_batches(change, shown.images, strength)
+
+
+def _seen(view: Preprocess, stored: list[np.ndarray]) -> np.ndarray:
+  return from_uint8(to_uint8(np.stack([view.frame(levels) for levels in stored])))
 
 
 def _row(detector: Detector, images: np.ndarray, strength: float, fake: np.ndarray) -> dict:

@@ -20,10 +20,10 @@ import sklearn.metrics
 from ctfake_jax import config as config_lib
 from ctfake_jax import inference, metrics, streams
 from ctfake_jax import workdir as workdir_lib
-from ctfake_jax.data import baselines, degrade
+from ctfake_jax.data import baselines
+from ctfake_jax.data.preprocess import Preprocess, from_uint8
 from ctfake_jax.data.survey import fingerprint
 from ctfake_jax.detector import calibration, exhibits
-from ctfake_jax.detector.directory import RE_ENCODINGS
 from ctfake_jax.detector.exhibits import REAL, Exhibits
 from ctfake_jax.detector_bench import comparison
 from ctfake_jax.detector_bench.methods import (
@@ -167,9 +167,9 @@ def _judge(config, scorer: Scorer, seen: dict[str, Exhibits], test: Exhibits, fo
   begun = time.perf_counter()
   scores = scorer.score(test.images)
   seconds = time.perf_counter() - begun
-  re_encoded = np.stack(
-    [scorer.score(degrade.in_batches(degrade.jpeg, test.images, q)) for q in RE_ENCODINGS], 1
-  )
+  decoded = test.decoded(Preprocess.from_config(config.data), unit='')
+  views = from_uint8(np.stack([d.views[1:] for d in decoded]))[..., None]
+  re_encoded = np.stack([scorer.score(views[:, i]) for i in range(views.shape[1])], 1)
   verdicts, _ = calibration.verdicts(
     scores, re_encoded, scaling, threshold.value, config.prior_fake
   )

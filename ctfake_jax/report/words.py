@@ -71,14 +71,14 @@ BENCH_METHODS = {
 }
 CHANGES = {
   'unchanged': 'Nothing',
-  'jpeg': 'JPEG quality',
-  'blur': 'Blur, σ in pixels',
-  'resize': 'Resized and back, factor',
-  'noise': 'Noise, σ of half the range',
-  'contrast': 'Contrast, factor',
-  'level': 'Level, of half the range',
-  'flip': 'Mirrored',
-  'crop': 'Cropped to, share of the side',
+  'jpeg': 'Stored picture: JPEG quality',
+  'blur': 'Stored picture: blur, σ in its pixels',
+  'resize': 'Stored picture: resized, factor',
+  'noise': 'Stored picture: noise, σ of the range',
+  'contrast': 'Network’s view: contrast, factor',
+  'level': 'Network’s view: level, of half the range',
+  'flip': 'Network’s view: mirrored',
+  'crop': 'Network’s view: cropped to, share of the side',
 }
 GROUPS = {
   'patient': 'patients',
