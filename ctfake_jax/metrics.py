@@ -17,8 +17,8 @@ import sklearn.metrics
 
 from ctfake_jax.types import UserError
 
-# A prior near neutral towards both ends, for share and correlation alike (Kerman 2011).
-NEUTRAL = (1 / 3, 1 / 3)
+# Beta priors: Jeffreys' of a share; of a correlation, one that favours neither end (Kerman 2011).
+SHARE_PRIOR, CORRELATION_PRIOR = (1 / 2, 1 / 2), (1 / 3, 1 / 3)
 SHARE_CELLS, CORRELATION_CELLS = 96, 24
 # How much more variance than was estimated a share's grid has room for, and the tail beyond it.
 ROOM, NEGLIGIBLE = 4, 1e-4
@@ -136,14 +136,14 @@ def _beta_binomial_interval(
   """
   coarse = effective / ROOM
   around = clopper_pearson(right.sum() / sizes.sum() * coarse, coarse, 1 - NEGLIGIBLE)
-  first, last = scipy.special.betainc(*NEUTRAL, around)
+  first, last = scipy.special.betainc(*SHARE_PRIOR, around)
   edges = np.linspace(first, last, SHARE_CELLS + 1)
-  shares = scipy.special.betaincinv(*NEUTRAL, (edges[1:] + edges[:-1]) / 2)
+  shares = scipy.special.betaincinv(*SHARE_PRIOR, (edges[1:] + edges[:-1]) / 2)
   likelihood = _beta_binomial_log_likelihood(right, sizes, shares)
   mass = np.exp(likelihood - likelihood.max()).sum(1)
   below = np.append(0, np.cumsum(mass)) / mass.sum()
   tails = np.interp([(1 - confidence) / 2, (1 + confidence) / 2], below, edges)
-  return [float(bound) for bound in scipy.special.betaincinv(*NEUTRAL, tails)]
+  return [float(bound) for bound in scipy.special.betaincinv(*SHARE_PRIOR, tails)]
 
 
 def _beta_binomial_log_likelihood(
@@ -151,7 +151,7 @@ def _beta_binomial_log_likelihood(
 ) -> np.ndarray:
   """f64[s, c], of each mean in `shares` f64[s] and each cell's correlation, up to a constant."""
   cells = (np.arange(CORRELATION_CELLS) + 0.5) / CORRELATION_CELLS
-  correlations = scipy.special.betaincinv(*NEUTRAL, cells)
+  correlations = scipy.special.betaincinv(*CORRELATION_PRIOR, cells)
   strength = (1 - correlations) / correlations
   return (
     _log_rising(shares[:, None] * strength, right)

@@ -91,13 +91,97 @@ def test_a_prior_moves_the_odds_by_itself():
 
 
 def test_calibration_error_by_hand():
-  # One bin: mean p is 0.7, half are fake.
-  p, fake = np.array([0.6, 0.8]), np.array([True, False])
+  # One bin, 50 fakes at 0.6 and 50 reals at 0.8: mean p is 0.7, half are fake. No variance.
+  p, fake = np.tile([0.6, 0.8], 50), np.tile([True, False], 50)
   assert calibration.calibration_error(p, fake, 0.5, bins=1) == pytest.approx(0.2)
-  low, high = calibration.calibration_interval(
-    np.tile(p, 50), np.tile(fake, 50), np.arange(100), 0.5, seed=0
-  )
-  assert 0 <= low <= high <= 1
+  low, high = calibration.calibration_interval(p, fake, np.arange(100), 0.5, bins=1)
+  assert 0.1 < low < 0.2 < high < 0.3
+  # At another prior: 0.3 * (0.6 - 1) + 0.7 * 0.8.
+  assert calibration.calibration_error(p, fake, 0.3, bins=1) == pytest.approx(0.44)
+
+
+def test_the_variance_of_a_gap_is_taken_off():
+  # One bin: the gap is the mean of 8 fakes' p - 1 and of 8 reals' p, each weighing a half.
+  rng = np.random.default_rng(0)
+  p, fake = rng.random(16), np.arange(16) < 8
+  gap = 0.5 * (p[fake].mean() - 1) + 0.5 * p[~fake].mean()
+  spread = sum(((p[kind] - p[kind].mean()) ** 2).sum() for kind in (fake, ~fake))
+  variance = 16 / 15 * spread / 16**2
+  expected = np.sqrt(max(0, (gap + 1 / 3) ** 2 - variance))
+  found = calibration.calibration_error(p + 1 / 3, fake, 0.5, bins=1)
+  assert found == pytest.approx(expected)
+  assert found > 0.2
+
+
+def test_equal_probabilities_share_a_bin():
+  # In whatever order: bins by rank alone would part fakes from reals and find an error of 0.5.
+  fake = np.arange(400) < 200
+  assert calibration.calibration_error(np.full(400, 0.5), fake, 0.5) == 0
+  assert calibration.calibration_error(np.full(400, 0.5), ~fake, 0.5) == 0
+
+
+def test_copies_are_no_further_images():
+  p, fake = np.random.default_rng(0).random(200), np.arange(200) % 2 == 0
+  once = calibration.calibration_interval(p, fake, np.arange(200), 0.5)
+  copied = np.repeat(p, 3), np.repeat(fake, 3)
+  groups = np.repeat(np.arange(200), 3)
+  assert calibration.calibration_interval(*copied, groups, 0.5) == pytest.approx(once)
+  single = calibration.calibration_error(p, fake, 0.5)
+  assert calibration.calibration_error(*copied, 0.5, groups) == pytest.approx(single)
+
+
+def test_firm_and_right_answers_leave_doubt():
+  fake = np.arange(400) < 200
+  p = np.where(fake, 1 - 1e-6, 1e-6)
+  assert calibration.calibration_error(p, fake, 0.5) < 1e-5
+  low, high = calibration.calibration_interval(p, fake, np.arange(400), 0.5)
+  assert low == 0
+  assert 0.005 < high < 0.1
+
+
+def sharpened(rng, groups: int, size: int, correlation: float, sharpness: float):
+  """(probabilities, fake, groups): log odds of normal scores times `sharpness`, 1 being right."""
+  fake = np.repeat(np.arange(groups) < groups // 2, size)
+  patient = np.repeat(rng.normal(size=groups), size)
+  noise = np.sqrt(correlation) * patient + np.sqrt(1 - correlation) * rng.normal(size=len(fake))
+  score = np.where(fake, 0.5, -0.5) + noise
+  return scipy.special.expit(sharpness * score), fake, np.repeat(np.arange(groups), size)
+
+
+def true_error(sharpness: float) -> float:
+  """Root mean square of p - chance of fake, over scores of reals and fakes alike in number."""
+  score = np.linspace(-8, 8, 4001)
+  density = scipy.stats.norm.pdf(score, 0.5) + scipy.stats.norm.pdf(score, -0.5)
+  squared = (scipy.special.expit(sharpness * score) - scipy.special.expit(score)) ** 2
+  return float(np.sqrt((squared * density).sum() / density.sum()))
+
+
+@pytest.mark.parametrize(
+  ('groups', 'size', 'correlation', 'sharpness', 'repetitions'),
+  [
+    (800, 1, 0.0, 1.0, 200),
+    (60, 4, 0.3, 1.0, 300),
+    (200, 4, 0.5, 2.0, 300),
+    *(
+      pytest.param(*design, sharpness, 1000, marks=pytest.mark.slow)
+      for design in ((200, 1, 0.0), (60, 4, 0.3), (40, 12, 0.5), (200, 4, 0.5))
+      for sharpness in (0.5, 1.0, 2.0)
+    ),
+  ],
+)
+def test_the_interval_of_the_calibration_error(groups, size, correlation, sharpness, repetitions):
+  rng, truth = np.random.default_rng(0), true_error(sharpness)
+  covered, squares = 0, []
+  for _ in range(repetitions):
+    p, fake, names = sharpened(rng, groups, size, correlation, sharpness)
+    found = calibration.calibration_error(p, fake, 0.5, names)
+    low, high = calibration.calibration_interval(p, fake, names, 0.5)
+    assert low <= found <= high
+    covered += low <= truth <= high
+    squares.append(found**2)
+  assert covered >= scipy.stats.binom.ppf(0.001, repetitions, 0.94)
+  if sharpness == 1:  # the plain error would be 0.07 of 800 images
+    assert np.sqrt(np.mean(squares)) < 0.06
 
 
 def test_verdicts():

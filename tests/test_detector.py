@@ -408,7 +408,8 @@ def made(tmp_path_factory):
 def test_a_detector_is_made_with_its_card(made):
   workdir, results = made
   assert set(results['families']) == {'blended', 'copied'}
-  assert 0 <= results['calibration_error']['value'] <= 1
+  error = results['calibration_error']
+  assert 0 <= error['ci95'][0] <= error['value'] <= error['ci95'][1] <= 1
   assert results['threshold']['groups'] >= 9
   assert results['families']['copied']['patch_auroc'] is not None
   curves = results['robustness']

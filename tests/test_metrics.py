@@ -140,7 +140,7 @@ def test_the_posterior_against_quadrature():
   correlations = scipy.special.betaincinv(1 / 3, 1 / 3, correlations)
   strength = (1 - correlations) / correlations
   a, b = shares[:, None] * strength, (1 - shares[:, None]) * strength
-  log = scipy.stats.beta.logpdf(shares, 1 / 3, 1 / 3)[:, None]
+  log = scipy.stats.beta.logpdf(shares, 0.5, 0.5)[:, None]
   for k in right:
     log = log + scipy.stats.betabinom.logpmf(k, 4, a, b)
   mass = np.exp(log - log.max()).sum(1)

@@ -118,8 +118,8 @@ def test(detector: Detector, shown: Exhibits, config: ml_collections.ConfigDict)
   scores, fake = found['score'], shown.fake
   probability, prior = found['p_fake'], config.prior_fake
   error = {
-    'value': calibration.calibration_error(probability, fake, prior),
-    'ci95': calibration.calibration_interval(probability, fake, shown.groups, prior, config.seed),
+    'value': calibration.calibration_error(probability, fake, prior, shown.groups),
+    'ci95': calibration.calibration_interval(probability, fake, shown.groups, prior),
   }
   return {
     'auroc': metrics.auroc(scores[fake], scores[~fake]),

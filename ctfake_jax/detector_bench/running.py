@@ -188,11 +188,13 @@ def _judge(config, scorer: Scorer, seen: dict[str, Exhibits], test: Exhibits, fo
     'false_alarms': float(alarm[~fake].mean()),
     'unsure': float((verdicts == calibration.UNSURE).mean()),
     'calibration_error_before': calibration.calibration_error(
-      calibration.UNSCALED.p_fake(scores, config.prior_fake), fake, config.prior_fake
+      calibration.UNSCALED.p_fake(scores, config.prior_fake), fake, config.prior_fake, test.groups
     )
     if scorer.logits
     else None,
-    'calibration_error': calibration.calibration_error(probability, fake, config.prior_fake),
+    'calibration_error': calibration.calibration_error(
+      probability, fake, config.prior_fake, test.groups
+    ),
     'ms_per_image': 1e3 * seconds / len(test),
     'parameters': scorer.parameters,
     'size': scorer.size,
