@@ -182,7 +182,8 @@ def calibration_interval(
   if scipy.special.chdtr(freedom, found / scale) > 1 - tail:
     low = scipy.special.chndtrinc(found / scale, freedom, 1 - tail)
   estimate = math.sqrt(max(0.0, found - float(np.trace(covariance - np.diag(unseen)))))
-  return [math.sqrt(scale * low), max(math.sqrt(scale * high), estimate)]
+  # No distance between shares is above 1.
+  return [math.sqrt(scale * low), min(1.0, max(math.sqrt(scale * high), estimate))]
 
 
 def _gaps(
