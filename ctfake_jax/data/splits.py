@@ -56,6 +56,7 @@ def split(images: ImageSet, config: ml_collections.ConfigDict, fold: int) -> Spl
   if given:
     by, (rest, test) = 'given', given
   else:
+    refuse_one_patient(by, groups)
     parts = config.folds or round(1 / config.test_fraction)
     rest, test = _part(images.labels, groups, everyone, parts, fold, config.seed)
   parts = max(2, round(1 / config.val_fraction))
@@ -65,6 +66,16 @@ def split(images: ImageSet, config: ml_collections.ConfigDict, fold: int) -> Spl
   result = Split(train, val, test, groups, by)
   _check(images, result)
   return result
+
+
+def refuse_one_patient(by: str, groups: np.ndarray) -> None:
+  """Raises UserError where groups int[n] are patients, and all images are of one."""
+  if by == 'patient' and len(groups) > 1 and groups.min() == groups.max():
+    raise UserError(
+      f'all {len(groups)} images bear one patient ID: there is one patient, or the IDs were made '
+      'one when names were removed; set --config.split.by=duplicates, which keeps near-twins '
+      'together, or give each patient an ID of its own'
+    )
 
 
 def group(images: ImageSet, config: ml_collections.ConfigDict) -> tuple[str, np.ndarray]:

@@ -107,7 +107,8 @@ class Stock:
 def originals(config: ml_collections.ConfigDict) -> Stock:
   """The reals of `config.data`, dealt by patients or near-duplicates."""
   images = pipeline.load(config)
-  _, groups = splits.group(images, config.split)
+  by, groups = splits.group(images, config.split)
+  splits.refuse_one_patient(by, groups)
   files = config.data.source in ('folders', 'dicom')
   root = Path(config.data.path) if files else None
   return Stock(images, groups, deal(groups, config.seed), root)
