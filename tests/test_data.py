@@ -1,6 +1,7 @@
 """Preprocessing against hand-computed values, splits that do not leak, batches, augmentation."""
 
 import dataclasses
+import io
 
 import hypothesis
 import jax
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 from conftest import make_images
 from hypothesis import strategies as st
+from PIL import Image
+from scipy import ndimage
 
 from ctfake_jax.data import augment, baselines, pipeline, splits
 from ctfake_jax.data.preprocess import Preprocess, to_uint8
@@ -168,6 +171,62 @@ def test_pictures_under_two_classes_are_counted_and_named(images, tiny_config, c
   assert '2 images are found under another class' in capsys.readouterr().out
 
 
+def chests(count: int, side: int = 96) -> np.ndarray:
+  """Smooth slices f32[n, side, side] in [0, 1], each of its own."""
+  rng = np.random.default_rng(5)
+  noise = ndimage.gaussian_filter(rng.normal(size=(count, side, side)), (0, 5, 5))
+  return ((noise - noise.min()) / np.ptp(noise)).astype(np.float32)
+
+
+def through_jpeg(grey: np.ndarray) -> np.ndarray:
+  file = io.BytesIO()
+  Image.fromarray(np.uint8(grey * 255)).save(file, 'JPEG', quality=60)
+  return np.asarray(Image.open(file), np.float32) / 255
+
+
+@pytest.mark.parametrize(
+  'change',
+  [through_jpeg, lambda grey: grey[2:-2, 3:-1], lambda grey: grey[:-5, 5:], np.copy],
+  ids=['jpeg', 'crop', 'corner', 'copy'],
+)
+def test_near_copies_under_two_classes_are_counted(tiny_config, capsys, change):
+  slices = chests(24)
+  tiny_config.split.by = 'slice'
+
+  def found(pictures):
+    seen = [view(32)(Slice(np.float32(grey), 'grey', None)) for grey in pictures]
+    images = dataclasses.replace(make_images(24), images=np.stack(seen))
+    parts = splits.split(images, tiny_config.split, 0)
+    rows = baselines.measure(images, [parts], tiny_config.split, seed=0)
+    return rows['leak_audit']['near_contradictions']
+
+  assert found(slices) == 0
+  assert 'nearly the same' not in capsys.readouterr().out
+  # Images 0, 1 are of class 0, images 2, 3 of class 1.
+  assert found([*slices[:2], change(slices[0]), *slices[3:]]) == 2
+  exact = change is np.copy
+  assert ('2 images are nearly the same' in capsys.readouterr().out) != exact
+
+
+@pytest.mark.parametrize('by', ['auto', 'patient'])
+def test_one_patient_id_for_all_is_said(images, tiny_config, by):
+  records = tuple(dataclasses.replace(r, patient_id='a') for r in images.records)
+  tiny_config.split.by = by
+  with pytest.raises(UserError, match=r'all 48 images bear one patient ID.*split\.by=duplicates'):
+    splits.split(dataclasses.replace(images, records=records), tiny_config.split, 0)
+
+
+def test_classes_that_differ_by_case_or_spelling_are_remarked(capsys):
+  source = Broken()
+  source.class_names = ('Covid', 'covid ', 'non_covid', 'Non-Covid', 'A+', 'A-')
+  source.records = tuple(Record(i, None, f'{i}.png') for i in (0, 0, 1, 2, 3, 4, 5))
+  pipeline.gather(source, view())
+  said = capsys.readouterr().out
+  assert "'Covid', 'covid ' differ by case or spelling alone" in said
+  assert "'non_covid', 'Non-Covid' differ" in said
+  assert said.count('careful') == 2
+
+
 def test_baselines_see_what_they_should(images, tiny_config):
   parts = splits.split(images, tiny_config.split, 0)
   rows = baselines.measure(images, [parts], tiny_config.split, seed=0)
@@ -187,7 +246,7 @@ class Broken:
   unreadable = (UnreadableImageError('x.png', 'not an image'),)
 
   def __len__(self):
-    return 4
+    return len(self.records)
 
   def __getitem__(self, index):
     if index == 1:

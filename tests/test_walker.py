@@ -4,6 +4,7 @@ import inspect
 import os
 import pathlib
 import sys
+import unicodedata
 
 import numpy as np
 import pydicom
@@ -26,10 +27,10 @@ def picture(path: pathlib.Path) -> None:
   Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4)).save(path, format='PNG')
 
 
-def ct(path: pathlib.Path, patient: str = '') -> None:
+def ct(path: pathlib.Path) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   ds = pydicom.dcmread(CT_SMALL)
-  ds.PatientID = patient or path.name
+  ds.PatientID = path.name.encode('ascii', 'replace').decode()
   ds.SeriesInstanceUID = uid.generate_uid()
   ds.save_as(path)
 
@@ -333,3 +334,42 @@ def test_a_bare_file_is_read_by_pydicoms_rules_alone(tmp_path):
   (tmp_path / 'x.dcm').write_bytes(bytes(600))
   with pytest.raises(pydicom.errors.InvalidDicomError):
     dicom_frame.read(tmp_path / 'x.dcm', LIMIT)
+
+
+# Tables of labels.
+
+
+def test_accents_stored_in_two_ways_are_the_same_name(tmp_path, capsys):
+  decomposed = unicodedata.normalize('NFD', 'é')
+  ct(tmp_path / 'data' / decomposed)
+  ct(tmp_path / 'data/b')
+  table = tmp_path / 'labels.csv'
+  table.write_text('path,label\né,x\nb,y\n', encoding='utf-8')
+  source = DicomSource(tmp_path / 'data', labels_csv=table, max_pixels=LIMIT)
+  assert {r.path: source.class_names[r.label] for r in source.records} == {
+    decomposed: 'x',
+    'b': 'y',
+  }
+  assert '1 rows of the CSV of labels store accents otherwise' in capsys.readouterr().out
+
+
+def test_twins_in_unicode_are_told_apart(tmp_path, capsys):
+  composed, decomposed = 'é', unicodedata.normalize('NFD', 'é')
+  table = tmp_path / 'labels.csv'
+  table.write_text(f'path,label\n{composed},x\n{decomposed},y\n', encoding='utf-8')
+  for name in (composed, decomposed):
+    ct(tmp_path / 'data' / name)
+  source = DicomSource(tmp_path / 'data', labels_csv=table, max_pixels=LIMIT)
+  labels = {r.path: source.class_names[r.label] for r in source.records}
+  assert labels == {composed: 'x', decomposed: 'y'}
+  assert not capsys.readouterr().out
+  (tmp_path / 'data' / composed).unlink()
+  with pytest.raises(UserError, match='rows of the CSV of labels match no file'):
+    DicomSource(tmp_path / 'data', labels_csv=table, max_pixels=LIMIT)
+
+
+def test_class_folders_are_found_however_accents_are_stored(tmp_path, source_of):
+  decomposed = unicodedata.normalize('NFD', 'é')
+  names = [f'{name}/x{source_of.suffix}' for name in (decomposed, 'b', 'c')]
+  source = source_of(tmp_path, *names, classes=('é', 'b'))
+  assert (source.class_names, len(source)) == (('é', 'b'), 2)

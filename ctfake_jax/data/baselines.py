@@ -57,6 +57,13 @@ def measure(
   audit['contradictions'] = contradictions(images.labels, survey.digests)
   if audit['contradictions']:
     print(f'warning: {audit["contradictions"]} images are found under another class, too')
+  near = int(survey.near_copies(images.labels, config.duplicate_correlation).sum())
+  audit['near_contradictions'] = near
+  if near > audit['contradictions']:
+    print(
+      f'warning: {near} images are nearly the same as one of another class: copies (re-encoded, '
+      'cropped), or neighbouring slices'
+    )
   return {**rows, 'leak_audit': audit, 'split_by': folds[0].by}
 
 

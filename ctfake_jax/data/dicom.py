@@ -222,8 +222,16 @@ class DicomSource:
     """The label of each frame; every frame needs one, every row an image."""
     labels, used = [], set(self._known_keys)
     unlabelled, torn = [], []
+    by_spelling: dict[str, set[str]] = {}
+    for key in table:
+      by_spelling.setdefault(walker.spelling(key), set()).add(key)
+    respelled = set()
     for frame in self._frames:
-      keys = {frame.series, *_path_keys(frame.path)} & table.keys()
+      own = {frame.series, *_path_keys(frame.path)}
+      keys = own & table.keys()
+      if not keys:  # the same name, its accents stored in another Unicode form
+        keys = set().union(*(by_spelling.get(walker.spelling(key), ()) for key in own))
+        respelled |= keys
       found = {table[key] for key in keys}
       used |= keys
       labels.append(min(found, default=''))
@@ -232,11 +240,20 @@ class DicomSource:
       elif len(found) > 1:
         torn.append(frame.shown)
     _complain(unlabelled, 'images have no row in the CSV of labels; add them')
-    _complain(torn, 'images have several labels in the CSV; leave one each')
-    unused = [key for key in table if key not in used]
+    _complain(
+      torn,
+      'images have several labels in the CSV; leave one each (names that look the same may differ '
+      'in how accents are stored)',
+    )
+    unused = [walker.shown(key) for key in table if key not in used]
     _complain(
       unused, 'rows of the CSV of labels match no file (paths are relative to the data folder)'
     )
+    if respelled:
+      print(
+        f'{len(respelled)} rows of the CSV of labels store accents otherwise than the file names '
+        '(Unicode NFC and NFD); they are taken as the same'
+      )
     return labels
 
 

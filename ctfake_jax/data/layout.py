@@ -6,6 +6,7 @@ such is refused: a classifier of train against test would be the result.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -156,11 +157,11 @@ def refuse_masks(root: str, paths: Iterable[str], chosen: Sequence[str] = ()) ->
 
 
 def alike(names: Iterable[str]) -> list[tuple[str, ...]]:
-  """Class names that differ by case, blanks, punctuation or Unicode form alone, together."""
+  """Names that differ by case, blanks, hyphens, underscores or Unicode form alone, together."""
   same: dict[str, list[str]] = {}
   for name in names:
-    folded = walker.spelling(name).casefold()
-    same.setdefault(re.sub(r'[\W_]+', '', folded) or folded, []).append(name)
+    folded = unicodedata.normalize('NFKC', name).casefold()
+    same.setdefault(re.sub(r'[\s_]+|(?<=\w)-(?=\w)', '', folded), []).append(name)
   return [tuple(group) for group in same.values() if len(group) > 1]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ctfake_jax import mesh as mesh_lib
 from ctfake_jax import progress
-from ctfake_jax.data import grey_range, walker
+from ctfake_jax.data import grey_range, layout, walker
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.data.stored import StoredImages
 from ctfake_jax.data.survey import DIGEST_BYTES, SMALL_SIDE, Survey, look
@@ -111,7 +111,17 @@ def gather(
   )
   if labelled:
     _check_labels(result)
+    if mesh_lib.is_main_process():
+      _remark_on_alike(source.class_names)
   return result
+
+
+def _remark_on_alike(class_names: Sequence[str]) -> None:
+  for names in layout.alike(class_names):
+    print(
+      f'careful: the classes {", ".join(map(repr, names))} differ by case or spelling alone; if '
+      'they are one, give them one name'
+    )
 
 
 def _say_what_is_missing(

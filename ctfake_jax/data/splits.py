@@ -57,6 +57,7 @@ def split(images: ImageSet, config: ml_collections.ConfigDict, fold: int) -> Spl
   if given:
     by, (rest, test) = 'given', given
   else:
+    refuse_one_patient(by, groups)
     parts = config.folds or round(1 / config.test_fraction)
     rest, test = _part(
       images.labels, groups, everyone, parts, fold, streams.seed(config.seed, 'test part')
@@ -74,6 +75,16 @@ def halves(labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
   """bool[n], half of the groups [n] at random, with half of each class of labels int[n]."""
   rows = np.arange(len(labels))
   return np.isin(rows, _part(labels, groups, rows, 2, 0, seed)[1])
+
+
+def refuse_one_patient(by: str, groups: np.ndarray) -> None:
+  """Raises UserError where groups int[n] are patients, and all images are of one."""
+  if by == 'patient' and len(groups) > 1 and groups.min() == groups.max():
+    raise UserError(
+      f'all {len(groups)} images bear one patient ID: there is one patient, or the IDs were made '
+      'one when names were removed; set --config.split.by=duplicates, which keeps near-twins '
+      'together, or give each patient an ID of its own'
+    )
 
 
 def group(images: ImageSet, config: ml_collections.ConfigDict) -> tuple[str, np.ndarray]:

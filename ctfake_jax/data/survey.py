@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 
 import numpy as np
+from PIL import Image
 
 from ctfake_jax.data.preprocess import resize
 from ctfake_jax.types import ImageSet, ImagesOnDisk
@@ -11,6 +12,16 @@ from ctfake_jax.types import ImageSet, ImagesOnDisk
 SMALL_SIDE = 32
 DIGEST_BYTES = 32
 ROWS_AT_ONCE = 1024  # of a matrix of correlations
+# Of a cropped image with the whole one. Between slices of two labels of two public sets, cropped
+# alike, none was above 0.965; a crop of 5 % of the side was found in 0.8 to 1.0 of the cases.
+CROP_CORRELATION = 0.97
+MOST_CROPPED = 4000
+CROPS = [
+  (x * lost, y * lost, x * lost + SMALL_SIDE - lost, y * lost + SMALL_SIDE - lost)
+  for lost in (1, 2, 3)
+  for x in (0, 0.5, 1)
+  for y in (0, 0.5, 1)
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +57,43 @@ class Survey:
       best.append(seen[found.argmax(1)])
       correlation.append(found.max(1))
     return np.concatenate(best), np.concatenate(correlation)
+
+  def near_copies(self, labels: np.ndarray, correlation: float) -> np.ndarray:
+    """bool[n]: images that are another one of another label again, re-encoded or cropped.
+
+    Crops of up to a tenth of the side are compared with whole images above `CROP_CORRELATION`; in
+    sets of more than `MOST_CROPPED` images, where that would take minutes, they are not.
+    """
+    found = self._resembling(self.small, labels, correlation)
+    if len(labels) <= MOST_CROPPED:
+      for box in CROPS:
+        found |= self._resembling(
+          _cropped(self.small, box), labels, max(correlation, CROP_CORRELATION)
+        )
+    return found
+
+  def _resembling(self, small: np.ndarray, labels: np.ndarray, correlation: float) -> np.ndarray:
+    found = np.zeros(len(labels), bool)
+    for start in range(0, len(small), ROWS_AT_ONCE):
+      rows = slice(start, start + ROWS_AT_ONCE)
+      other = labels[rows, None] != labels
+      near = (small[rows] @ self.small.T > correlation) & other
+      found[rows] |= near.any(1)
+      found |= near.any(0)
+    return found
+
+
+def _cropped(small: np.ndarray, box: tuple[float, float, float, float]) -> np.ndarray:
+  """Unit vectors of the part `box` (left, top, right, bottom) of each of f32[n, 1024]."""
+  side, bilinear = (SMALL_SIDE, SMALL_SIDE), Image.Resampling.BILINEAR
+  parts = np.stack(
+    [
+      np.asarray(Image.fromarray(image).resize(side, bilinear, box)).ravel()
+      for image in small.reshape(-1, *side)
+    ]
+  )
+  parts = parts - parts.mean(1, keepdims=True)
+  return parts / np.linalg.norm(parts, axis=1, keepdims=True).clip(1e-6)
 
 
 def look(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -127,7 +127,8 @@ class Stock:
 def originals(config: ml_collections.ConfigDict) -> Stock:
   """The reals of `config.data`, dealt by patients or near-duplicates."""
   images = pipeline.load(config)
-  _, groups = splits.group(images, config.split)
+  by, groups = splits.group(images, config.split)
+  splits.refuse_one_patient(by, groups)
   files = config.data.source in ('folders', 'dicom')
   root = Path(config.data.path) if files else None
   source, view = pipeline.open_source(config), Preprocess.from_config(config.data)
