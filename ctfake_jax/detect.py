@@ -103,7 +103,7 @@ def _judge(waiting: list[Decoded], detector: Detector, prior: float) -> Iterator
     judged = next(found)
     obstacles = detector.obstacles(decoded)
     verdict = UNSURE if obstacles else judged['verdict']
-    reasons = '; '.join([*obstacles, *_reasons(judged)])
+    reasons = '; '.join([*obstacles, *decoded.remarks, *_reasons(judged)])
     yield [path, f'{judged["p_fake"]:.6f}', verdict, f'{judged["score"]:.6f}', *fixed, reasons]
 
 

@@ -10,6 +10,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from ctfake_jax.geometry import AS_STORED, DisplayOrientation, Plane
+
 Unit = Literal['HU', 'grey']
 UNKNOWN_LABEL = -1
 
@@ -42,12 +44,16 @@ class Record:
     patient_id: who was scanned, None where the source cannot know.
     provenance: path relative to the source's root, or the phantom's recipe.
     split: 'train', 'val' or 'test' where the source prescribes it, else None.
+    plane: where its pixels lie as they are stored, None where unknown.
+    remarks: of the slice, once it was decoded.
   """
 
   label: int
   patient_id: str | None
   provenance: str
   split: str | None = None
+  plane: Plane | None = None
+  remarks: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +64,16 @@ class Slice:
     pixels: float32[h, w]; HU, or grey in [0, 1] as stored (0 black, 1 the type's maximum).
     unit: 'HU' or 'grey'.
     spacing_mm: side of a (square) pixel in mm, None where unknown.
+    remarks: what had to be supposed or is hard to believe, each in a few words that are the same
+      for all slices of its kind.
+    orientation: how stored rows and columns were turned.
   """
 
   pixels: np.ndarray
   unit: Unit
   spacing_mm: float | None
+  remarks: tuple[str, ...] = ()
+  orientation: DisplayOrientation = AS_STORED
 
 
 @runtime_checkable

@@ -53,6 +53,7 @@ class Decoded:
     unit: 'HU' or 'grey'.
     native_size: height and width as stored.
     patient_id: of a DICOM file.
+    remarks: of the slice.
   """
 
   path: str
@@ -61,6 +62,7 @@ class Decoded:
   reason: str = ''
   native_size: tuple[int, ...] = (0, 0)
   patient_id: str | None = None
+  remarks: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,4 +231,5 @@ def _see(source: Source, index: int, view: Preprocess) -> Decoded:
     image.unit,
     native_size=image.pixels.shape,
     patient_id=source.records[index].patient_id,
+    remarks=image.remarks,
   )

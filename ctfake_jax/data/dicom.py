@@ -7,6 +7,7 @@ many pixels) is known before any long work; pixels are decoded one frame at a ti
 Messages quote sizes and codes of a header; of names and IDs only a hash is kept.
 """
 
+import collections
 import csv
 import hashlib
 import os
@@ -18,8 +19,16 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import MediaStorageDirectoryStorage
 
-from ctfake_jax.data import dicom_frame
-from ctfake_jax.types import UNKNOWN_LABEL, Record, Slice, UnreadableImageError, UserError
+from ctfake_jax.data import dicom_frame, dicom_header
+from ctfake_jax.geometry import Plane
+from ctfake_jax.types import (
+  UNKNOWN_LABEL,
+  Record,
+  Slice,
+  Unit,
+  UnreadableImageError,
+  UserError,
+)
 
 _SUFFIXES = ('.dcm', '.dicom', '.ima')
 
@@ -30,7 +39,8 @@ class _Frame(NamedTuple):
   shown: str
   series: str
   patient_id: str | None
-  position_mm: float | None
+  plane: Plane
+  unit: Unit
   instance: int
 
 
@@ -76,13 +86,13 @@ class DicomSource:
       found.extend(self._index(path))
     if not found:
       raise UserError(f'{root}: no usable CT image in DICOM format found{self._first_reasons()}')
-    self._frames = _sorted(found)
+    self._frames = _sorted(self._of_one_unit(found))
     table = None if labels_csv is None else _read_csv(labels_csv)
     labels = _folder_labels(self._frames) if table is None else self._csv_labels(table)
     self.class_names = tuple(sorted({label for label in labels if label is not None}))
     numbers = {None: UNKNOWN_LABEL} | {name: i for i, name in enumerate(self.class_names)}
     self.records = [
-      Record(numbers[label], frame.patient_id, frame.shown)
+      Record(numbers[label], frame.patient_id, frame.shown, plane=frame.plane)
       for frame, label in zip(self._frames, labels, strict=True)
     ]
 
@@ -93,7 +103,7 @@ class DicomSource:
     """Decodes frame `index`: float32[h, w] in HU (or grey, see `dicom_frame`), square pixels."""
     frame = self._frames[index]
     try:
-      with dicom_frame.quiet_pydicom():
+      with dicom_header.quiet_pydicom():
         return dicom_frame.decode(self._open(frame.path), frame.number)
     except Exception as error:  # decoders raise whatever a broken file sets off
       raise UnreadableImageError(frame.shown, _reason(error)) from error
@@ -101,7 +111,7 @@ class DicomSource:
   def _open(self, path: str) -> pydicom.Dataset:
     """The file with its pixels still encoded; the last one is kept for its other frames."""
     if self._last is None or self._last[0] != path:
-      self._last = path, dicom_frame.read(self._root / path, self._max_pixels)
+      self._last = path, dicom_header.read(self._root / path, self._max_pixels)
     return self._last[1]
 
   def _walk(self, root: pathlib.Path) -> Iterator[str]:
@@ -122,13 +132,13 @@ class DicomSource:
   def _index(self, path: str) -> list[_Frame]:
     """What the header tells of each usable frame; the others go to `unreadable`."""
     file = self._root / path
-    with dicom_frame.quiet_pydicom():
+    with dicom_header.quiet_pydicom():
       try:
-        header = dicom_frame.read(file, self._max_pixels, stop_before_pixels=True)
+        header = dicom_header.read(file, self._max_pixels, stop_before_pixels=True)
         if header.get('SOPClassUID') == MediaStorageDirectoryStorage:
           return []
         self._known_keys.add(_series(header, path))
-        count = dicom_frame.check_file(header, file.stat().st_size, self._max_pixels)
+        count = dicom_header.check_file(header, file.stat().st_size, self._max_pixels)
       except InvalidDicomError:
         if path.lower().endswith(_SUFFIXES):
           self._refuse(path, path, 'not a DICOM file (no DICM prefix)')
@@ -147,19 +157,35 @@ class DicomSource:
   ) -> _Frame | None:
     shown = path if count == 1 else f'{path}#{number + 1}'
     try:
-      dicom_frame.check_frame(header, number, self._max_pixels)
+      plane = dicom_header.check_frame(header, number, self._max_pixels)
       return _Frame(
         path,
         number,
         shown,
         _series(header, path),
         _pseudonym(header),
-        dicom_frame.position_mm(header, number),
-        int(header.get('InstanceNumber') or 0),
+        plane,
+        dicom_header.unit(header, number),
+        int((dicom_header.numbers(header, number, 'InstanceNumber') or (0,))[0]),
       )
     except Exception as error:  # as in __getitem__
       self._refuse(path, shown, _reason(error))
       return None
+
+  def _of_one_unit(self, frames: list[_Frame]) -> list[_Frame]:
+    """Those in the unit that most of their series have, HU if as many; the others are refused."""
+    votes: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+    for frame in frames:
+      votes[frame.series][frame.unit] += 1
+    kept = []
+    for frame in frames:
+      counts = votes[frame.series]
+      usual: Unit = 'HU' if 2 * counts['HU'] >= counts.total() else 'grey'
+      if frame.unit == usual:
+        kept.append(frame)
+      else:
+        self._refuse(frame.path, frame.shown, f'{frame.unit} values in a series of {usual} values')
+    return kept
 
   def _refuse(self, path: str, shown: str, reason: str) -> None:
     self.unreadable.append(UnreadableImageError(shown, reason))
@@ -195,7 +221,7 @@ def _reason(error: Exception) -> str:
   """One short line without absolute paths."""
   if isinstance(error, OSError):
     text = error.strerror or type(error).__name__
-  elif isinstance(error, dicom_frame.RefusalError):
+  elif isinstance(error, dicom_header.RefusalError):
     text = str(error)
   else:
     text = f'cannot be decoded, damaged or truncated ({type(error).__name__}: {error})'
@@ -218,10 +244,10 @@ def _sorted(frames: list[_Frame]) -> list[_Frame]:
     series.setdefault(frame.series, []).append(frame)
   result = []
   for members in series.values():
-    placed = all(frame.position_mm is not None for frame in members)
+    heights = {frame: frame.plane.height_mm for frame in members}
+    placed = None not in heights.values()
     result += sorted(
-      members,
-      key=lambda f: (f.position_mm if placed else 0, f.instance, f.path, f.number),
+      members, key=lambda f: (heights[f] if placed else 0, f.instance, f.path, f.number)
     )
   return result
 
