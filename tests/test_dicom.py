@@ -21,6 +21,7 @@ from ctfake_jax.types import UNKNOWN_LABEL, Source, UnreadableImageError, UserEr
 
 CT_SMALL = pathlib.Path(get_testdata_file('CT_small.dcm'))
 SERIES = '1.2.3.4'
+AXIAL = [1, 0, 0, 0, 1, 0]
 DATA = os.environ.get('CTFAKE_DATA')
 real_data = pytest.mark.skipif(not DATA, reason='CTFAKE_DATA is not set')
 
@@ -42,6 +43,7 @@ def _ct(pixels=((0, 1), (2, 3)), **changes) -> Dataset:
   ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 1
   ds.RescaleSlope, ds.RescaleIntercept = 1, -1024
   ds.PixelSpacing, ds.InstanceNumber = [0.7, 0.7], 1
+  ds.ImageOrientationPatient = AXIAL
   ds.PixelData = stored.tobytes()
   for keyword, value in changes.items():
     if value is None:
@@ -262,8 +264,9 @@ def test_one_bad_frame_leaves_the_others(tmp_path):
 
 
 def test_order_is_by_position_not_by_name(tmp_path):
-  # Oblique: the normal of these axes is -y, so that the order is by falling y.
-  axes = {'ImageOrientationPatient': [1, 0, 0, 0, 0, 1]}
+  # A tilted gantry: the normal of these axes leans to -y, so that the order is by falling y.
+  tilt = np.radians(20)
+  axes = {'ImageOrientationPatient': [1, 0, 0, 0, *np.round([np.cos(tilt), np.sin(tilt)], 6)]}
   for name, y in (('a', 3.5), ('b', -20), ('c', 40)):
     _save(_ct(ImagePositionPatient=[7, y, 7], **axes), tmp_path / name)
   assert [record.provenance for record in _source(tmp_path).records] == ['c', 'a', 'b']
@@ -329,9 +332,9 @@ def test_refused_by_header(tmp_path, changes, reason):
 
 
 def test_resampling_is_bounded(tmp_path):
-  ds = _ct(np.zeros((64, 64)), PixelSpacing=[20, 0.02])
-  with pytest.raises(UserError, match='with square pixels 64000 x 64 is above'):
-    _source(_save(ds, tmp_path / 'long.dcm'))
+  ds = _ct(np.zeros((64, 64)), PixelSpacing=[1, 0.7])
+  with pytest.raises(UserError, match='with square pixels 91 x 64 is above'):
+    _source(_save(ds, tmp_path / 'long.dcm'), max_pixels=64 * 64)
 
 
 def test_float_pixels_with_nan(tmp_path):
@@ -378,8 +381,8 @@ def test_truncated_compressed(tmp_path, name):
 @pytest.mark.parametrize('name', ['CT1_J2KR', 'CT1_JLSL', 'CT1_JPLL'])
 def test_compressed_image_larger_than_its_header(tmp_path, name):
   ds = pydicom.dcmread(pathlib.Path(DATA, 'dicom', 'transfer_syntaxes', name))
-  ds.Rows = 256
-  with pytest.raises(UnreadableImageError, match='512 x 512 pixels, header says 256 x 512'):
+  ds.Rows = 400
+  with pytest.raises(UnreadableImageError, match='512 x 512 pixels, header says 400 x 512'):
     _source(_save(ds, tmp_path / name))[0]
 
 
@@ -712,3 +715,136 @@ def test_an_odd_file_does_not_stop_the_others(tmp_path, capsys):
   assert f'2 images: {remark}\n' in capsys.readouterr().out
   with pytest.raises(UserError, match=r'1 images have grey values.*: b/one; keep them'):
     pipeline.gather(_source(tmp_path), view)
+
+
+_TURNS = {
+  # Directions of rows and columns, and stored pixels of which `shown` is the display.
+  'supine': ([1, 0, 0, 0, 1, 0], lambda shown: shown),
+  'prone': ([-1, 0, 0, 0, -1, 0], lambda shown: shown[::-1, ::-1]),
+  'from the head': ([-1, 0, 0, 0, 1, 0], lambda shown: shown[:, ::-1]),
+  'upside down': ([1, 0, 0, 0, -1, 0], lambda shown: shown[::-1]),
+  'rows to posterior': ([0, 1, 0, 1, 0, 0], lambda shown: shown.T),
+  'a quarter turn': ([0, 1, 0, -1, 0, 0], lambda shown: np.rot90(shown)),
+  'a quarter turn back': ([0, -1, 0, 1, 0, 0], lambda shown: np.rot90(shown, -1)),
+  'rows to anterior': ([0, -1, 0, -1, 0, 0], lambda shown: shown[::-1, ::-1].T),
+  'tilted, prone': ([-1, 0, 0, 0, -0.9397, 0.342], lambda shown: shown[::-1, ::-1]),
+}
+
+
+@pytest.mark.parametrize('name', _TURNS)
+def test_rows_run_to_the_left_and_columns_to_posterior(tmp_path, name):
+  axes, stored = _TURNS[name]
+  shown = _chest_hu()[:, 4:]  # 48 x 44
+  # A pixel of 1.5 x 1 mm as displayed, so that spacing is seen to turn with the pixels.
+  spacing = [1.5, 1] if axes[0] else [1, 1.5]
+  ds = _ct(stored(shown), RescaleIntercept=0, ImageOrientationPatient=axes, PixelSpacing=spacing)
+  image = _source(_save(ds, tmp_path / 'one.dcm'))[0]
+  straight = _ct(shown, RescaleIntercept=0, PixelSpacing=[1.5, 1])
+  np.testing.assert_array_equal(
+    image.pixels, _source(_save(straight, tmp_path / 'two.dcm'))[0].pixels
+  )
+  back = image.orientation.inverse(shown)
+  np.testing.assert_array_equal(back, stored(shown))
+  row, column = image.orientation.stored_pixel(10, 3, shown.shape)
+  assert stored(shown)[row, column] == shown[10, 3]
+
+
+def test_letters_tell_the_orientation_where_nothing_else_does(tmp_path):
+  lost = {'ImageOrientationPatient': None, 'RescaleIntercept': 0}
+  ds = _ct(_chest_hu()[::-1, ::-1], PatientOrientation=['R', 'A'], **lost)
+  image = _source(_save(ds, tmp_path / 'one.dcm'))[0]
+  np.testing.assert_array_equal(image.pixels, _chest_hu())
+  with pytest.raises(UserError, match='90 degrees off axial'):
+    _source(_save(_ct(PatientOrientation=['L', 'F'], **lost), tmp_path / 'two.dcm'))
+  (remark,) = _source(_save(_ct(_chest_hu(), **lost), tmp_path / 'two.dcm'))[0].remarks
+  assert remark == 'no Image Orientation (Patient): rows and columns taken as they lie'
+
+
+def _code(value, meaning) -> Dataset:
+  code = Dataset()
+  code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, 'DCM', meaning
+  return code
+
+
+_COS, _SIN = np.round([np.cos(np.radians(35)), np.sin(np.radians(35))], 6)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'reason'),
+  [
+    ({'ImageOrientationPatient': [1, 0, 0, 0, 0, -1]}, '90 degrees off axial'),
+    ({'ImageOrientationPatient': [0, 1, 0, 0, 0, -1]}, '90 degrees off axial'),
+    ({'ImageOrientationPatient': [1, 0, 0, 0, _COS, _SIN]}, '35 degrees off axial'),
+    ({'ImageOrientationPatient': [_COS, 0, _SIN, 0, 1, 0]}, '35 degrees off axial'),
+    ({'ImageOrientationPatient': [0, 0, 0, 0, 0, 0]}, 'no pair of perpendicular'),
+    ({'ImageOrientationPatient': [1, 0, 0, 1, 0, 0]}, 'no pair of perpendicular'),
+    ({'ImageOrientationPatient': [1, 0, 0]}, 'no pair of perpendicular'),
+    ({'ImageType': ['ORIGINAL', 'PRIMARY', 'SCOUT']}, 'a localizer'),
+    ({'ImageType': ['ORIGINAL', 'PRIMARY', 'localizer']}, 'a localizer'),
+    ({'ImageType': ['ORIGINAL', 'PRIMARY', 'AXIAL', 'CT_SOM5 TOP']}, 'a localizer'),
+    ({'ImageType': ['DERIVED', 'SECONDARY', 'MPR']}, 'a reformat'),
+    ({'ImageType': ['DERIVED', 'SECONDARY', 'REFORMATTED', 'AVERAGE']}, 'a reformat'),
+    ({'ImageType': ['DERIVED', 'SECONDARY', 'AXIAL', 'MIN_IP']}, 'a projection'),
+    ({'ImageType': ['DERIVED', 'SECONDARY', 'PROJECTION IMAGE']}, 'a projection'),
+    ({'ImageType': ['DERIVED', 'SECONDARY', 'OTHER', 'CT_SOM5 PROT']}, 'a report'),
+    ({'ImageType': ['DERIVED', 'SECONDARY', 'SCREEN SAVE']}, 'a report or a screen'),
+    ({'ImageType': ['DERIVED', 'SECONDARY', 'OTHER', 'CSAPARALLEL']}, 'post-processed'),
+    ({'ImageType': ['DERIVED', 'SECONDARY', 'AXIAL', 'VRT']}, 'a rendering'),
+    ({'ImageType': ['DERIVED', 'SECONDARY', '3D']}, 'a rendering'),
+    ({'VolumeBasedCalculationTechnique': 'MAX_IP'}, 'Technique MAX_IP'),
+    (
+      {'DerivationCodeSequence': [_code('113078', 'Maximum intensity projection')]},
+      'derived by Maximum intensity projection',
+    ),
+    ({'Rows': 15, 'Columns': 15}, 'too few'),
+    ({'Rows': 16, 'Columns': 28}, 'too long'),
+    ({'PixelSpacing': [0.5, 1]}, 'too long'),
+  ],
+)
+def test_only_axial_slices(tmp_path, changes, reason):
+  _save(_ct(), tmp_path / 'good')
+  ds = _ct(np.zeros((32, 32)))
+  with dicom_header.quiet_pydicom():
+    for keyword, value in changes.items():
+      setattr(ds, keyword, value)
+    _save(ds, tmp_path / 'bad')
+  (error,) = _source(tmp_path).unreadable
+  assert error.path == 'bad'
+  assert reason in error.reason
+
+
+@pytest.mark.parametrize(
+  'kinds',
+  [
+    ['DERIVED', 'SECONDARY', 'AXIAL'],
+    ['DERIVED', 'PRIMARY', 'AXIAL', 'CT_SOM5 SPI'],
+    ['ORIGINAL', 'PRIMARY', 'AXIAL', 'HELIX', 'AIDR 3D'],
+    ['DERIVED', 'SECONDARY'],
+    None,
+  ],
+)
+def test_derived_or_secondary_alone_refuses_nothing(tmp_path, kinds):
+  assert len(_source(_save(_ct(ImageType=kinds), tmp_path / 'one.dcm'))) == 1
+
+
+def test_frames_that_are_not_axial_are_refused_one_by_one(tmp_path):
+  ds = _enhanced()
+  own = ds.PerFrameFunctionalGroupsSequence
+  orientation = Dataset()
+  orientation.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+  own[0].PlaneOrientationSequence = [orientation]
+  source = _source(_save(ds, tmp_path / 'one.dcm'))
+  assert [record.provenance for record in source.records] == ['one.dcm#2']
+  assert 'off axial' in source.unreadable[0].reason
+  kind = Dataset()
+  kind.FrameType, kind.VolumeBasedCalculationTechnique = ['DERIVED', 'PRIMARY', 'MIP'], 'MIN_IP'
+  own[0].CTImageFrameTypeSequence = [kind]
+  del own[0].PlaneOrientationSequence
+  assert 'MIP' in _source(_save(ds, tmp_path / 'one.dcm')).unreadable[0].reason
+  kind.FrameType = ['DERIVED', 'PRIMARY', 'VOLUME', 'NONE']
+  assert 'MIN_IP' in _source(_save(ds, tmp_path / 'one.dcm')).unreadable[0].reason
+  del own[0].CTImageFrameTypeSequence
+  del ds.ImageOrientationPatient
+  del ds.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence
+  with pytest.raises(UserError, match='is missing; need that of an axial'):
+    _source(_save(ds, tmp_path / 'one.dcm'))

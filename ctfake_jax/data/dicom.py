@@ -19,7 +19,7 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import MediaStorageDirectoryStorage
 
-from ctfake_jax.data import dicom_frame, dicom_header
+from ctfake_jax.data import dicom_frame, dicom_header, dicom_kind
 from ctfake_jax.geometry import Plane
 from ctfake_jax.types import (
   UNKNOWN_LABEL,
@@ -157,7 +157,8 @@ class DicomSource:
   ) -> _Frame | None:
     shown = path if count == 1 else f'{path}#{number + 1}'
     try:
-      plane = dicom_header.check_frame(header, number, self._max_pixels)
+      plane = dicom_kind.check_axial(header, number)
+      self._check_resampled(plane)
       return _Frame(
         path,
         number,
@@ -171,6 +172,13 @@ class DicomSource:
     except Exception as error:  # as in __getitem__
       self._refuse(path, shown, _reason(error))
       return None
+
+  def _check_resampled(self, plane: Plane) -> None:
+    rows, columns = plane.square_shape
+    if rows * columns > self._max_pixels:
+      raise dicom_header.RefusalError(
+        f'with square pixels {rows} x {columns} is above data.max_pixels = {self._max_pixels}'
+      )
 
   def _of_one_unit(self, frames: list[_Frame]) -> list[_Frame]:
     """Those in the unit that most of their series have, HU if as many; the others are refused."""

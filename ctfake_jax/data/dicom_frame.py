@@ -14,7 +14,8 @@ What a frame becomes (sections of DICOM PS3.3):
     rescale, so HU stay as they are: bone is 1000 HU in either;
   values without a meaning in HU (Rescale Type US) become grey in [0, 1] over the range of Bits
     Stored, unit 'grey'; here MONOCHROME1 is inverted, so that high is bright;
-  unequal Pixel Spacing is resampled to the smaller of the two.
+  unequal Pixel Spacing is resampled to the smaller of the two;
+  rows and columns are turned to run to the patient's left and to posterior (C.7.6.2.1.1).
 """
 
 import dataclasses
@@ -30,6 +31,8 @@ from skimage.transform import resize
 from ctfake_jax.data import dicom_header
 from ctfake_jax.data.dicom_header import RefusalError
 from ctfake_jax.types import Slice
+
+NO_ORIENTATION = 'no Image Orientation (Patient): rows and columns taken as they lie'
 
 AIR_HU = -1024.0  # the lowest value of a 12-bit CT with intercept -1024
 # 16 bits hold no more, and no tissue or metal is as dense: sign or rescale are wrong.
@@ -75,11 +78,14 @@ def decode(ds: pydicom.Dataset, frame: int) -> Slice:
     values = np.maximum(values, AIR_HU)
     remarks += _doubts(values)
   plane = dicom_header.plane(ds, frame)
+  if plane.axes is None:
+    remarks.append(NO_ORIENTATION)
   if plane.square_shape != values.shape:  # only ever enlarged, so there is nothing to alias
     values = resize(
       values, plane.square_shape, order=1, mode='edge', anti_aliasing=False, preserve_range=True
     )
-  return Slice(values.astype(np.float32), unit, min(plane.spacing_mm), tuple(remarks))
+  displayed = np.ascontiguousarray(plane.display(values), np.float32)
+  return Slice(displayed, unit, min(plane.spacing_mm), tuple(remarks), plane.display)
 
 
 def _cells(ds: pydicom.Dataset, frame: int) -> np.ndarray:

@@ -1,9 +1,9 @@
 """What the header of a DICOM CT object must say of a frame, and what is taken from it.
 
-Enters a parsed header; leaves spacing, plane, rescale and unit, or the reason why a frame is no
-axial CT slice. An attribute of an enhanced object is that of the frame's own functional group, else
-of the shared one, else of the object (PS3.3 C.7.6.16). Text that should be a number and is none is
-quoted, of no other attribute more than a code.
+Enters a parsed header; leaves spacing, plane, rescale and unit, or the reason why there are none;
+`dicom_kind` says what is shown. An attribute of an enhanced object is that of the frame's own
+functional group, else of the shared one, else of the object (PS3.3 C.7.6.16). Text that should be a
+number and is none is quoted, of no other attribute more than a code.
 """
 
 import contextlib
@@ -16,12 +16,13 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pydicom
 from pydicom import uid
 from pydicom.datadict import dictionary_description
 from pydicom.filereader import read_file_meta_info
 
-from ctfake_jax.geometry import Plane
+from ctfake_jax.geometry import Plane, Vector
 from ctfake_jax.types import Unit
 
 # A whole chest in 32 pixels has up to 16 mm a pixel; anything far above that is a mistake.
@@ -41,6 +42,18 @@ _MACROS = {
   'RescaleIntercept': 'PixelValueTransformationSequence',
   'RescaleType': 'PixelValueTransformationSequence',
   'FrameType': 'CTImageFrameTypeSequence',
+  'VolumeBasedCalculationTechnique': 'CTImageFrameTypeSequence',
+  'DerivationCodeSequence': 'DerivationImageSequence',
+}
+_AXES_TOLERANCE = 0.02  # of lengths and the product of directions; headers round
+# What the letters of a patient orientation run towards.
+_TOWARDS: dict[str, Vector] = {
+  'L': (1, 0, 0),
+  'R': (-1, 0, 0),
+  'P': (0, 1, 0),
+  'A': (0, -1, 0),
+  'H': (0, 0, 1),
+  'F': (0, 0, -1),
 }
 # A decimal string (PS3.5 6.2, DS), without blanks around it.
 _DECIMAL = re.compile(r'[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?')
@@ -183,29 +196,36 @@ def spacing_mm(ds: pydicom.Dataset, frame: int) -> tuple[float, float]:
 
 
 def plane(ds: pydicom.Dataset, frame: int) -> Plane:
-  """Where the frame's stored pixels lie (C.7.6.2)."""
+  """Where the frame's stored pixels lie (C.7.6.2).
+
+  Raises:
+    RefusalError: a spacing, position or orientation that is none.
+  """
   shape, spacing = (int(ds.Rows), int(ds.Columns)), spacing_mm(ds, frame)
-  axes = numbers(ds, frame, 'ImageOrientationPatient')
-  if axes is None or len(axes) != 6:
-    return Plane(shape, spacing)
   corner = numbers(ds, frame, 'ImagePositionPatient')
-  known = corner if corner and len(corner) == 3 else None
-  return Plane(shape, spacing, (axes[:3], axes[3:]), known)  # type: ignore[arg-type]
+  if corner and len(corner) != 3:
+    raise RefusalError('Image Position (Patient) needs three values')
+  return Plane(shape, spacing, _axes(ds, frame), corner)  # type: ignore[arg-type]
 
 
-def check_frame(header: pydicom.Dataset, frame: int, max_pixels: int) -> Plane:
-  """The frame's plane; raises `RefusalError` where the header rules the frame out."""
-  types = header.get('ImageType'), value(header, frame, 'FrameType')
-  if any('LOCALIZER' in kind for kind in types if kind):
-    raise RefusalError('a localizer (Image Type), need an axial slice')
-  unit(header, frame)
-  found = plane(header, frame)
-  rows, columns = found.square_shape
-  if rows * columns > max_pixels:
-    raise RefusalError(
-      f'with square pixels {rows} x {columns} is above data.max_pixels = {max_pixels}'
-    )
-  return found
+def _axes(ds: pydicom.Dataset, frame: int) -> tuple[Vector, Vector] | None:
+  """Directions of rows and columns (0020,0037), else their letters (0020,0020; C.7.6.1.1.1)."""
+  cosines = numbers(ds, frame, 'ImageOrientationPatient')
+  if cosines is None:
+    letters = ds.get('PatientOrientation') or ()
+    known = [
+      _TOWARDS[str(text).strip()[:1]] for text in letters if str(text).strip()[:1] in _TOWARDS
+    ]
+    axes = np.array(known, float)
+    if len(known) != 2:
+      return None
+  else:
+    axes = np.array(cosines)
+  axes = axes.reshape(-1, 3) if axes.size == 6 else np.zeros((2, 3))
+  if not np.allclose(axes @ axes.T, np.eye(2), atol=_AXES_TOLERANCE):
+    raise RefusalError('Image Orientation (Patient) is no pair of perpendicular directions')
+  row, column = axes.tolist()
+  return tuple(row), tuple(column)
 
 
 def unit(ds: pydicom.Dataset, frame: int) -> Unit:
