@@ -24,6 +24,7 @@ def get_config():
   config.augment.sharp = 0.5
   config.train.epochs = 14
   config.train.eval_every_epochs = 2
+  config.study.seeds = 3
   config.study.per_model.cnn.learning_rate = 2e-3
   config.study.per_model.resnet18.epochs = 10
   config.study.per_model.resnet50.epochs = 7

@@ -63,6 +63,7 @@ SAFE_TO_CHANGE = (
   'gan.updates',
   *(f'{name}.keep_checkpoints' for name in GENERATORS),
   'study.retrain',
+  'study.seeds',
   'detection.ignore_leaks',
   *(f'detection.{key}' for key in ('seconds_per_file', 'decoder_mib', 'workers')),
   *(f'explain.{key}' for key in ('count', 'stage', 'superpixels', 'lime_samples')),
@@ -260,6 +261,7 @@ def defaults() -> ml_collections.ConfigDict:
   c.study = ml_collections.ConfigDict()
   c.study.classifiers = CLASSIFIERS
   c.study.folds = 1  # how many of split.folds are run
+  c.study.seeds = 1  # how often DCGAN and chosen network are trained: the fall of each, compared
   c.study.retrain = True  # train the best architecture on other deepfakes
   c.study.label_shuffles = 1  # control: fakes with random labels
   c.study.per_model = ml_collections.ConfigDict(
@@ -441,6 +443,7 @@ RULES: dict[str, Rule] = {
   'explain.superpixels': _between(2, 10000),
   'explain.lime_samples': _between(16, 10**6),
   'study.folds': _at_least(1),
+  'study.seeds': _between(1, 100),
   'study.label_shuffles': _at_least(0),
 }
 for _name in GENERATORS:

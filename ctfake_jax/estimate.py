@@ -78,7 +78,9 @@ def jobs(config: ml_collections.ConfigDict, classes: int, images: int) -> Iterat
       own = classifier.for_network(config, name, config.seed)
       yield _classifier_job(own, classes, train_images, folds)
   if config.task == 'study':
-    yield _generator_job(config_lib.for_stage(config, 'gan', 'gan'), classes)
+    # The network chosen is trained again with each, too.
+    for _ in range(config.study.seeds):
+      yield _generator_job(config_lib.for_stage(config, 'gan', 'gan'), classes)
   if config.task in FAMILIES:
     yield _generator_job(config, classes)
   if config.task in _DETECTING:

@@ -113,15 +113,18 @@ def _dicom(path: Path, max_pixels: int) -> DicomSource:
 def write_csv(
   path: Path, images: ImageSet, probabilities: np.ndarray, class_names: tuple[str, ...]
 ) -> None:
-  """One row an image, unreadable ones at the end with empty probabilities and the reason."""
+  """One row an image, with remarks; unreadable ones at the end, without probabilities."""
   safe = workdir_lib.csv_safe
   with open(path, 'w', newline='', encoding='utf-8') as handle:
     writer = csv.writer(handle)
-    writer.writerow(['path', 'prediction', *(safe(f'p_{name}') for name in class_names), 'error'])
+    writer.writerow(
+      ['path', 'prediction', *(safe(f'p_{name}') for name in class_names), 'error', 'remarks']
+    )
     for record, row in zip(images.records, probabilities):
       chosen = class_names[int(row.argmax())]
       values = [f'{p:.6f}' for p in row]
-      writer.writerow([safe(record.provenance), safe(chosen), *values, ''])
+      remarks = safe('; '.join(record.remarks))
+      writer.writerow([safe(record.provenance), safe(chosen), *values, '', remarks])
     for error in images.unreadable:
       blank = [''] * len(class_names)
-      writer.writerow([safe(error.path), '', *blank, safe(error.reason)])
+      writer.writerow([safe(error.path), '', *blank, safe(error.reason), ''])

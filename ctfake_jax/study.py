@@ -8,7 +8,7 @@ newest checkpoint.
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from ctfake_jax.types import ImageSet
 from ctfake_jax.yardstick import phantom_extractor
 
 ROUNDING = 1e-9  # of accuracies
+UNDECIDED = 'undecided'  # of repetitions with other seeds that do not agree
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
@@ -73,6 +74,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   _stage(f'the fall of {results["best"]}')
   best = inference.load(_classifier_dir(workdir, results['best'], 0))
   results |= experiment.measure_fall(best, suspects, config)
+  _repeat(config, results, images, folds[0], workdir)
   if config.study.retrain:
     results['deepfakes']['retrained'] = _retrain(config, results['best'], suspects, workdir)
   results['seconds_of_last_call'] = time.perf_counter() - begun
@@ -81,6 +83,59 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   _figures(config, suspects, workdir)
   study_page.write(workdir)
   return results
+
+
+def _repeat(
+  config: ml_collections.ConfigDict,
+  results: dict,
+  images: ImageSet,
+  parts: Split,
+  workdir: Path,
+) -> None:
+  """The DCGAN and the best network again with other seeds; one verdict on the falls of all.
+
+  Adds `repetitions`, the first of which is the study's own, to the results. Where their verdicts
+  differ, that of the fall becomes 'undecided'.
+  """
+  name, own = results['best'], {}
+  for number in range(1, config.study.seeds):
+    own[number] = ml_collections.ConfigDict(config.to_dict())
+    own[number].seed = streams.seed(config.seed, 'repetition', number)
+  jobs: dict[str, Callable[[], dict]] = {}
+  for number, again in own.items():
+    folder = _repetition_dir(workdir, number)
+    jobs[f'dcgan {number}'] = functools.partial(_gan, again, images, parts, folder)
+    jobs[f'{name} {number}'] = functools.partial(_classifier, again, name, images, [parts], folder)
+  if jobs:
+    _stage(f'{name} and DCGAN with other seeds')
+  side_by_side.run(jobs)
+  rows = [_repetition(config.seed, results)]
+  for number, again in own.items():
+    folder = _repetition_dir(workdir, number)
+    suspects = _suspects(again, images, parts, folder)
+    best = inference.load(_classifier_dir(folder, name, 0))
+    rows.append(_repetition(again.seed, experiment.measure_fall(best, suspects, again)))
+  results['repetitions'] = rows
+  results['fall']['verdict'] = agreed([row['verdict'] for row in rows])
+
+
+def agreed(verdicts: Sequence[str]) -> str:
+  """The verdict of all repetitions, or that they do not agree."""
+  return verdicts[0] if len(set(verdicts)) == 1 else UNDECIDED
+
+
+def _repetition(seed: int, measured: dict) -> dict:
+  fall = measured['fall']
+  return {
+    'seed': seed,
+    'originals': measured['originals']['accuracy'],
+    'deepfakes': measured['deepfakes']['accuracy'],
+    **{key: fall[key] for key in ('points', 'ci99', 'p_value', 'verdict')},
+  }
+
+
+def _repetition_dir(workdir: Path, number: int) -> Path:
+  return workdir / 'repetitions' / str(number)
 
 
 def best_classifier(rows: dict[str, dict], images: Sequence[int]) -> str:

@@ -10,6 +10,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from ctfake_jax.geometry import AS_STORED, DisplayOrientation, Plane
+
 Unit = Literal['HU', 'grey']
 UNKNOWN_LABEL = -1
 
@@ -44,6 +46,8 @@ class Record:
       several; or the phantom's recipe.
     split: 'train', 'val' or 'test' where the source prescribes it, else None.
     path: of the file, relative to the source's root, as the file system spells it; '' of none.
+    plane: where its pixels lie as they are stored, None where unknown.
+    remarks: of the slice, once it was decoded.
   """
 
   label: int
@@ -51,6 +55,8 @@ class Record:
   provenance: str
   split: str | None = None
   path: str = dataclasses.field(default='', compare=False)
+  plane: Plane | None = None
+  remarks: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +70,9 @@ class Slice:
     white: the stored value that grey 1 stands for, the type's maximum; 1 of floats and where it is
       not known.
     significant_bits: of a stored value, where a PNG says so (sBIT).
+    remarks: what had to be supposed or is hard to believe, each in a few words that are the same
+      for all slices of its kind.
+    orientation: how stored rows and columns were turned.
   """
 
   pixels: np.ndarray
@@ -71,6 +80,8 @@ class Slice:
   spacing_mm: float | None
   white: int = 1
   significant_bits: int | None = None
+  remarks: tuple[str, ...] = ()
+  orientation: DisplayOrientation = AS_STORED
 
 
 @runtime_checkable

@@ -6,23 +6,30 @@ import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openjpeg.utils import encode_array
 from pydicom import uid
 from pydicom.data import get_testdata_file
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 
-from ctfake_jax.data import dicom_frame
+from ctfake_jax import config as config_lib
+from ctfake_jax.data import dicom_header, pipeline
 from ctfake_jax.data.dicom import DicomSource
+from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.types import UNKNOWN_LABEL, Source, UnreadableImageError, UserError
 
 CT_SMALL = pathlib.Path(get_testdata_file('CT_small.dcm'))
 SERIES = '1.2.3.4'
+AXIAL = [1, 0, 0, 0, 1, 0]
 DATA = os.environ.get('CTFAKE_DATA')
 real_data = pytest.mark.skipif(not DATA, reason='CTFAKE_DATA is not set')
 
 
 def _ct(pixels=((0, 1), (2, 3)), **changes) -> Dataset:
-  """A small CT; a change to None deletes the attribute."""
+  """A small CT; a change to None deletes the attribute. Smaller pixels are repeated to 16 x 16."""
   stored = np.asarray(pixels, np.int16)
+  stored = np.tile(stored, [max(1, 16 // n) for n in stored.shape[-2:]])
   ds = Dataset()
   ds.file_meta = FileMetaDataset()
   ds.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
@@ -36,6 +43,7 @@ def _ct(pixels=((0, 1), (2, 3)), **changes) -> Dataset:
   ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 1
   ds.RescaleSlope, ds.RescaleIntercept = 1, -1024
   ds.PixelSpacing, ds.InstanceNumber = [0.7, 0.7], 1
+  ds.ImageOrientationPatient = AXIAL
   ds.PixelData = stored.tobytes()
   for keyword, value in changes.items():
     if value is None:
@@ -58,7 +66,22 @@ def _source(root, labels_csv=None, max_pixels=2**20) -> DicomSource:
 
 
 def _pixels(tmp_path, ds: Dataset) -> np.ndarray:
-  return _source(_save(ds, tmp_path / 'one.dcm'))[0].pixels
+  """The first 2 x 2."""
+  return _source(_save(ds, tmp_path / 'one.dcm'))[0].pixels[:2, :2]
+
+
+def _chest_hu() -> np.ndarray:
+  """A chest of ellipses, 48 x 48 whole HU with noise; not symmetric."""
+  y, x = np.mgrid[:48, :48]
+  hu = np.full((48, 48), -1000)
+  for cy, cx, ry, rx, value in (
+    (24, 24, 18, 22, 30),
+    (24, 14, 12, 7, -850),
+    (23, 34, 10, 7, -840),
+    (36, 25, 4, 3, 700),
+  ):
+    hu[((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2 < 1] = value
+  return hu + np.random.default_rng(0).integers(-15, 15, hu.shape)
 
 
 def _group(**macros) -> Dataset:
@@ -131,8 +154,8 @@ def test_every_transfer_syntax(name):
   lossless = images[f'{name}_RLE']
   for suffix in ('J2KR', 'JLSL', 'JPLL'):
     np.testing.assert_array_equal(images[f'{name}_{suffix}'], lossless)
-  # CT1 pads with -2000, which is -1024 HU here; CT2 declares no padding and has intercept 0.
-  assert lossless.min() == {'CT1': -1024, 'CT2': -2048}[name]
+  # CT1 pads with -2000; CT2 declares no padding and has -2048 HU around the patient.
+  assert lossless.min() == -1024
   assert lossless.max() == {'CT1': 2278 - 1024, 'CT2': 1433}[name]
   inside = lossless > -1000
   # Near-lossless JPEG-LS bounds each error (ISO/IEC 14495-1), here by 4 as measured; the lossy
@@ -162,7 +185,7 @@ def test_whole_series_is_sorted_by_position():
 
 def test_rescale_comes_first(tmp_path):
   pixels = _pixels(tmp_path, _ct([[0, 100], [-200, 4]], RescaleSlope=2.5, RescaleIntercept=-1000))
-  np.testing.assert_array_equal(pixels, [[-1000, -750], [-1500, -990]])
+  np.testing.assert_array_equal(pixels, [[-1000, -750], [-1024, -990]])
 
 
 @settings(max_examples=15, deadline=None)
@@ -175,23 +198,24 @@ def test_rescale_is_linear(tmp_path_factory, slope, intercept, low):
   stored = np.array([[low, low + 7], [11, 1200]])
   ds = _ct(stored, RescaleSlope=slope, RescaleIntercept=intercept)
   pixels = _pixels(tmp_path_factory.mktemp('linear'), ds)
-  np.testing.assert_allclose(pixels, stored * slope + intercept)
+  np.testing.assert_allclose(pixels, np.maximum(stored * slope + intercept, -1024))
 
 
 @pytest.mark.parametrize('signed', [False, True])
 def test_padding_becomes_air(tmp_path, signed):
-  ds = _ct([[-2000, 1024], [1034, -1999]], PixelRepresentation=int(signed))
+  # A value beside the padding: bone, not air.
+  stored = np.array([[-2000, 1024], [1034, 2000]])
+  ds = _ct(stored, PixelRepresentation=int(signed))
   # The element's VR contradicts the pixels on purpose: both readings are the same 16 bits.
   ds.add_new('PixelPaddingValue', *(('US', 63536) if signed else ('SS', -2000)))
   pixels = _pixels(tmp_path, ds)
-  beside = -1999 if signed else 65536 - 1999
-  np.testing.assert_array_equal(pixels, [[-1024, 0], [10, beside - 1024]])
+  np.testing.assert_array_equal(pixels, [[-1024, 0], [10, 976]])
 
 
 def test_padding_range_and_implicit_vr(tmp_path):
-  ds = _ct([[-2000, -1500], [-1499, 0]], PixelPaddingValue=-2000, PixelPaddingRangeLimit=-1500)
+  ds = _ct([[1500, 2000], [2001, 0]], PixelPaddingValue=2000, PixelPaddingRangeLimit=1500)
   ds.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian
-  np.testing.assert_array_equal(_pixels(tmp_path, ds), [[-1024, -1024], [-1499 - 1024, -1024]])
+  np.testing.assert_array_equal(_pixels(tmp_path, ds), [[-1024, -1024], [977, -1024]])
 
 
 def test_monochrome1_leaves_hu_and_inverts_grey(tmp_path):
@@ -203,11 +227,6 @@ def test_monochrome1_leaves_hu_and_inverts_grey(tmp_path):
   np.testing.assert_allclose(_pixels(tmp_path, ds), [[0, 1], [0.2, 0.4]], rtol=1e-6)
   ds.PhotometricInterpretation = 'MONOCHROME1'
   np.testing.assert_allclose(_pixels(tmp_path, ds), [[1, 0], [0.8, 0.6]], rtol=1e-6)
-
-
-def test_no_rescale_at_all_is_grey(tmp_path):
-  ds = _ct([[-32768, 32767], [0, 0]], RescaleSlope=None, RescaleIntercept=None)
-  np.testing.assert_allclose(_pixels(tmp_path, ds), [[0, 1], [0.5, 0.5]], atol=1e-5)
 
 
 def test_modality_lut(tmp_path):
@@ -223,8 +242,8 @@ def test_modality_lut(tmp_path):
 def test_enhanced_multi_frame(tmp_path):
   source = _source(_save(_enhanced(), tmp_path / 'multi.dcm'))
   assert [record.provenance for record in source.records] == ['multi.dcm#2', 'multi.dcm#1']
-  np.testing.assert_array_equal(source[0].pixels, [[-990, -980], [-970, -960]])
-  np.testing.assert_array_equal(source[1].pixels, [[-980, -960], [-940, -920]])
+  np.testing.assert_array_equal(source[0].pixels[:2, :2], [[-990, -980], [-970, -960]])
+  np.testing.assert_array_equal(source[1].pixels[:2, :2], [[-980, -960], [-940, -920]])
   assert source[1].spacing_mm == 0.5
 
 
@@ -232,7 +251,7 @@ def test_compressed_multi_frame_is_decoded_frame_by_frame(tmp_path):
   ds = _enhanced()
   ds.compress(uid.RLELossless)
   source = _source(_save(ds, tmp_path / 'multi.dcm'))
-  np.testing.assert_array_equal(source[0].pixels, [[-990, -980], [-970, -960]])
+  np.testing.assert_array_equal(source[0].pixels[:2, :2], [[-990, -980], [-970, -960]])
 
 
 def test_one_bad_frame_leaves_the_others(tmp_path):
@@ -245,8 +264,9 @@ def test_one_bad_frame_leaves_the_others(tmp_path):
 
 
 def test_order_is_by_position_not_by_name(tmp_path):
-  # Oblique: the normal of these axes is -y, so that the order is by falling y.
-  axes = {'ImageOrientationPatient': [1, 0, 0, 0, 0, 1]}
+  # A tilted gantry: the normal of these axes leans to -y, so that the order is by falling y.
+  tilt = np.radians(20)
+  axes = {'ImageOrientationPatient': [1, 0, 0, 0, *np.round([np.cos(tilt), np.sin(tilt)], 6)]}
   for name, y in (('a', 3.5), ('b', -20), ('c', 40)):
     _save(_ct(ImagePositionPatient=[7, y, 7], **axes), tmp_path / name)
   assert [record.provenance for record in _source(tmp_path).records] == ['c', 'a', 'b']
@@ -265,13 +285,13 @@ def test_series_are_kept_together(tmp_path):
 
 
 def test_anisotropic_spacing_becomes_square(tmp_path):
-  ramp = np.repeat(np.arange(8)[:, None] * 100, 6, axis=1)
+  ramp = np.repeat(np.arange(16)[:, None] * 50, 40, axis=1)
   image = _source(_save(_ct(ramp, PixelSpacing=[1.5, 0.5]), tmp_path / 'one.dcm'))[0]
-  assert image.pixels.shape == (24, 6)
+  assert image.pixels.shape == (48, 40)
   assert image.spacing_mm == 0.5
   # Away from the border, pixel i of the fine grid has its centre at (i + 0.5) / 3 - 0.5 rows.
-  rows = (np.arange(2, 22) + 0.5) / 3 - 0.5
-  np.testing.assert_allclose(image.pixels[2:22, 3], rows * 100 - 1024, atol=0.01)
+  rows = (np.arange(2, 46) + 0.5) / 3 - 0.5
+  np.testing.assert_allclose(image.pixels[2:46, 3], rows * 50 - 1024, atol=0.01)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +310,10 @@ def test_anisotropic_spacing_becomes_square(tmp_path):
     ({'ImageType': ['ORIGINAL', 'PRIMARY', 'LOCALIZER']}, 'localizer'),
     ({'PhotometricInterpretation': 'RGB', 'SamplesPerPixel': 3}, 'RGB, need grey'),
     ({'RescaleSlope': 0}, 'Rescale Slope'),
-    ({'RescaleIntercept': None}, 'Rescale Slope'),
+    ({'RescaleSlope': [1, 1]}, 'Rescale Slope'),
+    ({'HighBit': 16}, 'no such bits'),
+    ({'BitsStored': 0}, 'no such bits'),
+    ({'BitsStored': 17, 'HighBit': 16}, 'no such bits'),
     ({'RescaleType': 'Z_EFF'}, 'Rescale Type Z_EFF'),
     ({'Rows': 4096, 'Columns': 4096}, 'above data.max_pixels'),
     ({'NumberOfFrames': 10**6}, 'truncated'),
@@ -309,14 +332,14 @@ def test_refused_by_header(tmp_path, changes, reason):
 
 
 def test_resampling_is_bounded(tmp_path):
-  ds = _ct(np.zeros((64, 64)), PixelSpacing=[20, 0.02])
-  with pytest.raises(UserError, match='with square pixels 64000 x 64 is above'):
-    _source(_save(ds, tmp_path / 'long.dcm'))
+  ds = _ct(np.zeros((64, 64)), PixelSpacing=[1, 0.7])
+  with pytest.raises(UserError, match='with square pixels 91 x 64 is above'):
+    _source(_save(ds, tmp_path / 'long.dcm'), max_pixels=64 * 64)
 
 
 def test_float_pixels_with_nan(tmp_path):
   ds = _ct(PixelData=None, BitsAllocated=32, PixelRepresentation=None)
-  ds.FloatPixelData = np.array([[0, 1], [np.nan, 2]], np.float32).tobytes()
+  ds.FloatPixelData = np.full((16, 16), np.nan, np.float32).tobytes()
   source = _source(_save(ds, tmp_path / 'one.dcm'))
   with pytest.raises(UnreadableImageError, match=r'one\.dcm: holds NaN'):
     source[0]
@@ -358,8 +381,8 @@ def test_truncated_compressed(tmp_path, name):
 @pytest.mark.parametrize('name', ['CT1_J2KR', 'CT1_JLSL', 'CT1_JPLL'])
 def test_compressed_image_larger_than_its_header(tmp_path, name):
   ds = pydicom.dcmread(pathlib.Path(DATA, 'dicom', 'transfer_syntaxes', name))
-  ds.Rows = 256
-  with pytest.raises(UnreadableImageError, match='512 x 512 pixels, header says 256 x 512'):
+  ds.Rows = 400
+  with pytest.raises(UnreadableImageError, match='512 x 512 pixels, header says 400 x 512'):
     _source(_save(ds, tmp_path / name))[0]
 
 
@@ -502,9 +525,332 @@ def test_a_flipped_byte_never_escapes_as_another_error(tmp_path_factory, at, val
 
 
 def test_quiet_about_pydicom_only(tmp_path, recwarn):
-  with dicom_frame.quiet_pydicom():
+  with dicom_header.quiet_pydicom():
     ds = Dataset()
     ds.PatientBirthDate = 'no date'
   assert not recwarn.list
-  with dicom_frame.quiet_pydicom(), pytest.warns(RuntimeWarning):
+  with dicom_header.quiet_pydicom(), pytest.warns(RuntimeWarning):
     np.float32(1) / np.float32(0)
+
+
+def test_what_scanners_put_around_the_patient_is_the_same_air(tmp_path):
+  hu = _chest_hu()
+  outside = np.hypot(*(np.mgrid[:48, :48] - 23.5)) > 24
+  seen = []
+  for intercept, padding, tag in ((-1024, -2000, None), (0, -2048, None), (-1024, -2000, 63536)):
+    ds = _ct(np.where(outside, padding, hu - intercept), RescaleIntercept=intercept)
+    if tag:
+      ds.add_new('PixelPaddingValue', 'US', tag)
+    seen.append(_source(_save(ds, tmp_path / 'a.dcm'))[0].pixels)
+  for pixels in seen:
+    np.testing.assert_array_equal(pixels, np.where(outside, -1024, hu))
+
+
+@pytest.mark.parametrize(
+  ('tag', 'cell'),
+  # The tag in a whole cell; cells masked by their writer; a value that fits the bits.
+  [(63536, 63536), (63536, 63536 & 0xFFF), (4095, 4095)],
+)
+def test_padding_is_read_as_the_pixels_are(tmp_path, tag, cell):
+  stored = np.array([[cell, 24], [1064, 1764]])
+  ds = _ct(
+    stored.astype(np.uint16).view(np.int16), PixelRepresentation=0, BitsStored=12, HighBit=11
+  )
+  ds.add_new('PixelPaddingValue', 'US', tag)
+  np.testing.assert_array_equal(_pixels(tmp_path, ds), [[-1024, -1000], [40, 740]])
+
+
+def test_bone_is_no_padding_that_the_cells_have_elsewhere(tmp_path):
+  # 63536 & 0xfff = 2096, which is bone of 1072 HU.
+  stored = np.array([[63536, 2096], [1064, 24]], np.uint16).view(np.int16)
+  ds = _ct(stored, PixelRepresentation=0, BitsStored=12, HighBit=11)
+  ds.add_new('PixelPaddingValue', 'US', 63536)
+  np.testing.assert_array_equal(_pixels(tmp_path, ds), [[-1024, 1072], [40, -1000]])
+
+
+@pytest.mark.parametrize('high_bit', [11, 13, 15])
+@pytest.mark.parametrize('signed', [False, True])
+@pytest.mark.parametrize('rle', [False, True])
+def test_values_lie_below_high_bit_whatever_is_around_them(tmp_path, high_bit, signed, rle):
+  # Each 12-bit value is shifted up to High Bit; the bits around are filled with rubbish.
+  values, shift = np.array([[-1000, 40], [700, 2000]]), high_bit - 11
+  stored = values if signed else values + 1024
+  rubbish = np.array([[0xF5A5, 0x0FFF], [0xA0A0, 0xFFFF]]) & ~(0xFFF << shift)
+  cells = ((stored & 0xFFF) << shift | rubbish) & 0xFFFF
+  ds = _ct(
+    cells.astype(np.uint16).view(np.int16),
+    PixelRepresentation=int(signed),
+    RescaleIntercept=0 if signed else -1024,
+    **{'BitsStored': 12, 'HighBit': high_bit},
+  )
+  if rle:
+    ds.compress(uid.RLELossless)
+  np.testing.assert_array_equal(_pixels(tmp_path, ds), values)
+
+
+def _coded(hu, stream, signed_header) -> Dataset:
+  """16-bit HU in a signed or unsigned codestream, under a header that says `signed_header`."""
+  ds = _ct(np.tile(hu, (16, 16)), RescaleIntercept=0, PixelRepresentation=int(signed_header))
+  cells = np.frombuffer(ds.PixelData, np.int16 if stream == 'J2K signed' else np.uint16)
+  coded = encode_array(cells.reshape(ds.Rows, ds.Columns), bits_stored=16, codec_format=0)
+  ds.file_meta.TransferSyntaxUID = uid.JPEG2000Lossless
+  ds.PixelData = encapsulate([coded])
+  ds['PixelData'].VR = 'OB'
+  return ds
+
+
+@pytest.mark.parametrize('stream', ['J2K signed', 'J2K unsigned'])
+@pytest.mark.parametrize('signed_header', [False, True])
+@pytest.mark.parametrize('negative', [False, True])
+def test_sign_of_a_codestream_against_the_header(tmp_path, stream, signed_header, negative):
+  hu = np.array([[40, 60], [-1000 if negative else 24, 700]])
+  path = _save(_coded(hu, stream, signed_header), tmp_path / 'one.dcm')
+  agree = signed_header == (stream == 'J2K signed')
+  if negative and not (agree and signed_header):
+    with pytest.raises(UnreadableImageError, match=r'which values are negative|values up to'):
+      _source(path)[0]
+  else:
+    np.testing.assert_array_equal(_source(path)[0].pixels[:2, :2], hu)
+
+
+def test_jpeg_ls_carries_signed_values_without_a_sign(tmp_path):
+  hu = np.array([[40, 60], [-1000, 700]])
+  for bits in (12, 16):
+    ds = _ct(hu, RescaleIntercept=0, BitsStored=bits, HighBit=bits - 1)
+    ds.compress(uid.JPEGLSLossless)
+    np.testing.assert_array_equal(_pixels(tmp_path, ds), hu)
+
+
+_UNSIGNED = {'PixelRepresentation': 0, 'BitsStored': 12, 'HighBit': 11}
+
+
+@pytest.mark.parametrize(
+  ('raised', 'changes', 'remark'),
+  [
+    (0, {}, 'no Rescale Slope and Intercept; values taken as HU'),
+    (1024, {}, 'no Rescale Slope and Intercept; values taken as HU + 1024'),
+    (1024, _UNSIGNED, 'no Rescale Slope and Intercept; values taken as HU + 1024'),
+    (1024, {'RescaleIntercept': -1024}, 'no Rescale Slope; values taken as HU + 1024'),
+    (0, {'RescaleSlope': 1}, 'no Rescale Intercept; values taken as HU'),
+  ],
+)
+@pytest.mark.parametrize('empty', [False, True])
+def test_missing_rescale_where_values_can_only_be_hu(tmp_path, raised, changes, remark, empty):
+  lost = {'RescaleSlope': '' if empty else None, 'RescaleIntercept': '' if empty else None}
+  path = _save(_ct(_chest_hu() + raised, **lost | changes), tmp_path / 'one.dcm')
+  image = _source(path)[0]
+  np.testing.assert_array_equal(image.pixels, np.maximum(_chest_hu(), -1024))
+  assert (image.unit, image.remarks) == ('HU', (remark,))
+
+
+@pytest.mark.parametrize(
+  ('stored', 'changes'),
+  [
+    (np.arange(48 * 48).reshape(48, 48) % 256, {}),
+    (np.arange(48 * 48).reshape(48, 48) * 16 % 4096, _UNSIGNED),
+    (_chest_hu() + 3000, {}),
+    (_chest_hu(), {'RescaleIntercept': -1024}),
+    (np.zeros((48, 48)), {}),
+  ],
+)
+def test_missing_rescale_is_refused_by_name_otherwise(tmp_path, stored, changes):
+  lost = {'RescaleSlope': None, 'RescaleIntercept': None}
+  path = _save(_ct(stored, **lost | changes), tmp_path / 'one.dcm')
+  with pytest.raises(UnreadableImageError, match=r'one\.dcm: no Rescale Slope.*not plainly HU'):
+    _source(path)[0]
+
+
+@pytest.mark.parametrize(('intercept', 'word'), [(0, 'air'), (-2500, 'tissue')])
+def test_a_chest_has_air_and_tissue(tmp_path, intercept, word):
+  path = _save(_ct(_chest_hu() + 1024, RescaleIntercept=intercept), tmp_path / 'one.dcm')
+  (remark,) = _source(path)[0].remarks
+  assert word in remark
+  assert _source(_save(_ct(_chest_hu() + 1024), tmp_path / 'one.dcm'))[0].remarks == ()
+
+
+@pytest.mark.parametrize(
+  ('keyword', 'text'),
+  [
+    ('RescaleIntercept', '-1024,0'),
+    ('RescaleSlope', '1_0'),
+    ('RescaleSlope', 'nan'),
+    ('RescaleIntercept', '1e999'),
+    ('PixelSpacing', '0,7\\0,7'),
+    ('ImageOrientationPatient', '1\\0\\0\\0\\1\\x'),
+    ('NumberOfFrames', 'one'),
+    ('InstanceNumber', '1.x'),
+  ],
+)
+def test_text_that_is_no_number_is_refused_in_words(tmp_path, keyword, text):
+  ds = _ct()
+  tag = pydicom.tag.Tag(keyword)
+  raw = (text + ' ' * (len(text) % 2)).encode()
+  vr = pydicom.datadict.dictionary_VR(tag)
+  ds[tag] = RawDataElement(tag, vr, len(raw), raw, 0, False, True, True)
+  _save(_ct(), tmp_path / 'good')
+  with dicom_header.quiet_pydicom():
+    _save(ds, tmp_path / 'bad')
+  (error,) = _source(tmp_path).unreadable
+  name = pydicom.datadict.dictionary_description(tag)
+  assert error.reason.startswith(name)
+  assert 'Error' not in error.reason
+
+
+def test_one_unit_a_series(tmp_path):
+  for name, kind in (('a', 'HU'), ('b', 'US'), ('c', 'HU')):
+    _save(_ct(RescaleType=kind), tmp_path / name)
+  source = _source(tmp_path)
+  assert [record.provenance for record in source.records] == ['a', 'c']
+  (error,) = source.unreadable
+  assert (error.path, error.reason) == ('b', 'grey values in a series of HU values')
+
+
+def test_an_odd_file_does_not_stop_the_others(tmp_path, capsys):
+  view = Preprocess.from_config(config_lib.defaults().data)
+  lost = {'RescaleSlope': None, 'RescaleIntercept': None}
+  for name, changes in (('a', {}), ('b', {'RescaleType': 'US'}), ('c', lost), ('d', lost)):
+    ds = _ct(_chest_hu(), RescaleIntercept=0, SeriesInstanceUID=uid.generate_uid())
+    for keyword, value in changes.items():
+      setattr(ds, keyword, value)
+    _save(ds, tmp_path / name / 'one')
+  images = pipeline.gather(_source(tmp_path), view, labelled=False)
+  assert [record.provenance for record in images.records] == ['a/one', 'c/one', 'd/one']
+  assert [error.path for error in images.unreadable] == ['b/one']
+  remark = 'no Rescale Slope and Intercept; values taken as HU'
+  assert [record.remarks for record in images.records] == [(), (remark,), (remark,)]
+  assert f'2 images: {remark}\n' in capsys.readouterr().out
+  with pytest.raises(UserError, match=r'1 images have grey values.*: b/one; keep them'):
+    pipeline.gather(_source(tmp_path), view)
+
+
+_TURNS = {
+  # Directions of rows and columns, and stored pixels of which `shown` is the display.
+  'supine': ([1, 0, 0, 0, 1, 0], lambda shown: shown),
+  'prone': ([-1, 0, 0, 0, -1, 0], lambda shown: shown[::-1, ::-1]),
+  'from the head': ([-1, 0, 0, 0, 1, 0], lambda shown: shown[:, ::-1]),
+  'upside down': ([1, 0, 0, 0, -1, 0], lambda shown: shown[::-1]),
+  'rows to posterior': ([0, 1, 0, 1, 0, 0], lambda shown: shown.T),
+  'a quarter turn': ([0, 1, 0, -1, 0, 0], lambda shown: np.rot90(shown)),
+  'a quarter turn back': ([0, -1, 0, 1, 0, 0], lambda shown: np.rot90(shown, -1)),
+  'rows to anterior': ([0, -1, 0, -1, 0, 0], lambda shown: shown[::-1, ::-1].T),
+  'tilted, prone': ([-1, 0, 0, 0, -0.9397, 0.342], lambda shown: shown[::-1, ::-1]),
+}
+
+
+@pytest.mark.parametrize('name', _TURNS)
+def test_rows_run_to_the_left_and_columns_to_posterior(tmp_path, name):
+  axes, stored = _TURNS[name]
+  shown = _chest_hu()[:, 4:]  # 48 x 44
+  # A pixel of 1.5 x 1 mm as displayed, so that spacing is seen to turn with the pixels.
+  spacing = [1.5, 1] if axes[0] else [1, 1.5]
+  ds = _ct(stored(shown), RescaleIntercept=0, ImageOrientationPatient=axes, PixelSpacing=spacing)
+  image = _source(_save(ds, tmp_path / 'one.dcm'))[0]
+  straight = _ct(shown, RescaleIntercept=0, PixelSpacing=[1.5, 1])
+  np.testing.assert_array_equal(
+    image.pixels, _source(_save(straight, tmp_path / 'two.dcm'))[0].pixels
+  )
+  back = image.orientation.inverse(shown)
+  np.testing.assert_array_equal(back, stored(shown))
+  row, column = image.orientation.stored_pixel(10, 3, shown.shape)
+  assert stored(shown)[row, column] == shown[10, 3]
+
+
+def test_letters_tell_the_orientation_where_nothing_else_does(tmp_path):
+  lost = {'ImageOrientationPatient': None, 'RescaleIntercept': 0}
+  ds = _ct(_chest_hu()[::-1, ::-1], PatientOrientation=['R', 'A'], **lost)
+  image = _source(_save(ds, tmp_path / 'one.dcm'))[0]
+  np.testing.assert_array_equal(image.pixels, _chest_hu())
+  with pytest.raises(UserError, match='90 degrees off axial'):
+    _source(_save(_ct(PatientOrientation=['L', 'F'], **lost), tmp_path / 'two.dcm'))
+  (remark,) = _source(_save(_ct(_chest_hu(), **lost), tmp_path / 'two.dcm'))[0].remarks
+  assert remark == 'no Image Orientation (Patient): rows and columns taken as they lie'
+
+
+def _code(value, meaning) -> Dataset:
+  code = Dataset()
+  code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, 'DCM', meaning
+  return code
+
+
+_COS, _SIN = np.round([np.cos(np.radians(35)), np.sin(np.radians(35))], 6)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'reason'),
+  [
+    ({'ImageOrientationPatient': [1, 0, 0, 0, 0, -1]}, '90 degrees off axial'),
+    ({'ImageOrientationPatient': [0, 1, 0, 0, 0, -1]}, '90 degrees off axial'),
+    ({'ImageOrientationPatient': [1, 0, 0, 0, _COS, _SIN]}, '35 degrees off axial'),
+    ({'ImageOrientationPatient': [_COS, 0, _SIN, 0, 1, 0]}, '35 degrees off axial'),
+    ({'ImageOrientationPatient': [0, 0, 0, 0, 0, 0]}, 'no pair of perpendicular'),
+    ({'ImageOrientationPatient': [1, 0, 0, 1, 0, 0]}, 'no pair of perpendicular'),
+    ({'ImageOrientationPatient': [1, 0, 0]}, 'no pair of perpendicular'),
+    ({'ImageType': ['ORIGINAL', 'PRIMARY', 'SCOUT']}, 'a localizer'),
+    ({'ImageType': ['ORIGINAL', 'PRIMARY', 'localizer']}, 'a localizer'),
+    ({'ImageType': ['ORIGINAL', 'PRIMARY', 'AXIAL', 'CT_SOM5 TOP']}, 'a localizer'),
+    ({'ImageType': ['DERIVED', 'SECONDARY', 'MPR']}, 'a reformat'),
+    ({'ImageType': ['DERIVED', 'SECONDARY', 'REFORMATTED', 'AVERAGE']}, 'a reformat'),
+    ({'ImageType': ['DERIVED', 'SECONDARY', 'AXIAL', 'MIN_IP']}, 'a projection'),
+    ({'ImageType': ['DERIVED', 'SECONDARY', 'PROJECTION IMAGE']}, 'a projection'),
+    ({'ImageType': ['DERIVED', 'SECONDARY', 'OTHER', 'CT_SOM5 PROT']}, 'a report'),
+    ({'ImageType': ['DERIVED', 'SECONDARY', 'SCREEN SAVE']}, 'a report or a screen'),
+    ({'ImageType': ['DERIVED', 'SECONDARY', 'OTHER', 'CSAPARALLEL']}, 'post-processed'),
+    ({'ImageType': ['DERIVED', 'SECONDARY', 'AXIAL', 'VRT']}, 'a rendering'),
+    ({'ImageType': ['DERIVED', 'SECONDARY', '3D']}, 'a rendering'),
+    ({'VolumeBasedCalculationTechnique': 'MAX_IP'}, 'Technique MAX_IP'),
+    (
+      {'DerivationCodeSequence': [_code('113078', 'Maximum intensity projection')]},
+      'derived by Maximum intensity projection',
+    ),
+    ({'Rows': 15, 'Columns': 15}, 'too few'),
+    ({'Rows': 16, 'Columns': 28}, 'too long'),
+    ({'PixelSpacing': [0.5, 1]}, 'too long'),
+  ],
+)
+def test_only_axial_slices(tmp_path, changes, reason):
+  _save(_ct(), tmp_path / 'good')
+  ds = _ct(np.zeros((32, 32)))
+  with dicom_header.quiet_pydicom():
+    for keyword, value in changes.items():
+      setattr(ds, keyword, value)
+    _save(ds, tmp_path / 'bad')
+  (error,) = _source(tmp_path).unreadable
+  assert error.path == 'bad'
+  assert reason in error.reason
+
+
+@pytest.mark.parametrize(
+  'kinds',
+  [
+    ['DERIVED', 'SECONDARY', 'AXIAL'],
+    ['DERIVED', 'PRIMARY', 'AXIAL', 'CT_SOM5 SPI'],
+    ['ORIGINAL', 'PRIMARY', 'AXIAL', 'HELIX', 'AIDR 3D'],
+    ['DERIVED', 'SECONDARY'],
+    None,
+  ],
+)
+def test_derived_or_secondary_alone_refuses_nothing(tmp_path, kinds):
+  assert len(_source(_save(_ct(ImageType=kinds), tmp_path / 'one.dcm'))) == 1
+
+
+def test_frames_that_are_not_axial_are_refused_one_by_one(tmp_path):
+  ds = _enhanced()
+  own = ds.PerFrameFunctionalGroupsSequence
+  orientation = Dataset()
+  orientation.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+  own[0].PlaneOrientationSequence = [orientation]
+  source = _source(_save(ds, tmp_path / 'one.dcm'))
+  assert [record.provenance for record in source.records] == ['one.dcm#2']
+  assert 'off axial' in source.unreadable[0].reason
+  kind = Dataset()
+  kind.FrameType, kind.VolumeBasedCalculationTechnique = ['DERIVED', 'PRIMARY', 'MIP'], 'MIN_IP'
+  own[0].CTImageFrameTypeSequence = [kind]
+  del own[0].PlaneOrientationSequence
+  assert 'MIP' in _source(_save(ds, tmp_path / 'one.dcm')).unreadable[0].reason
+  kind.FrameType = ['DERIVED', 'PRIMARY', 'VOLUME', 'NONE']
+  assert 'MIN_IP' in _source(_save(ds, tmp_path / 'one.dcm')).unreadable[0].reason
+  del own[0].CTImageFrameTypeSequence
+  del ds.ImageOrientationPatient
+  del ds.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence
+  with pytest.raises(UserError, match='is missing; need that of an axial'):
+    _source(_save(ds, tmp_path / 'one.dcm'))

@@ -388,6 +388,7 @@ def test_writing_again_gives_the_same_page(study, tmp_path):
     ('fall_without_controls', ('cannot tell', 'no proof of fakery'), ('sets the deepfakes',)),
     ('no_fall', ('valid result', 'no proof that images are genuine'), ('sets the deepfakes',)),
     ('may_be_guessing', ('may be guessing', 'cannot fall far'), ('valid result', 'sets the')),
+    ('undecided', ('Undecided', 'repetitions differ'), ('sets the deepfakes', 'no proof')),
   ],
 )
 def test_words_fit_the_verdict(verdict, must, must_not):
@@ -401,6 +402,20 @@ def test_words_fit_the_verdict(verdict, must, must_not):
   assert '18.1 to 36.4' in text
   assert 'p < 0.001' in text
   assert '{' not in text
+
+
+def test_repetitions_are_listed_where_there_are_several(tmp_path, study):
+  again = tmp_path / 'again'
+  shutil.copytree(study, again)
+  results = json.loads((again / 'results.json').read_text())
+  row = {key: results['fall'][key] for key in ('points', 'ci99', 'p_value')}
+  row |= {'seed': 0, 'originals': 0.9, 'deepfakes': 0.8, 'verdict': 'fall'}
+  for rows, shown in (([row], False), ([row, row | {'verdict': 'no_fall', 'points': 1.2}], True)):
+    results['repetitions'] = rows
+    (again / 'results.json').write_text(json.dumps(results))
+    page = study_page.write(again).read_text()
+    assert ('trained again with other seeds' in page) == shown
+  assert 'no fall shown' in page
 
 
 def test_unknown_verdict_is_refused():

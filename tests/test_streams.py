@@ -92,7 +92,7 @@ def test_all_streams_of_a_study_differ(tmp_path, monkeypatch):
   config = config_lib.defaults()
   config.task, config.phantom.patients = 'study', 40
   config.study.classifiers, config.model.cnn.widths = ('cnn',), (4,)
-  config.split.folds, config.study.folds = 3, 2
+  config.split.folds, config.study.folds, config.study.seeds = 3, 2, 2
   config.train.epochs, config.train.batch_size = 1, 16
   config.gan.width, config.gan.updates, config.gan.eval_every = 4, 4, 2
   config.gan.batch_size, config.gan.quality_images = 16, 32

@@ -1,6 +1,6 @@
 """Which network the study takes for the best."""
 
-from ctfake_jax.study import best_classifier
+from ctfake_jax.study import agreed, best_classifier
 
 
 def chosen(images=140, **right):
@@ -30,3 +30,9 @@ def test_networks_are_compared_on_the_folds_they_share():
     'often': {'validation_accuracy_by_fold': [0.97, 0.90, 0.91], 'parameters': 3},
   }
   assert best_classifier(rows, [100, 100, 100]) == 'often'
+
+
+def test_a_verdict_is_that_of_all_seeds():
+  assert agreed(['fall']) == 'fall'
+  assert agreed(['no_fall'] * 3) == 'no_fall'
+  assert agreed(['fall', 'fall', 'no_fall']) == 'undecided'

@@ -13,7 +13,7 @@ from PIL import Image
 from pydicom import uid
 from pydicom.data import get_testdata_file
 
-from ctfake_jax.data import dicom_frame, file_facts, layout, walker
+from ctfake_jax.data import dicom_header, file_facts, layout, walker
 from ctfake_jax.data.dicom import DicomSource
 from ctfake_jax.data.folders import FolderSource
 from ctfake_jax.types import UserError
@@ -333,7 +333,7 @@ def test_pictures_beside_dicom_are_counted(tmp_path):
 def test_a_bare_file_is_read_by_pydicoms_rules_alone(tmp_path):
   (tmp_path / 'x.dcm').write_bytes(bytes(600))
   with pytest.raises(pydicom.errors.InvalidDicomError):
-    dicom_frame.read(tmp_path / 'x.dcm', LIMIT)
+    dicom_header.read(tmp_path / 'x.dcm', LIMIT)
 
 
 # Tables of labels.

@@ -39,6 +39,7 @@ def test_rows_after_the_restored_step_are_dropped(tmp_path):
 
 def test_a_config_may_change_where_it_is_safe_only(tmp_path):
   config = config_lib.defaults()
+  config.train.schedule = 'constant'
   workdir.record_config(tmp_path, config, {'class_names': ['a', 'b']})
   config.train.epochs += 1
   workdir.record_config(tmp_path, config, {'class_names': ['a', 'b']})

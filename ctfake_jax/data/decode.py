@@ -56,6 +56,7 @@ class Decoded:
     patient_id: of a DICOM file.
     re_encoded: uint8[k, size, size], the view of the slice after each of `RE_ENCODINGS` at its own
       size.
+    remarks: of the slice.
   """
 
   path: str
@@ -65,6 +66,7 @@ class Decoded:
   native_size: tuple[int, ...] = (0, 0)
   patient_id: str | None = None
   re_encoded: np.ndarray | None = None
+  remarks: tuple[str, ...] = ()
 
   @property
   def views(self) -> np.ndarray:
@@ -234,7 +236,9 @@ def _see(source: Source, index: int, view: Preprocess) -> Decoded:
   if obstacle := view.obstacle(image):
     return Decoded(record.provenance, None, reason=obstacle)
   found = seen(view.levels(image), view, image.unit)
-  return dataclasses.replace(found, path=record.provenance, patient_id=record.patient_id)
+  return dataclasses.replace(
+    found, path=record.provenance, patient_id=record.patient_id, remarks=image.remarks
+  )
 
 
 def seen(levels: np.ndarray, view: Preprocess, unit: str) -> Decoded:

@@ -18,8 +18,16 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import MediaStorageDirectoryStorage
 
-from ctfake_jax.data import dicom_frame, layout, walker
-from ctfake_jax.types import UNKNOWN_LABEL, Record, Slice, UnreadableImageError, UserError
+from ctfake_jax.data import dicom_frame, dicom_header, dicom_kind, layout, walker
+from ctfake_jax.geometry import Plane
+from ctfake_jax.types import (
+  UNKNOWN_LABEL,
+  Record,
+  Slice,
+  Unit,
+  UnreadableImageError,
+  UserError,
+)
 
 
 class _Frame(NamedTuple):
@@ -28,7 +36,8 @@ class _Frame(NamedTuple):
   shown: str
   series: str
   patient_id: str | None
-  position_mm: float | None
+  plane: Plane
+  unit: Unit
   instance: int
 
 
@@ -92,10 +101,10 @@ class DicomSource:
         found.extend(self._take(entry))
     if not found and not (unlabelled_ok and self.unreadable):
       raise UserError(f'{root}: no usable CT image in DICOM format found{self._remarks()}')
-    self._frames = _sorted(found)
+    self._frames = _sorted(self._of_one_unit(found))
     self.class_names: tuple[str, ...] = ()
-    splits: list[str | None] = [None] * len(found)
-    labels = [UNKNOWN_LABEL] * len(found)
+    splits: list[str | None] = [None] * len(self._frames)
+    labels = [UNKNOWN_LABEL] * len(self._frames)
     if labels_csv is not None:
       names = self._csv_labels(_read_csv(labels_csv))
       self.class_names = tuple(sorted(set(names)))
@@ -104,7 +113,7 @@ class DicomSource:
     elif not unlabelled_ok and any('/' in frame.path for frame in self._frames):
       labels, splits = self._folder_labels(str(root), folders, classes)
     self.records = [
-      Record(label, frame.patient_id, frame.shown, split, frame.path)
+      Record(label, frame.patient_id, frame.shown, split, frame.path, frame.plane)
       for frame, label, split in zip(self._frames, labels, splits, strict=True)
     ]
 
@@ -115,7 +124,7 @@ class DicomSource:
     """Decodes frame `index`: float32[h, w] in HU (or grey, see `dicom_frame`), square pixels."""
     frame = self._frames[index]
     try:
-      with dicom_frame.quiet_pydicom():
+      with dicom_header.quiet_pydicom():
         return dicom_frame.decode(self._open(frame.path), frame.number)
     except Exception as error:  # decoders raise whatever a broken file sets off
       raise UnreadableImageError(frame.shown, _reason(error)) from error
@@ -123,7 +132,7 @@ class DicomSource:
   def _open(self, path: str) -> pydicom.Dataset:
     """The file with its pixels still encoded; the last one is kept for its other frames."""
     if self._last is None or self._last[0] != path:
-      self._last = path, dicom_frame.read(self._root / path, self._max_pixels)
+      self._last = path, dicom_header.read(self._root / path, self._max_pixels)
     return self._last[1]
 
   def _take(self, entry: walker.Entry) -> list[_Frame]:
@@ -143,14 +152,14 @@ class DicomSource:
   def _index(self, path: str) -> list[_Frame]:
     """What the header tells of each usable frame; the others go to `unreadable`."""
     file = self._root / path
-    with dicom_frame.quiet_pydicom():
+    with dicom_header.quiet_pydicom():
       try:
-        header = dicom_frame.read(file, self._max_pixels, stop_before_pixels=True)
+        header = dicom_header.read(file, self._max_pixels, stop_before_pixels=True)
         if header.get('SOPClassUID') == MediaStorageDirectoryStorage:
           self.skipped['DICOMDIR'] += 1
           return []
         self._known_keys.add(_series(header, path))
-        count = dicom_frame.check_file(header, file.stat().st_size, self._max_pixels)
+        count = dicom_header.check_file(header, file.stat().st_size, self._max_pixels)
       except InvalidDicomError:
         reason = 'not a DICOM file (no DICM prefix, and no header of a CT image without one)'
         self._refuse(path, walker.shown(path), reason)
@@ -169,19 +178,43 @@ class DicomSource:
   ) -> _Frame | None:
     shown = walker.shown(path) + ('' if count == 1 else f'#{number + 1}')
     try:
-      dicom_frame.check_frame(header, number, self._max_pixels)
+      plane = dicom_kind.check_axial(header, number)
+      self._check_resampled(plane)
       return _Frame(
         path,
         number,
         shown,
         _series(header, path),
         _pseudonym(header),
-        dicom_frame.position_mm(header, number),
-        int(header.get('InstanceNumber') or 0),
+        plane,
+        dicom_header.unit(header, number),
+        int((dicom_header.numbers(header, number, 'InstanceNumber') or (0,))[0]),
       )
     except Exception as error:  # as in __getitem__
       self._refuse(path, shown, _reason(error))
       return None
+
+  def _check_resampled(self, plane: Plane) -> None:
+    rows, columns = plane.square_shape
+    if rows * columns > self._max_pixels:
+      raise dicom_header.RefusalError(
+        f'with square pixels {rows} x {columns} is above data.max_pixels = {self._max_pixels}'
+      )
+
+  def _of_one_unit(self, frames: list[_Frame]) -> list[_Frame]:
+    """Those in the unit that most of their series have, HU if as many; the others are refused."""
+    votes: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+    for frame in frames:
+      votes[frame.series][frame.unit] += 1
+    kept = []
+    for frame in frames:
+      counts = votes[frame.series]
+      usual: Unit = 'HU' if 2 * counts['HU'] >= counts.total() else 'grey'
+      if frame.unit == usual:
+        kept.append(frame)
+      else:
+        self._refuse(frame.path, frame.shown, f'{frame.unit} values in a series of {usual} values')
+    return kept
 
   def _refuse(self, path: str, shown: str, reason: str) -> None:
     self.unreadable.append(UnreadableImageError(shown, reason))
@@ -261,7 +294,7 @@ def _reason(error: Exception) -> str:
   """One short line without absolute paths."""
   if isinstance(error, OSError):
     text = error.strerror or type(error).__name__
-  elif isinstance(error, dicom_frame.RefusalError):
+  elif isinstance(error, dicom_header.RefusalError):
     text = str(error)
   else:
     text = f'cannot be decoded, damaged or truncated ({type(error).__name__}: {error})'
@@ -284,10 +317,10 @@ def _sorted(frames: list[_Frame]) -> list[_Frame]:
     series.setdefault(frame.series, []).append(frame)
   result = []
   for members in series.values():
-    placed = all(frame.position_mm is not None for frame in members)
+    heights = {frame: frame.plane.height_mm for frame in members}
+    placed = None not in heights.values()
     result += sorted(
-      members,
-      key=lambda f: (f.position_mm if placed else 0, f.instance, f.path, f.number),
+      members, key=lambda f: (heights[f] if placed else 0, f.instance, f.path, f.number)
     )
   return result
 

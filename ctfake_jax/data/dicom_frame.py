@@ -1,210 +1,57 @@
-"""One frame of a DICOM CT object: what its header must say, and its pixels in HU.
+"""The pixels of one frame of a DICOM CT object in HU.
 
-Enters a file; leaves a `types.Slice`, float32[h, w] in HU with the side of a square pixel in mm.
+Enters a file whose header was accepted (`dicom_header`); leaves a `types.Slice`, float32[h, w] in
+HU with the side of a square pixel in mm.
 What a frame becomes (sections of DICOM PS3.3):
+  bits outside of Bits Stored are no part of a value (PS3.5 8.1.1); a codestream whose sign
+    contradicts the header is refused where that makes a difference;
   stored values go through Rescale Slope and Intercept, or the Modality LUT, to HU before anything
-    else (C.11.1), per frame where there are functional groups (C.7.6.16);
-  padding (C.7.5.1.1.2, compared with stored values) becomes -1024 HU, as air around the patient;
+    else (C.11.1), per frame where there are functional groups (C.7.6.16); where Slope or Intercept
+    is missing, values are HU only if one way alone makes a plausible CT of them, which is remarked;
+  padding (C.7.5.1.1.2, compared with stored values) and whatever lies below -1024 HU become
+    -1024 HU, as air around the patient: scanners differ in what they put there;
   MONOCHROME1 says that a display shows low values bright (C.7.6.3.1.2). That step comes after the
     rescale, so HU stay as they are: bone is 1000 HU in either;
-  values without a meaning in HU (no rescale, or Rescale Type US) become grey in [0, 1] over the
-    range of Bits Stored, unit 'grey'; here MONOCHROME1 is inverted, so that high is bright;
-  unequal Pixel Spacing is resampled to the smaller of the two.
+  values without a meaning in HU (Rescale Type US) become grey in [0, 1] over the range of Bits
+    Stored, unit 'grey'; here MONOCHROME1 is inverted, so that high is bright;
+  unequal Pixel Spacing is resampled to the smaller of the two;
+  rows and columns are turned to run to the patient's left and to posterior (C.7.6.2.1.1).
 """
 
-import contextlib
-import logging
-import math
-import pathlib
+import dataclasses
 import struct
-import warnings
-import zlib
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pydicom
 from pydicom import uid
 from pydicom.encaps import get_frame
-from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import apply_modality_lut, pixel_array
 from skimage.transform import resize
 
-from ctfake_jax.types import Slice, Unit
+from ctfake_jax.data import dicom_header
+from ctfake_jax.data.dicom_header import RefusalError
+from ctfake_jax.types import Slice
 
-AIR_HU = -1024.0  # what padding becomes: the lowest value of a 12-bit CT with intercept -1024
-# A whole chest in 32 pixels has up to 16 mm a pixel; anything far above that is a mistake.
-MAX_SPACING_MM, MIN_SPACING_MM = 20.0, 0.01
+NO_ORIENTATION = 'no Image Orientation (Patient): rows and columns taken as they lie'
 
-_CT_CLASSES = (
-  uid.CTImageStorage,
-  uid.EnhancedCTImageStorage,
-  uid.LegacyConvertedEnhancedCTImageStorage,
-)
-# Which functional group macro bears an attribute in an enhanced object (C.7.6.16.2, C.8.15.3).
-_MACROS = {
-  'PixelSpacing': 'PixelMeasuresSequence',
-  'ImagePositionPatient': 'PlanePositionSequence',
-  'ImageOrientationPatient': 'PlaneOrientationSequence',
-  'RescaleSlope': 'PixelValueTransformationSequence',
-  'RescaleIntercept': 'PixelValueTransformationSequence',
-  'RescaleType': 'PixelValueTransformationSequence',
-  'FrameType': 'CTImageFrameTypeSequence',
-}
+AIR_HU = -1024.0  # the lowest value of a 12-bit CT with intercept -1024
+# 16 bits hold no more, and no tissue or metal is as dense: sign or rescale are wrong.
+MOST_HU = 32767.0
+LEAST_AIR_HU = -500.0  # air and lung lie below
+# Where the values of a chest lie: air about -1000 HU, soft tissue about 0 HU, bone and metal above.
+_AIR_RANGE_HU, _TISSUE_RANGE_HU, _DENSE_HU = (-1050, -850), (-200, 200), 300
+_LEAST_SHARE = 0.05  # of air and of soft tissue, where nothing but the values tells what they are
+# Ways to HU that a missing rescale may have had: HU as they are, or raised to be positive.
+_USUAL_INTERCEPTS = (0.0, AIR_HU)
 
 
-class RefusalError(Exception):
-  """Why a file or frame cannot be used, in words fit for the user."""
+@dataclasses.dataclass(frozen=True)
+class _Codestream:
+  """What a compressed frame says of itself; `signed` is None where its kind has no say in that."""
 
-
-@contextlib.contextmanager
-def quiet_pydicom() -> Iterator[None]:
-  """Holds back pydicom's remarks on small breaches of the standard, which may quote patient data.
-
-  Errors still raise, and warnings of NumPy still warn.
-  """
-  logger = logging.getLogger('pydicom')
-  level = logger.level
-  logger.setLevel(logging.ERROR)
-  try:
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore', UserWarning)
-      yield
-  finally:
-    logger.setLevel(level)
-
-
-def read(
-  path: pathlib.Path, max_pixels: int, *, stop_before_pixels: bool = False
-) -> pydicom.Dataset:
-  """A file's attributes, pixels still encoded; raises pydicom's and `RefusalError`."""
-  try:
-    meta = read_file_meta_info(path)
-  except InvalidDicomError:
-    return _read_without_preamble(path)
-  if meta.get('TransferSyntaxUID') == uid.DeflatedExplicitVRLittleEndian:
-    # pydicom inflates the whole file at once: a few kB could ask for gigabytes.
-    limit = 8 * max_pixels + 2**20
-    deflated = path.read_bytes()[144 + meta.FileMetaInformationGroupLength :]
-    if len(zlib.decompressobj(-zlib.MAX_WBITS).decompress(deflated, limit)) == limit:
-      raise RefusalError(f'inflates to more than {limit} bytes')
-  return pydicom.dcmread(path, stop_before_pixels=stop_before_pixels)
-
-
-def _read_without_preamble(path: pathlib.Path) -> pydicom.Dataset:
-  """A file as it was written before PS3.10; raises `InvalidDicomError` where it is no image."""
-  with path.open('rb') as file:
-    if str(uid.DeflatedExplicitVRLittleEndian).encode() in file.read(1024):
-      raise RefusalError('deflated and without a DICM prefix; write it anew with one')
-  ds = pydicom.dcmread(path, force=True)
-  if not ds.get('SOPClassUID') or 'Rows' not in ds or 'Columns' not in ds:
-    raise InvalidDicomError('no header of an image')
-  if 'TransferSyntaxUID' not in ds.file_meta:
-    if 'PixelData' in ds and ds['PixelData'].is_undefined_length:
-      raise RefusalError('compressed, and neither DICM prefix nor Transfer Syntax UID say how')
-    implicit, little = ds.original_encoding
-    plain = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
-    ds.file_meta.TransferSyntaxUID = plain if little else uid.ExplicitVRBigEndian
-  return ds
-
-
-def check_file(header: pydicom.Dataset, file_bytes: int, max_pixels: int) -> int:
-  """The number of frames; raises `RefusalError` for what is no CT image of sane size."""
-  if (modality := header.get('Modality') or 'missing') != 'CT':
-    raise RefusalError(f'Modality {modality}, need CT')
-  if header.get('SOPClassUID') not in _CT_CLASSES:
-    name = uid.UID(str(header.get('SOPClassUID') or 'missing')).name
-    raise RefusalError(f'SOP Class {name}, need CT Image Storage or an enhanced form of it')
-  photometric = header.get('PhotometricInterpretation')
-  if header.get('SamplesPerPixel', 1) != 1 or photometric not in ('MONOCHROME1', 'MONOCHROME2'):
-    raise RefusalError(f'Photometric Interpretation {photometric}, need grey values')
-  rows, columns = (int(header.get(key) or 0) for key in ('Rows', 'Columns'))
-  frames = int(header.get('NumberOfFrames', 1) or 1)
-  if min(rows, columns, frames) < 1:
-    raise RefusalError(f'{frames} frames of {rows} x {columns} pixels')
-  if rows * columns > max_pixels:
-    raise RefusalError(f'{rows} x {columns} is above data.max_pixels = {max_pixels}')
-  groups = header.get('PerFrameFunctionalGroupsSequence')
-  if groups and len(groups) != frames:
-    raise RefusalError(f'{frames} frames, but functional groups for {len(groups)}')
-  syntax = header.file_meta.TransferSyntaxUID
-  # An encapsulated frame takes an item header of 8 bytes (PS3.5 A.4) and some content.
-  bits = 72 if syntax.is_compressed else rows * columns * int(header.BitsAllocated)
-  if not syntax.is_deflated and frames * bits // 8 > file_bytes:
-    raise RefusalError(f'truncated: {frames * bits // 8} bytes of pixels in {file_bytes}')
-  return frames
-
-
-def _value(ds: pydicom.Dataset, frame: int, keyword: str) -> Any:
-  """An attribute of one frame: its own functional group, else the shared one, else the top."""
-  own = ds.get('PerFrameFunctionalGroupsSequence')
-  shared = ds.get('SharedFunctionalGroupsSequence')
-  for groups in (own[frame] if own else None, shared[0] if shared else None):
-    macro = groups.get(_MACROS[keyword]) if groups is not None else None
-    if macro and keyword in macro[0]:
-      return macro[0].get(keyword)
-  return ds.get(keyword)
-
-
-def check_frame(header: pydicom.Dataset, frame: int, max_pixels: int) -> None:
-  """Raises `RefusalError` where the header rules the frame out: localizer, units, spacing."""
-  types = header.get('ImageType'), _value(header, frame, 'FrameType')
-  if any('LOCALIZER' in np.atleast_1d(kind) for kind in types if kind):
-    raise RefusalError('a localizer (Image Type), need an axial slice')
-  _unit(header, frame)
-  rows, columns = _square_shape(header, _spacing_mm(header, frame))
-  if rows * columns > max_pixels:
-    raise RefusalError(
-      f'with square pixels {rows} x {columns} is above data.max_pixels = {max_pixels}'
-    )
-
-
-def _spacing_mm(ds: pydicom.Dataset, frame: int) -> tuple[float, float]:
-  """(0028,0030) Pixel Spacing: between rows, between columns (10.7.1.3)."""
-  value = _value(ds, frame, 'PixelSpacing')
-  if not value:
-    raise RefusalError('Pixel Spacing is missing; scale is unknown without it')
-  spacing = tuple(float(v) for v in np.atleast_1d(value))
-  if len(spacing) != 2 or not all(MIN_SPACING_MM <= v <= MAX_SPACING_MM for v in spacing):
-    shown = ' x '.join(f'{v:g}' for v in spacing)
-    raise RefusalError(
-      f'Pixel Spacing {shown} mm, need two values from {MIN_SPACING_MM:g} to {MAX_SPACING_MM:g}'
-    )
-  return spacing[0], spacing[1]
-
-
-def _square_shape(ds: pydicom.Dataset, spacing_mm: tuple[float, float]) -> tuple[int, int]:
-  side = min(spacing_mm)
-  return round(ds.Rows * spacing_mm[0] / side), round(ds.Columns * spacing_mm[1] / side)
-
-
-def position_mm(ds: pydicom.Dataset, frame: int) -> float | None:
-  """Distance from the origin along the slice normal (C.7.6.2.1.1), None where not given."""
-  try:
-    axes = np.array(_value(ds, frame, 'ImageOrientationPatient'), float).reshape(2, 3)
-    corner = np.array(_value(ds, frame, 'ImagePositionPatient'), float).reshape(3)
-  except (TypeError, ValueError):
-    return None
-  position = float(np.cross(axes[0], axes[1]) @ corner)
-  return position if math.isfinite(position) else None
-
-
-def _unit(ds: pydicom.Dataset, frame: int) -> Unit:
-  """What the values mean after the modality transformation."""
-  if ds.get('ModalityLUTSequence'):
-    kind = ds.ModalityLUTSequence[0].get('ModalityLUTType')
-  else:
-    slope, intercept = _value(ds, frame, 'RescaleSlope'), _value(ds, frame, 'RescaleIntercept')
-    if slope is None and intercept is None:
-      return 'grey'
-    if slope is None or intercept is None or not (math.isfinite(slope * intercept) and slope):
-      raise RefusalError(f'Rescale Slope {slope} with Intercept {intercept}')
-    # Rescale Type is required of a CT image only if it is not HU (C.8.2.1).
-    kind = _value(ds, frame, 'RescaleType') or 'HU'
-  if kind not in ('HU', 'US'):
-    raise RefusalError(f'Rescale Type {kind}, need HU')
-  return 'HU' if kind == 'HU' else 'grey'
+  shape: tuple[int, int]
+  precision: int
+  signed: bool | None
 
 
 def decode(ds: pydicom.Dataset, frame: int) -> Slice:
@@ -212,29 +59,175 @@ def decode(ds: pydicom.Dataset, frame: int) -> Slice:
 
   Raises `RefusalError`, and whatever a decoder raises on damaged data.
   """
-  _check_codestream(ds, frame)
-  stored = pixel_array(ds, index=frame, raw=True)
-  if stored.shape != (ds.Rows, ds.Columns):
-    raise RefusalError(f'decodes to {stored.shape}, header says {ds.Rows} x {ds.Columns}')
-  unit = _unit(ds, frame)
+  cells = _cells(ds, frame)
+  stored = _read_bits(ds, cells, ds.BitsStored, shifted=True)
+  padding = _padding(ds, cells, stored)
+  unit = dicom_header.unit(ds, frame)
+  remarks: list[str] = []
   # What does not fit a float32 becomes infinite, which the next check names.
   with np.errstate(over='ignore', invalid='ignore'):
-    values = (_hu(ds, frame, stored) if unit == 'HU' else _grey(ds, stored)).astype(np.float32)
-  values[_padding(ds, stored)] = AIR_HU if unit == 'HU' else 0
+    if unit == 'HU':
+      values, remarks = _hu(ds, frame, stored, padding)
+    else:
+      values = _grey(ds, stored)
+    values = values.astype(np.float32)
   if not np.isfinite(values).all():
     raise RefusalError('holds NaN or infinite values')
-  spacing = _spacing_mm(ds, frame)
-  shape = _square_shape(ds, spacing)
-  if shape != values.shape:  # only ever enlarged, so there is nothing to alias
-    values = resize(values, shape, order=1, mode='edge', anti_aliasing=False, preserve_range=True)
-  return Slice(values.astype(np.float32), unit, min(spacing))
+  values[padding] = AIR_HU if unit == 'HU' else 0
+  if unit == 'HU':
+    values = np.maximum(values, AIR_HU)
+    remarks += _doubts(values)
+  plane = dicom_header.plane(ds, frame)
+  if plane.axes is None:
+    remarks.append(NO_ORIENTATION)
+  if plane.square_shape != values.shape:  # only ever enlarged, so there is nothing to alias
+    values = resize(
+      values, plane.square_shape, order=1, mode='edge', anti_aliasing=False, preserve_range=True
+    )
+  displayed = np.ascontiguousarray(plane.display(values), np.float32)
+  return Slice(
+    displayed,
+    unit,
+    min(plane.spacing_mm),
+    remarks=tuple(remarks),
+    orientation=plane.display,
+  )
 
 
-def _hu(ds: pydicom.Dataset, frame: int, stored: np.ndarray) -> np.ndarray:
+def _cells(ds: pydicom.Dataset, frame: int) -> np.ndarray:
+  """[h, w] as decoded, with whatever is in unused bits."""
+  stream = _codestream(ds, frame)
+  if stream and stream.shape != (ds.Rows, ds.Columns):  # decoders allocate by the JPEG
+    raise RefusalError(
+      f'compressed image of {stream.shape[0]} x {stream.shape[1]} pixels, '
+      f'header says {ds.Rows} x {ds.Columns}'
+    )
+  cells = pixel_array(
+    ds,
+    index=frame,
+    raw=True,
+    correct_unused_bits=False,
+    apply_j2k_sign_correction=False,
+    apply_jls_sign_correction=False,
+  )
+  if cells.shape != (ds.Rows, ds.Columns):
+    raise RefusalError(f'decodes to {cells.shape}, header says {ds.Rows} x {ds.Columns}')
+  if stream:
+    _check_sign(ds, stream, cells)
+  return cells
+
+
+def _check_sign(ds: pydicom.Dataset, stream: _Codestream, cells: np.ndarray) -> None:
+  """Refuses values that are negative to the codestream or the header only (PS3.5 8.2.1, 8.2.4).
+
+  Where a codestream has no sign, header and codestream agree as long as they have as many bits.
+  """
+  signed = bool(ds.PixelRepresentation)
+  differ = (
+    signed and stream.precision < ds.BitsStored
+    if stream.signed is None
+    else signed != stream.signed
+  )
+  if differ and (_whole(cells) >> (stream.precision - 1) & 1).any():
+    names = {True: 'signed', False: 'unsigned', None: f'{stream.precision}-bit'}
+    raise RefusalError(
+      f'the compressed image is {names[stream.signed]}, the header says {names[signed]} of '
+      f'{ds.BitsStored} bits: which values are negative is unknown'
+    )
+
+
+def _read_bits(
+  ds: pydicom.Dataset, cells: np.ndarray, bits: int, *, shifted: bool = False
+) -> np.ndarray:
+  """Values of `bits` bits, signed as the pixels are; `shifted` up to High Bit or not.
+
+  Pixels stored as floating point have no unused bits and are returned as they are.
+  """
+  if cells.dtype.kind == 'f':
+    return cells
+  up = ds.HighBit + 1 - bits if shifted else 0
+  values = (_whole(cells) >> up) & (2**bits - 1)
+  return values - ((values >> (bits - 1)) << bits) if ds.PixelRepresentation else values
+
+
+def _whole(cells: np.ndarray) -> np.ndarray:
+  """Whole numbers with room for a sign."""
+  return cells.astype(np.int32 if cells.dtype.itemsize <= 2 else np.int64)
+
+
+def _padding(ds: pydicom.Dataset, cells: np.ndarray, stored: np.ndarray) -> np.ndarray:
+  """Mask of what is Pixel Padding Value, or between it and the Range Limit.
+
+  It is read as a stored value. One that needs more than Bits Stored speaks of whole cells, if any
+  cell has it, for its lower bits alone may be those of bone. Writers confuse US and SS: 63536 means
+  -2000 where the pixels are signed, and the reverse. Lossy compression moves padding off its value.
+  """
+  value = ds.get('PixelPaddingValue')
+  if value is None or cells.dtype.kind == 'f':
+    return np.zeros(stored.shape, bool)
+  limit = ds.get('PixelPaddingRangeLimit')
+  ends = np.array([value, value if limit is None else limit], np.int64)
+  own, whole = (_read_bits(ds, ends, bits) for bits in (ds.BitsStored, ds.BitsAllocated))
+  if (own != whole).any():
+    in_cells = _between(_read_bits(ds, cells, ds.BitsAllocated), whole)
+    if in_cells.any():
+      return in_cells
+  return _between(stored, own)
+
+
+def _between(values: np.ndarray, ends: np.ndarray) -> np.ndarray:
+  return (values >= ends.min()) & (values <= ends.max())
+
+
+def _hu(
+  ds: pydicom.Dataset, frame: int, stored: np.ndarray, padding: np.ndarray
+) -> tuple[np.ndarray, list[str]]:
+  """HU, and what had to be supposed."""
   if ds.get('ModalityLUTSequence'):
-    return apply_modality_lut(stored, ds)
-  slope, intercept = _value(ds, frame, 'RescaleSlope'), _value(ds, frame, 'RescaleIntercept')
-  return stored.astype(np.float64) * float(slope) + float(intercept)
+    return apply_modality_lut(stored, ds), []
+  slope, intercept = dicom_header.rescale(ds, frame)
+  if slope is not None and intercept is not None:
+    return stored * slope + intercept, []
+  missing = {'Slope': slope, 'Intercept': intercept}
+  names = 'no Rescale ' + ' and '.join(name for name, given in missing.items() if given is None)
+  slope = 1.0 if slope is None else slope
+  tried = _USUAL_INTERCEPTS if intercept is None else (intercept,)
+  plausible = [b for b in tried if _only_hu((stored * slope + b)[~padding])]
+  if len(plausible) != 1:
+    raise RefusalError(f'{names}, and the values are not plainly HU')
+  way = 'HU' if slope == 1 else f'HU / {slope:g}'
+  raised = f' + {-plausible[0]:g}' if plausible[0] else ''
+  return stored * slope + plausible[0], [f'{names}; values taken as {way}{raised}']
+
+
+def _only_hu(hu: np.ndarray) -> bool:
+  """Whether values of no declared meaning can only be HU of a chest.
+
+  Much air and much soft tissue, little that is denser, nothing above what 12 bits hold: a picture
+  spread over grey levels fills its range otherwise.
+  """
+  air, tissue = (
+    float(((hu >= low) & (hu <= high)).mean()) if hu.size else 0.0
+    for low, high in (_AIR_RANGE_HU, _TISSUE_RANGE_HU)
+  )
+  dense = float((hu > _DENSE_HU).mean()) if hu.size else 1.0
+  return min(air, tissue) >= _LEAST_SHARE and dense < tissue and hu.max() < 4096
+
+
+def _doubts(hu: np.ndarray) -> list[str]:
+  """What makes HU hard to believe; raises `RefusalError` for what they cannot be."""
+  low, high = float(hu.min()), float(hu.max())
+  if high > MOST_HU:
+    raise RefusalError(f'values up to {high:g} HU: sign or rescale are wrong')
+  if low == high:
+    return []
+  if low > LEAST_AIR_HU:
+    return [f'no value below {LEAST_AIR_HU:g} HU, but a chest has air: is the rescale right?']
+  if high < _TISSUE_RANGE_HU[0]:
+    return [
+      f'no value above {_TISSUE_RANGE_HU[0]} HU, but a chest has tissue: is the rescale right?'
+    ]
+  return []
 
 
 def _grey(ds: pydicom.Dataset, stored: np.ndarray) -> np.ndarray:
@@ -243,54 +236,36 @@ def _grey(ds: pydicom.Dataset, stored: np.ndarray) -> np.ndarray:
   return 1 - grey if ds.PhotometricInterpretation == 'MONOCHROME1' else grey
 
 
-def _padding(ds: pydicom.Dataset, stored: np.ndarray) -> np.ndarray:
-  """Mask of stored values that are Pixel Padding Value, or between it and the Range Limit.
-
-  Lossy compression moves padding off its value; what is missed stays as far below air as it was
-  stored, and any window cuts it off.
-  """
-  value = ds.get('PixelPaddingValue')
-  if value is None:
-    return np.zeros(stored.shape, bool)
-  limit = ds.get('PixelPaddingRangeLimit')
-  # Writers confuse US and SS: 63536 means -2000 where the pixels are signed, and the reverse.
-  ends = np.array([value, value if limit is None else limit], np.int64).astype(stored.dtype)
-  return (stored >= ends.min()) & (stored <= ends.max())
-
-
-def _check_codestream(ds: pydicom.Dataset, frame: int) -> None:
-  """Refuses a JPEG that is larger than the header says: decoders allocate by the JPEG."""
+def _codestream(ds: pydicom.Dataset, frame: int) -> _Codestream | None:
+  """Of a frame compressed as JPEG, JPEG-LS or JPEG 2000; None for others."""
   syntax = ds.file_meta.TransferSyntaxUID
   if not syntax.is_compressed or syntax.is_deflated or syntax == uid.RLELossless:
-    return
+    return None
   offsets = None
   if 'ExtendedOffsetTable' in ds:
     offsets = ds.ExtendedOffsetTable, ds.ExtendedOffsetTableLengths
   count = int(ds.get('NumberOfFrames', 1) or 1)
-  coded = get_frame(ds.PixelData, frame, number_of_frames=count, extended_offsets=offsets)
-  size = _coded_size(coded)
-  if size != (ds.Rows, ds.Columns):
-    raise RefusalError(
-      f'compressed image of {size[0]} x {size[1]} pixels, header says {ds.Rows} x {ds.Columns}'
-    )
+  return _parsed(get_frame(ds.PixelData, frame, number_of_frames=count, extended_offsets=offsets))
 
 
-def _coded_size(coded: bytes) -> tuple[int, int]:
-  """Rows and columns that a JPEG, JPEG-LS or JPEG 2000 codestream declares.
+def _parsed(coded: bytes) -> _Codestream:
+  """What a codestream declares.
 
-  JPEG 2000: the SIZ segment follows SOC at once (ISO/IEC 15444-1, A.5.1). JPEG and JPEG-LS: the
-  first frame header, SOF0 to SOF15 or SOF55 (ISO/IEC 10918-1, B.2.2; 14495-1, C.2.2).
+  JPEG 2000: the SIZ segment follows SOC at once; its Ssiz has the sign in the highest bit and the
+  precision less one below (ISO/IEC 15444-1, A.5.1). JPEG and JPEG-LS: the first frame header, SOF0
+  to SOF15 or SOF55 (ISO/IEC 10918-1, B.2.2; 14495-1, C.2.2).
   """
   siz = coded.find(b'\xff\x4f\xff\x51')
   if not coded.startswith(b'\xff\xd8') and siz >= 0:
     right, bottom, left, top = struct.unpack_from('>4I', coded, siz + 8)
-    return bottom - top, right - left
+    (sample,) = struct.unpack_from('>B', coded, siz + 42)
+    return _Codestream((bottom - top, right - left), (sample & 0x7F) + 1, bool(sample & 0x80))
   at = 2
   while True:
     mark, code, length = struct.unpack_from('>BBH', coded, at)
     if mark != 0xFF:
       raise RefusalError('compressed image without a frame header')
     if code == 0xF7 or (0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC)):
-      rows, columns = struct.unpack_from('>HH', coded, at + 5)
-      return rows, columns
+      precision, rows, columns = struct.unpack_from('>BHH', coded, at + 4)
+      return _Codestream((rows, columns), precision, None)
     at += 1 if code == 0xFF else 2 + length  # markers may be preceded by fill bytes

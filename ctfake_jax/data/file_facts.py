@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ctfake_jax.data import dicom_frame, walker
+from ctfake_jax.data import dicom_header, walker
 
 NAMES = ('width', 'height', 'aspect', 'bytes_per_pixel', 'codec', 'bits', 'quantisation')
 _CODECS = {'PNG': 1.0, 'JPEG': 2.0, 'TIFF': 3.0, 'BMP': 4.0}
@@ -25,8 +25,8 @@ def of_files(root: Path, paths: list[str]) -> np.ndarray:
 def _of_file(path: Path) -> tuple[float, ...]:
   size = path.stat().st_size
   if walker.starts_as_dicom(path):
-    with dicom_frame.quiet_pydicom():
-      header = dicom_frame.read(path, _ANY_SIZE, stop_before_pixels=True)
+    with dicom_header.quiet_pydicom():
+      header = dicom_header.read(path, _ANY_SIZE, stop_before_pixels=True)
     width, height = int(header.Columns), int(header.Rows)
     # Transfer syntaxes by what follows the last dots: different codecs, different numbers.
     codec = 10.0 + float(header.file_meta.TransferSyntaxUID.split('.')[-1])

@@ -1,5 +1,6 @@
 """From a source to an image set, in host memory or left on disk."""
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +15,17 @@ from ctfake_jax.data import grey_range, layout, walker
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.data.stored import StoredImages
 from ctfake_jax.data.survey import DIGEST_BYTES, SMALL_SIDE, Survey, look
-from ctfake_jax.types import UNKNOWN_LABEL, ImageSet, Source, UnreadableImageError, UserError
+from ctfake_jax.types import (
+  UNKNOWN_LABEL,
+  ImageSet,
+  Record,
+  Source,
+  UnreadableImageError,
+  UserError,
+)
 
 FEW_FILES = 2000  # read without a progress bar
-REASON_BYTES = 400  # of why an image cannot be read
+WORDS_BYTES = 400  # of why an image cannot be read, or of the remarks on it
 
 
 def open_source(config: ml_collections.ConfigDict) -> Source:
@@ -75,15 +83,24 @@ def gather(
     unit: that a network learnt from; images of another one are listed as unreadable.
 
   Raises:
-    UserError: nothing readable, an image without a label, or fewer than two classes, where
-      `labelled`.
+    UserError: nothing readable; where `labelled`, some images in HU and some not (otherwise the
+      fewer are listed as unreadable), an image without a label, or fewer than two classes.
   """
   facts = _read(source, view, stream, unit)
-  found = facts['readable']
+  odd, reason = _other_unit(facts['is_hu'], facts['readable'])
+  found = facts['readable'] & ~odd
+  if labelled and odd.any():
+    names = ', '.join(source.records[i].provenance for i in np.nonzero(odd)[0][:3].tolist())
+    more = ' ...' if odd.sum() > 3 else ''
+    raise UserError(
+      f'{odd.sum()} images have {reason}: {names}{more}; keep them in separate data sets'
+    )
   unreadable = [
     *source.unreadable,
     *(
-      UnreadableImageError(source.records[i].provenance, _text(facts['reason'][i]))
+      UnreadableImageError(
+        source.records[i].provenance, reason if odd[i] else _text(facts['words'][i])
+      )
       for i in np.nonzero(~found)[0].tolist()
     ),
   ]
@@ -93,11 +110,13 @@ def gather(
   skipped = dict(getattr(source, 'skipped', {}))  # of those that walk folders
   if mesh_lib.is_main_process():
     _say_what_is_missing(unreadable, skipped)
-  if len(np.unique(facts['is_hu'][found])) > 1:
-    raise UserError('some images are in HU and some are not: keep them in separate data sets')
   indices = np.nonzero(found)[0]
   survey = Survey(facts['small'], facts['digests']).take(indices)
-  records = tuple(source.records[i] for i in indices.tolist())
+  records = tuple(
+    dataclasses.replace(source.records[i], remarks=tuple(_text(facts['words'][i]).splitlines()))
+    for i in indices.tolist()
+  )
+  _say_remarks(records)
   images = facts['images'] if found.all() else facts['images'][indices]
   result = ImageSet(
     images=StoredImages(source, view, indices, survey) if stream else images,
@@ -142,7 +161,7 @@ def _read(
   side = 0 if stream else view.size
   facts = {
     'readable': np.zeros(rows, bool),
-    'reason': np.zeros((rows, REASON_BYTES), np.uint8),
+    'words': np.zeros((rows, WORDS_BYTES), np.uint8),
     'size': np.zeros((rows, 2), np.int32),
     'is_hu': np.zeros(rows, bool),
     'small': np.zeros((rows, SMALL_SIDE**2), np.float32),
@@ -158,9 +177,9 @@ def _read(
       if obstacle := view.obstacle(image):
         raise UnreadableImageError(source.records[i].provenance, obstacle)
     except UnreadableImageError as error:
-      text = error.reason.encode()[:REASON_BYTES]
-      facts['reason'][row, : len(text)] = np.frombuffer(text, np.uint8)
+      _put_text(facts['words'][row], error.reason)
       continue
+    _put_text(facts['words'][row], '\n'.join(image.remarks))
     seen = view(image)
     facts['small'][row], facts['digests'][row] = look(seen)
     facts['readable'][row], facts['size'][row] = True, image.pixels.shape
@@ -168,6 +187,25 @@ def _read(
     if not stream:
       facts['images'][row] = seen
   return {name: rows[:count] for name, rows in mesh_lib.from_all_processes(facts).items()}
+
+
+def _other_unit(is_hu: np.ndarray, readable: np.ndarray) -> tuple[np.ndarray, str]:
+  """bool[n], the readable images in the unit that fewer of them have, and what that means."""
+  most_hu = 2 * (is_hu & readable).sum() >= readable.sum()
+  units = ('grey values', 'HU') if most_hu else ('HU', 'grey values')
+  return readable & (is_hu != most_hu), f'{units[0]}, while the others are in {units[1]}'
+
+
+def _say_remarks(records: tuple[Record, ...]) -> None:
+  counts = collections.Counter(remark for record in records for remark in record.remarks)
+  if mesh_lib.is_main_process():
+    for remark, count in counts.items():
+      print(f'{count} images: {remark}')
+
+
+def _put_text(codes: np.ndarray, text: str) -> None:
+  encoded = text.encode()[: len(codes)]
+  codes[: len(encoded)] = np.frombuffer(encoded, np.uint8)
 
 
 def _text(codes: np.ndarray) -> str:

@@ -117,7 +117,7 @@ class Detector:
     obstacles = [[*self.obstacles(d), *self._outside(row)] for d, row in zip(seen, rows)]
     unsure = np.array([bool(own) for own in obstacles])
     reasons = np.empty(len(seen), object)
-    reasons[:] = [(*own, *_reasons(row)) for own, row in zip(obstacles, rows)]
+    reasons[:] = [(*own, *d.remarks, *_reasons(row)) for own, d, row in zip(obstacles, seen, rows)]
     return {
       **found,
       'features': features,

@@ -17,7 +17,7 @@ _SECTIONS = (
 )
 _TABLES = (
   *('classifiers', 'baselines', 'per_class', 'trial', 'readings'),
-  *('scores', 'images_needed', 'quality'),
+  *('scores', 'images_needed', 'quality', 'repetitions'),
 )
 
 

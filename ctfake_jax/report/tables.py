@@ -98,6 +98,22 @@ def _trial_row(title: str, row: Row, fall: Row) -> Row:
   }
 
 
+def repetitions(results: Row) -> list[Row]:
+  """The fall with each seed, where there are several."""
+  rows = results.get('repetitions') or []
+  return [
+    {
+      'name': f'{number}, the study’s own' if number == 1 else str(number),
+      'originals': words.percent(row['originals']),
+      'deepfakes': words.percent(row['deepfakes']),
+      'points': words.number(row['points'], 1),
+      'interval': words.number_interval(row['ci99'], 1),
+      'outcome': words.outcome(row['verdict']),
+    }
+    for number, row in enumerate(rows if len(rows) > 1 else [], 1)
+  ]
+
+
 def readings(results: Row) -> list[Row]:
   """What the paper's text may mean, each beside what this study found."""
   best = words.name(results['best'], words.NETWORKS)

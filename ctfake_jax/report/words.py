@@ -166,6 +166,11 @@ def duration(seconds: float | None) -> str:
   return f'{minutes}{_SPACE}min {rest}{_SPACE}s' if minutes else f'{rest}{_SPACE}s'
 
 
+def outcome(verdict: str) -> str:
+  """A verdict in a few words, for a table."""
+  return _OUTCOMES[verdict]
+
+
 def verdict(fall: dict[str, Any], controls: dict[str, dict[str, Any]]) -> tuple[str, list[str]]:
   """Headline and sentences for a fall, given the controls of results.json.
 
@@ -196,6 +201,13 @@ def _deepest(harmless: dict[str, dict[str, Any]]) -> str:
   return f'“{control(key)}”, {number(harmless[key]["points"], 1)} points'
 
 
+_OUTCOMES = {
+  'fall': 'a fall, none by harmless changes',
+  'fall_but_controls_fall_too': 'a fall, but no proof',
+  'fall_without_controls': 'a fall without controls',
+  'no_fall': 'no fall shown',
+  'may_be_guessing': 'may be guessing',
+}
 _FALL = 'Accuracy is {points} points lower on the deepfakes (99\u00a0% interval {interval}; {p}). '
 _BATCH = (
   'The finding is about this batch as a whole. It says nothing certain of any one image, and '
@@ -245,6 +257,16 @@ _VERDICTS: dict[str, tuple[str, list[str]]] = {
       'originals, or where the fakes would not be taken for CT: both are shown below.',
       'It is no proof that images are genuine: fakes that cause no fall cannot be found by '
       'looking for one.',
+    ],
+  ),
+  'undecided': (
+    'Undecided: trained again with other seeds, the same experiment ends otherwise',
+    [
+      'In the first of the trainings accuracy is {points} points lower on the deepfakes '
+      '(99\u00a0% interval {interval}; {p}), but the verdicts of the repetitions differ; they are '
+      'listed below.',
+      'What hangs on the seed of a training is no property of the deepfakes. More seeds, more '
+      'patients or longer trainings may decide it.',
     ],
   ),
   'may_be_guessing': (
