@@ -17,7 +17,7 @@ import numpy as np
 
 from ctfake_jax import config as config_lib
 from ctfake_jax import mesh as mesh_lib
-from ctfake_jax.data import pipeline
+from ctfake_jax.data import pipeline, walker
 from ctfake_jax.detector import exhibits, training
 from ctfake_jax.detector_bench import methods, running
 from ctfake_jax.models import zoo
@@ -56,6 +56,8 @@ def describe(config: ml_collections.ConfigDict) -> Iterator[str]:
   source = pipeline.open_source(config)
   counts = collections.Counter(record.label for record in source.records)
   yield f'data: {len(source)} images, not opened yet; {len(source.unreadable)} left out'
+  if words := walker.in_words(getattr(source, 'skipped', {})):
+    yield words
   yield from (f'  {name}: {counts[label]}' for label, name in enumerate(source.class_names))
   total = 0.0
   for job in jobs(config, len(source.class_names), len(source)):

@@ -90,6 +90,7 @@ def made_up_results(classes=CLASSES) -> dict:
         'shared_groups': 0,
         'shared_patients': 0,
         'contradictions': 0,
+        'near_contradictions': 3,
       },
       'split_by': 'patient',
     },

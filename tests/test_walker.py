@@ -13,9 +13,11 @@ from PIL import Image
 from pydicom import uid
 from pydicom.data import get_testdata_file
 
+from ctfake_jax import config as config_lib
 from ctfake_jax.data import dicom_header, file_facts, layout, walker
 from ctfake_jax.data.dicom import DicomSource
 from ctfake_jax.data.folders import FolderSource
+from ctfake_jax.detector import exhibits
 from ctfake_jax.types import UserError
 
 LIMIT = 2**20
@@ -220,6 +222,15 @@ def test_named_classes_are_taken_in_their_order(tmp_path, source_of):
   assert sorted((r.label, r.split) for r in source.records) == [(0, None), (1, None)]
   with pytest.raises(UserError, match="no class folder named 'd'"):
     source_of(tmp_path, classes=('d', 'c'))
+
+
+def test_masks_are_not_taken_for_somebodys_fakes(tmp_path):
+  for name in ('images/a/0.png', 'masks/a/0.png'):  # as `generate` leaves edits
+    picture(tmp_path / name)
+  config = config_lib.defaults()
+  config.detection.fakes_folder = str(tmp_path)
+  with pytest.raises(UserError, match="'masks' looks like masks"):
+    exhibits.strangers(config, None)
 
 
 def test_an_empty_class_folder_is_named(tmp_path, source_of):

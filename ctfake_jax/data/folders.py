@@ -70,7 +70,8 @@ class FolderSource:
       UserError: `root` is missing or holds no image, has one class or an empty class, lacks one
         of `classes`, has folders that look like parts and cannot be, or masks beside images.
     """
-    self._root, self._max_pixels = walker.base(pathlib.Path(root)), max_pixels
+    root = pathlib.Path(root)
+    self._root, self._max_pixels = walker.base(root), max_pixels
     self.class_names: tuple[str, ...] = ()
     self.records: list[Record] = []
     self.unreadable: list[UnreadableImageError] = []

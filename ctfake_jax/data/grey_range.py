@@ -46,8 +46,9 @@ def settle(data: ml_collections.ConfigDict, source: Source) -> str:
       raise UserError('config.data.grey_range = auto: the pictures have one grey value everywhere')
     data.grey_range = str(found)
   if mesh_lib.is_main_process():
-    black_to_white = "the type's" if data.grey_range == 'type' else data.grey_range
-    print(f'grey values use {found} ({found.share:.1%}); scaled by {black_to_white} range')
+    own = data.grey_range == 'type'
+    scale = 'their type' if own else f'data.grey_range = {data.grey_range}'
+    print(f'grey values use {found} ({found.share:.1%}); scaled by {scale}')
   return str(found)
 
 

@@ -26,6 +26,7 @@ from ctfake_jax.types import (
 
 FEW_FILES = 2000  # read without a progress bar
 WORDS_BYTES = 400  # of why an image cannot be read, or of the remarks on it
+FEW_REASONS = 3  # on the screen; results have all
 
 
 def open_source(config: ml_collections.ConfigDict) -> Source:
@@ -105,7 +106,7 @@ def gather(
     ),
   ]
   if not found.any():
-    reasons = '; '.join(str(error) for error in unreadable[:3])
+    reasons = '; '.join(str(error) for error in unreadable[:FEW_REASONS])
     raise UserError(f'no readable image among {len(unreadable)}: {reasons}')
   skipped = dict(getattr(source, 'skipped', {}))  # of those that walk folders
   if mesh_lib.is_main_process():
@@ -147,7 +148,9 @@ def _say_what_is_missing(
   unreadable: Sequence[UnreadableImageError], skipped: Mapping[str, int]
 ) -> None:
   if unreadable:
-    print(f'unreadable images, left out: {len(unreadable)}; results say which and why')
+    more = '; ...' if len(unreadable) > FEW_REASONS else ''
+    reasons = '; '.join(str(error) for error in unreadable[:FEW_REASONS])
+    print(f'unreadable images, left out: {len(unreadable)} ({reasons}{more})')
   walker.say(skipped)
 
 
