@@ -19,7 +19,7 @@ from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data.decode import Decoded, Limits, decode_all
 from ctfake_jax.data.preprocess import from_uint8
 from ctfake_jax.detector import directory
-from ctfake_jax.detector.calibration import UNSURE
+from ctfake_jax.detector.calibration import REAL, UNSURE
 from ctfake_jax.detector.directory import Detector
 from ctfake_jax.types import UserError
 
@@ -102,8 +102,9 @@ def _judge(waiting: list[Decoded], detector: Detector, prior: float) -> Iterator
       continue
     judged = next(found)
     obstacles = detector.obstacles(decoded)
-    verdict = UNSURE if obstacles else judged['verdict']
-    reasons = '; '.join([*obstacles, *decoded.remarks, *_reasons(judged)])
+    doubtful = obstacles or (decoded.synthetic and judged['verdict'] == REAL)
+    verdict = UNSURE if doubtful else judged['verdict']
+    reasons = '; '.join([*decoded.remarks, *obstacles, *_reasons(judged)])
     yield [path, f'{judged["p_fake"]:.6f}', verdict, f'{judged["score"]:.6f}', *fixed, reasons]
 
 

@@ -53,12 +53,12 @@ def open_input(path: Path, max_pixels: int) -> Source:
   if not path.exists():
     raise UserError(f'config.input = {path}: no such file or folder')
   if path.is_file() and is_dicom(path):
-    return DicomSource(path, labels_csv=None, max_pixels=max_pixels)
+    return DicomSource(path, labels_csv=None, max_pixels=max_pixels, synthetic_ok=True)
   try:
     return FolderSource(path, classes=(), max_pixels=max_pixels, unlabelled_ok=True)
   except UserError as no_pictures:
     try:
-      return DicomSource(path, labels_csv=None, max_pixels=max_pixels)
+      return DicomSource(path, labels_csv=None, max_pixels=max_pixels, synthetic_ok=True)
     except UserError as no_dicom:
       raise UserError(
         f'config.input = {path}: no picture ({no_pictures}) and no CT ({no_dicom})'

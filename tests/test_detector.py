@@ -617,6 +617,56 @@ def _pixels(detector, folder):
   return controls.through_png(np.asarray(images.images)), one
 
 
+@pytest.mark.parametrize(
+  ('score', 'obstacles', 'verdict'),
+  [
+    ('real', [], 'unsure'),
+    ('unsure', [], 'unsure'),
+    ('fake', [], 'fake'),
+    ('fake', ['x'], 'unsure'),
+  ],
+)
+def test_what_says_that_it_is_synthetic_is_never_real(score, obstacles, verdict):
+  class Always:
+    threshold = calibration.Threshold(0.0, 0.01, 99, 0.05, '')
+
+    def examine(self, images, prior):
+      del prior
+      columns = {'score': 1.0, 'p_fake': 0.9, 'verdict': score, 'alarm': True, 'flips': False}
+      return {name: [value] * len(images) for name, value in columns.items()}
+
+    def obstacles(self, decoded):
+      del decoded
+      return obstacles
+
+  says = 'the file says that it is synthetic (0008,001C)'
+  pixels = np.zeros((4, 4), np.uint8)
+  marked = Decoded('a.dcm', pixels, 'HU', remarks=(says, 'odd'), synthetic=True)
+  plain = Decoded('b.dcm', pixels, 'HU')
+  rows = [dict(zip(detect.COLUMNS, row)) for row in detect._judge([marked, plain], Always(), 0.5)]
+  assert rows[0]['verdict'] == verdict
+  assert rows[0]['reasons'].startswith('; '.join([says, 'odd', *obstacles]))
+  assert rows[1]['verdict'] == ('unsure' if obstacles else score)
+
+
+def test_what_says_that_it_is_synthetic_is_no_original_of_a_site(site_files, tmp_path):
+  class Willing:
+    view, unit = Preprocess(32, -600, 1500, 'crop'), 'HU'
+
+    def obstacles(self, decoded):
+      del decoded
+      return []
+
+  config = config_lib.defaults()
+  config.input = str(site_files)
+  with pytest.raises(
+    UserError, match=r'no image can be taken; .*synthetic \(0008,001C\): no original'
+  ):
+    recalibration.reals(config, Willing())
+  config.data.synthetic_ok = True
+  assert len(recalibration.reals(config, Willing())) == 12
+
+
 @pytest.mark.slow
 def test_an_image_that_no_score_can_decide_on_is_unsure(made):
   detector, grey = directory.load(made[0]), np.arange(32 * 32).reshape(32, 32)
@@ -657,6 +707,7 @@ def test_a_detector_is_recalibrated_from_files(made, site_files, tmp_path, capsy
   config = config_lib.defaults()
   config.task, config.detector = 'recalibrate', str(workdir)
   config.input, config.detection.false_alarm_rate = str(site_files), 0.1
+  config.data.synthetic_ok = True  # edits of phantoms, taken for a site's originals
   config_lib.validate(config)
   results = recalibration.run(config, tmp_path / 'new')
   assert results['groups'] == 12

@@ -54,6 +54,7 @@ class Decoded:
     native_size: height and width as stored.
     patient_id: of a DICOM file.
     remarks: of the slice.
+    synthetic: whether the file itself says so; the first remark says where.
   """
 
   path: str
@@ -63,6 +64,7 @@ class Decoded:
   native_size: tuple[int, ...] = (0, 0)
   patient_id: str | None = None
   remarks: tuple[str, ...] = ()
+  synthetic: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +216,7 @@ def _open(path: Path, max_pixels: int) -> Source:
   if is_dicom(path):
     from ctfake_jax.data.dicom import DicomSource
 
-    return DicomSource(path, labels_csv=None, max_pixels=max_pixels)
+    return DicomSource(path, labels_csv=None, max_pixels=max_pixels, synthetic_ok=True)
   from ctfake_jax.data.folders import FolderSource
 
   return FolderSource(path, max_pixels=max_pixels, unlabelled_ok=True)
@@ -232,4 +234,5 @@ def _see(source: Source, index: int, view: Preprocess) -> Decoded:
     native_size=image.pixels.shape,
     patient_id=source.records[index].patient_id,
     remarks=image.remarks,
+    synthetic=image.synthetic,
   )

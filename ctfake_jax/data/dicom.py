@@ -9,6 +9,7 @@ Messages quote sizes and codes of a header; of names and IDs only a hash is kept
 
 import collections
 import csv
+import dataclasses
 import hashlib
 import os
 import pathlib
@@ -60,7 +61,14 @@ class DicomSource:
     unreadable: what is DICOM, or claims to be, and cannot be used, with the reason.
   """
 
-  def __init__(self, root: pathlib.Path, *, labels_csv: pathlib.Path | None, max_pixels: int):
+  def __init__(
+    self,
+    root: pathlib.Path,
+    *,
+    labels_csv: pathlib.Path | None,
+    max_pixels: int,
+    synthetic_ok: bool = False,
+  ):
     """Reads all headers below `root`.
 
     Args:
@@ -69,6 +77,7 @@ class DicomSource:
         latter relative to `root`, of a file or of a folder for all that is in it. None takes the
         first folder of each path as its label, if no CT file lies directly in `root`.
       max_pixels: a frame with more, before or after resampling, is refused before decoding.
+      synthetic_ok: whether what says that it is synthetic is taken; it is no original.
 
     Raises:
       UserError: no such root, no CT in it, or labels that do not fit the files.
@@ -76,7 +85,7 @@ class DicomSource:
     if not root.exists():
       raise UserError(f'{root}: there is no such file or folder; check the path of the data')
     self._root = root if root.is_dir() else root.parent
-    self._max_pixels = max_pixels
+    self._max_pixels, self._synthetic_ok = max_pixels, synthetic_ok
     self._last: tuple[str, pydicom.Dataset] | None = None
     self.unreadable: list[UnreadableImageError] = []
     # What a CSV row may name without an image: labels of refused files are no mistake.
@@ -104,7 +113,8 @@ class DicomSource:
     frame = self._frames[index]
     try:
       with dicom_header.quiet_pydicom():
-        return dicom_frame.decode(self._open(frame.path), frame.number)
+        image = dicom_frame.decode(self._open(frame.path), frame.number)
+        return _marked(image, dicom_kind.synthetic(self._open(frame.path), frame.number))
     except Exception as error:  # decoders raise whatever a broken file sets off
       raise UnreadableImageError(frame.shown, _reason(error)) from error
 
@@ -159,6 +169,7 @@ class DicomSource:
     try:
       plane = dicom_kind.check_axial(header, number)
       self._check_resampled(plane)
+      self._check_original(header, number)
       return _Frame(
         path,
         number,
@@ -179,6 +190,11 @@ class DicomSource:
       raise dicom_header.RefusalError(
         f'with square pixels {rows} x {columns} is above data.max_pixels = {self._max_pixels}'
       )
+
+  def _check_original(self, header: pydicom.Dataset, number: int) -> None:
+    says = dicom_kind.synthetic(header, number)
+    if says and not self._synthetic_ok:
+      raise dicom_header.RefusalError(f'{says}: no original; data.synthetic_ok=True takes it')
 
   def _of_one_unit(self, frames: list[_Frame]) -> list[_Frame]:
     """Those in the unit that most of their series have, HU if as many; the others are refused."""
@@ -223,6 +239,13 @@ class DicomSource:
       unused, 'rows of the CSV of labels match no file (paths are relative to the data folder)'
     )
     return labels
+
+
+def _marked(image: Slice, synthetic: str) -> Slice:
+  """With what the file says of being synthetic, if anything, as its first remark."""
+  if not synthetic:
+    return image
+  return dataclasses.replace(image, remarks=(synthetic, *image.remarks), synthetic=True)
 
 
 def _reason(error: Exception) -> str:

@@ -52,7 +52,12 @@ def open_source(config: ml_collections.ConfigDict) -> Source:
     from ctfake_jax.data.dicom import DicomSource
 
     labels = Path(data.labels_csv) if data.labels_csv else None
-    return DicomSource(Path(data.path), labels_csv=labels, max_pixels=data.max_pixels)
+    return DicomSource(
+      Path(data.path),
+      labels_csv=labels,
+      max_pixels=data.max_pixels,
+      synthetic_ok=data.synthetic_ok,
+    )
   from ctfake_jax.data.tfds_builder import TfdsSource
 
   return TfdsSource(Path(data.path))

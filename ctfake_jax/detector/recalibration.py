@@ -67,7 +67,13 @@ def reals(config: ml_collections.ConfigDict, detector: Detector) -> ImageSet:
   """
   left_out: list[UnreadableImageError] = []
   images = decode_all(Path(config.input), detector.view, Limits.from_config(config))
-  found = list(progress.bar('reading', judgeable(images, detector.obstacles, left_out)))
+
+  def obstacles(decoded: Decoded) -> list[str]:
+    planted = decoded.synthetic and not config.data.synthetic_ok
+    says = [f'{decoded.remarks[0]}: no original; data.synthetic_ok=True takes it']
+    return [*(says if planted else []), *detector.obstacles(decoded)]
+
+  found = list(progress.bar('reading', judgeable(images, obstacles, left_out)))
   if not found:
     reasons = '; '.join(str(error) for error in left_out[:3])
     raise UserError(f'config.input = {config.input}: no image can be taken; {reasons}')
