@@ -94,6 +94,7 @@ def defaults() -> ml_collections.ConfigDict:
   c.data.classes = ()  # folders, dicom: take these class folders only; () takes all
   c.data.patient_folders = False  # folders: class/<patient>/image; recalibrate: <patient>/image
   c.data.stream = False  # images stay on disk and are decoded when a step takes them
+  c.data.synthetic_ok = False  # dicom: also take as originals what says that it is synthetic
   c.data.max_pixels = 2**26  # larger images are refused unread
   c.data.image_size = 32  # side of what a model sees, pixels
   c.data.window_center_hu = -600.0  # lung window

@@ -107,7 +107,9 @@ def _pictures(path: Path, max_pixels: int) -> FolderSource:
 
 
 def _dicom(path: Path, max_pixels: int) -> DicomSource:
-  return DicomSource(path, labels_csv=None, max_pixels=max_pixels, unlabelled_ok=True)
+  return DicomSource(
+    path, labels_csv=None, max_pixels=max_pixels, unlabelled_ok=True, synthetic_ok=True
+  )
 
 
 def write_csv(

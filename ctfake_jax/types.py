@@ -73,6 +73,7 @@ class Slice:
     remarks: what had to be supposed or is hard to believe, each in a few words that are the same
       for all slices of its kind.
     orientation: how stored rows and columns were turned.
+    synthetic: whether the file itself says so; the first remark says where.
   """
 
   pixels: np.ndarray
@@ -82,6 +83,7 @@ class Slice:
   significant_bits: int | None = None
   remarks: tuple[str, ...] = ()
   orientation: DisplayOrientation = AS_STORED
+  synthetic: bool = False
 
 
 @runtime_checkable

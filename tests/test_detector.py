@@ -680,6 +680,55 @@ def _decoded(detector, folder):
   return [seen(detector.view.levels(image), detector.view, image.unit) for image in source], one
 
 
+@pytest.mark.parametrize(
+  ('judged', 'obstacles', 'synthetic', 'verdict'),
+  [
+    ('real', [], True, 'unsure'),
+    ('unsure', [], True, 'unsure'),
+    ('fake', [], True, 'fake'),
+    ('fake', ['x'], True, 'unsure'),
+    ('real', [], False, 'real'),
+    ('real', ['x'], False, 'unsure'),
+    ('fake', [], False, 'fake'),
+  ],
+)
+def test_what_says_that_it_is_synthetic_is_never_real(judged, obstacles, synthetic, verdict):
+  assert directory.decide(judged, obstacles, synthetic) == verdict
+
+
+@pytest.mark.slow
+def test_what_a_file_says_of_itself_comes_first(made):
+  detector = directory.load(made[0])
+  levels = (make_images(1, size=32).images[0, ..., 0] + 1) / 2
+  marked = dataclasses.replace(
+    seen(levels, detector.view, 'grey'), remarks=('it says so',), synthetic=True
+  )
+  found = detector.examine([marked], 0.5)
+  assert found['verdict'].tolist() == ['unsure']
+  reasons = found['reasons'][0]
+  assert reasons[0] == 'it says so'
+  assert 'grey values, the detector learnt from HU' in reasons[1]
+  assert 'unlike the images' in reasons[2]
+
+
+def test_what_says_that_it_is_synthetic_is_no_original_of_a_site(site_files, tmp_path):
+  class Willing:
+    view, unit = Preprocess(32, -600, 1500, 'crop'), 'HU'
+
+    def obstacles(self, decoded):
+      del decoded
+      return []
+
+  config = config_lib.defaults()
+  config.input = str(site_files)
+  with pytest.raises(
+    UserError, match=r'no image can be taken; .*synthetic \(0008,001C\): no original'
+  ):
+    recalibration.reals(config, Willing())
+  config.data.synthetic_ok = True
+  assert len(recalibration.reals(config, Willing())[0]) == 12
+
+
 @pytest.mark.slow
 def test_an_image_that_no_score_can_decide_on_is_unsure(made):
   detector, grey = directory.load(made[0]), np.arange(32 * 32).reshape(32, 32)
@@ -720,6 +769,7 @@ def test_a_detector_is_recalibrated_from_files(made, site_files, tmp_path, capsy
   config = config_lib.defaults()
   config.task, config.detector = 'recalibrate', str(workdir)
   config.input, config.detection.false_alarm_rate = str(site_files), 0.1
+  config.data.synthetic_ok = True  # edits of phantoms, taken for a site's originals
   config_lib.validate(config)
   results = recalibration.run(config, tmp_path / 'new')
   assert results['groups'] == 12

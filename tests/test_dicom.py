@@ -854,3 +854,57 @@ def test_frames_that_are_not_axial_are_refused_one_by_one(tmp_path):
   del ds.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence
   with pytest.raises(UserError, match='is missing; need that of an axial'):
     _source(_save(ds, tmp_path / 'one.dcm'))
+
+
+def _says_synthetic(how: str) -> Dataset:
+  ds = _enhanced() if how.startswith('frame') else _ct()
+  equipment = Dataset()
+  equipment.PurposeOfReferenceCodeSequence = [_code('109100', 'Synthesizing Equipment')]
+  place = ds.PerFrameFunctionalGroupsSequence[0] if how.startswith('frame') else ds
+  with dicom_header.quiet_pydicom():
+    if how in ('YES', 'yes', ' Yes '):
+      ds.add_new('SyntheticData', 'CS', how)
+    elif how == 'frame, nested':
+      place.PlanePositionSequence[0].SyntheticData = 'YES'
+    elif how == 'frame':
+      place.SyntheticData = 'YES'
+    elif how == 'frame, equipment':
+      place.ContributingEquipmentSequence = [equipment]
+    elif how == 'equipment':
+      ds.ContributingEquipmentSequence = [equipment]
+    else:
+      ds.ImageType = ['DERIVED', 'PRIMARY', 'AXIAL', how]
+  return ds
+
+
+@pytest.mark.parametrize(
+  ('how', 'tag'),
+  [
+    *[(how, '(0008,001C)') for how in ('YES', 'yes', ' Yes ', 'frame', 'frame, nested')],
+    *[(how, '(0018,A001)') for how in ('equipment', 'frame, equipment')],
+    *[(how, '(0008,0008)') for how in ('SYNTHETIC', 'Synthesized CT')],
+  ],
+)
+def test_what_says_that_it_is_synthetic_is_no_original(tmp_path, how, tag):
+  with dicom_header.quiet_pydicom():
+    path = _save(_says_synthetic(how), tmp_path / 'said')
+  _save(_ct(), tmp_path / 'good')
+  says = f'the file says that it is synthetic {tag}'
+  source = _source(tmp_path)
+  (error,) = source.unreadable
+  assert error.path == ('said#1' if how.startswith('frame') else 'said')
+  assert error.reason == f'{says}: no original; data.synthetic_ok=True takes it'
+  assert not any(source[i].synthetic for i in range(len(source)))
+  taken = DicomSource(path, labels_csv=None, max_pixels=2**20, synthetic_ok=True)
+  marked = [taken[i] for i in range(len(taken)) if taken[i].synthetic]
+  assert [image.remarks[0] for image in marked] == [says]
+
+
+def test_a_source_of_originals_takes_synthetic_ones_only_where_that_is_said(tmp_path):
+  _save(_says_synthetic('YES'), tmp_path / 'a' / 'one')
+  config = config_lib.defaults()
+  config.data.source, config.data.path = 'dicom', str(tmp_path)
+  with pytest.raises(UserError, match=r'no usable CT.*synthetic \(0008,001C\)'):
+    pipeline.open_source(config)
+  config.data.synthetic_ok = True
+  assert len(pipeline.open_source(config)) == 1

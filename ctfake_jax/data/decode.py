@@ -57,6 +57,7 @@ class Decoded:
     re_encoded: uint8[k, size, size], the view of the slice after each of `RE_ENCODINGS` at its own
       size.
     remarks: of the slice.
+    synthetic: whether the file itself says so; the first remark says where.
   """
 
   path: str
@@ -67,6 +68,7 @@ class Decoded:
   patient_id: str | None = None
   re_encoded: np.ndarray | None = None
   remarks: tuple[str, ...] = ()
+  synthetic: bool = False
 
   @property
   def views(self) -> np.ndarray:
@@ -221,7 +223,9 @@ def _open(path: Path, max_pixels: int) -> Source:
   if walker.is_dicom(path):
     from ctfake_jax.data.dicom import DicomSource
 
-    return DicomSource(path, labels_csv=None, max_pixels=max_pixels, unlabelled_ok=True)
+    return DicomSource(
+      path, labels_csv=None, max_pixels=max_pixels, unlabelled_ok=True, synthetic_ok=True
+    )
   from ctfake_jax.data.folders import FolderSource
 
   return FolderSource(path, max_pixels=max_pixels, unlabelled_ok=True)
@@ -237,7 +241,11 @@ def _see(source: Source, index: int, view: Preprocess) -> Decoded:
     return Decoded(record.provenance, None, reason=obstacle)
   found = seen(view.levels(image), view, image.unit)
   return dataclasses.replace(
-    found, path=record.provenance, patient_id=record.patient_id, remarks=image.remarks
+    found,
+    path=record.provenance,
+    patient_id=record.patient_id,
+    remarks=image.remarks,
+    synthetic=image.synthetic,
   )
 
 

@@ -9,6 +9,7 @@ Messages quote sizes and codes of a header; of names and IDs only a hash is kept
 
 import collections
 import csv
+import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -67,6 +68,7 @@ class DicomSource:
     max_pixels: int,
     classes: tuple[str, ...] = (),
     unlabelled_ok: bool = False,
+    synthetic_ok: bool = False,
   ):
     """Reads all headers below `root`.
 
@@ -79,6 +81,7 @@ class DicomSource:
       classes: class folders to take, in the order of their labels; () takes all, sorted.
       unlabelled_ok: for prediction: all below `root`, wherever it lies, without a label; there
         may be nothing but refused files.
+      synthetic_ok: whether what says that it is synthetic is taken; it is no original.
 
     Raises:
       UserError: no such root, no CT in it, labels that do not fit the files, folders that look
@@ -86,7 +89,8 @@ class DicomSource:
     """
     if not root.exists():
       raise UserError(f'{root}: there is no such file or folder; check the path of the data')
-    self._root, self._max_pixels = walker.base(root), max_pixels
+    self._root = walker.base(root)
+    self._max_pixels, self._synthetic_ok = max_pixels, synthetic_ok
     self._last: tuple[str, pydicom.Dataset] | None = None
     self.unreadable: list[UnreadableImageError] = []
     self.skipped: collections.Counter[str] = collections.Counter()
@@ -125,7 +129,8 @@ class DicomSource:
     frame = self._frames[index]
     try:
       with dicom_header.quiet_pydicom():
-        return dicom_frame.decode(self._open(frame.path), frame.number)
+        image = dicom_frame.decode(self._open(frame.path), frame.number)
+        return _marked(image, dicom_kind.synthetic(self._open(frame.path), frame.number))
     except Exception as error:  # decoders raise whatever a broken file sets off
       raise UnreadableImageError(frame.shown, _reason(error)) from error
 
@@ -180,6 +185,7 @@ class DicomSource:
     try:
       plane = dicom_kind.check_axial(header, number)
       self._check_resampled(plane)
+      self._check_original(header, number)
       return _Frame(
         path,
         number,
@@ -200,6 +206,11 @@ class DicomSource:
       raise dicom_header.RefusalError(
         f'with square pixels {rows} x {columns} is above data.max_pixels = {self._max_pixels}'
       )
+
+  def _check_original(self, header: pydicom.Dataset, number: int) -> None:
+    says = dicom_kind.synthetic(header, number)
+    if says and not self._synthetic_ok:
+      raise dicom_header.RefusalError(f'{says}: no original; data.synthetic_ok=True takes it')
 
   def _of_one_unit(self, frames: list[_Frame]) -> list[_Frame]:
     """Those in the unit that most of their series have, HU if as many; the others are refused."""
@@ -288,6 +299,13 @@ class DicomSource:
         '(Unicode NFC and NFD); they are taken as the same'
       )
     return labels
+
+
+def _marked(image: Slice, synthetic: str) -> Slice:
+  """With what the file says of being synthetic, if anything, as its first remark."""
+  if not synthetic:
+    return image
+  return dataclasses.replace(image, remarks=(synthetic, *image.remarks), synthetic=True)
 
 
 def _reason(error: Exception) -> str:

@@ -60,6 +60,7 @@ def open_source(config: ml_collections.ConfigDict) -> Source:
       labels_csv=labels,
       max_pixels=data.max_pixels,
       classes=tuple(data.classes),
+      synthetic_ok=data.synthetic_ok,
     )
   from ctfake_jax.data.tfds_builder import TfdsSource
 

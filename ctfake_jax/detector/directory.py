@@ -115,14 +115,14 @@ class Detector:
     }
     rows = [dict(zip(found, values)) for values in zip(*found.values())]
     obstacles = [[*self.obstacles(d), *self._outside(row)] for d, row in zip(seen, rows)]
-    unsure = np.array([bool(own) for own in obstacles])
+    verdicts = [decide(*each) for each in zip(judged, obstacles, (d.synthetic for d in seen))]
     reasons = np.empty(len(seen), object)
-    reasons[:] = [(*own, *d.remarks, *_reasons(row)) for own, d, row in zip(obstacles, seen, rows)]
+    reasons[:] = [(*d.remarks, *own, *_reasons(row)) for own, d, row in zip(obstacles, seen, rows)]
     return {
       **found,
       'features': features,
       'patches': patches,
-      'verdict': np.where(unsure, calibration.UNSURE, judged).astype(object),
+      'verdict': np.array(verdicts, object),
       'reasons': reasons,
     }
 
@@ -181,6 +181,16 @@ def examine(model: nn.Module, variables: dict, views: jax.Array) -> tuple[jax.Ar
   step = views.shape[1]
   coarse = coarse_features(images[:, 0])
   return scores.reshape(-1, step), features[::step], patches[::step], coarse
+
+
+def decide(judged: str, obstacles: Sequence[str], synthetic: bool) -> str:
+  """The verdict on an image that its scores call `judged`.
+
+  It is unsure where something keeps scores from deciding; and what says itself that it is synthetic
+  is never called real.
+  """
+  doubtful = bool(obstacles) or (synthetic and judged == calibration.REAL)
+  return calibration.UNSURE if doubtful else judged
 
 
 def _reasons(row: dict) -> Iterator[str]:

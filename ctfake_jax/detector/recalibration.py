@@ -73,7 +73,13 @@ def reals(config: ml_collections.ConfigDict, detector: Detector) -> tuple[list[D
   skipped: collections.Counter = collections.Counter()
   limits = Limits.from_config(config)
   images = decode_all(Path(config.input), detector.view, limits, skipped=skipped)
-  found = list(progress.bar('reading', judgeable(images, detector.obstacles, left_out)))
+
+  def obstacles(decoded: Decoded) -> list[str]:
+    planted = decoded.synthetic and not config.data.synthetic_ok
+    says = [f'{decoded.remarks[0]}: no original; data.synthetic_ok=True takes it']
+    return [*(says if planted else []), *detector.obstacles(decoded)]
+
+  found = list(progress.bar('reading', judgeable(images, obstacles, left_out)))
   walker.say(skipped)
   layout.refuse_masks(f'config.input = {config.input}', [decoded.path for decoded in found])
   if not found:
