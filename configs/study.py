@@ -3,8 +3,8 @@
 python launch.py --config=configs/study.py --workdir=runs/study
 
 The default is the embedded phantom at 32 px: 300 simulated patients of 4 slices. On two CPU cores
-(AMD EPYC, AVX2, 2026-11-26) it took 6 min 21 s in a slow hour; the CNN reached 98.3 % (95.0-100) on
-60 unseen patients and 89.8 % on 500 deepfakes.
+(AMD EPYC, AVX-512, 2026-11-28) it took 6.2 minutes; the CNN reached 98.3 % (90.8-100) on 60 unseen
+patients and 82.8 to 85.6 % on 500 deepfakes of three trainings, whose verdicts differ.
 """
 
 from ctfake_jax import config as config_lib
