@@ -9,7 +9,7 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import save_file
 
-from ctfake_jax.models import pretrained, resnet, zoo
+from ctfake_jax.models import initializers, pretrained, resnet, zoo
 
 # Parameters and running statistics in torchvision's state dicts, counters left out.
 TENSORS = {'resnet18': 102, 'resnet50': 267, 'mobilenetv2': 262}
@@ -69,15 +69,56 @@ def test_saved_weights_come_back(suffix, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, loaded, saved)
 
 
+def test_grey_images_come_on_imagenets_scale():
+  grey = np.array([-1.0, 0.0, 1.0], np.float32).reshape(3, 1, 1, 1)
+  # The ends of torchvision's usual transform: (0 - mean) / std, (1 - mean) / std.
+  expected = [[-2.117904, -2.035714, -1.804444], [0, 0, 0], [2.248908, 2.428571, 2.64]]
+  found = np.asarray(pretrained.as_imagenet(grey))[:, 0, 0]
+  np.testing.assert_allclose(found[[0, 2]], np.array(expected)[[0, 2]], atol=1e-5)
+
+
 @pytest.mark.slow
-def test_a_colour_stem_is_summed_for_grey_images(tmp_path):
+def test_loaded_weights_see_colours_borders_included(tmp_path):
   path, saved = tmp_path / 'w.npz', variables(channels=3, seed=1)
   np.savez(path, **torch_tensors(saved))
-  loaded = pretrained.load(path, 'resnet50', variables(seed=2))
-  grey = np.random.default_rng(0).normal(size=(1, 32, 32, 1)).astype(np.float32)
-  apply = jax.jit(functools.partial(tiny().apply, train=False))
-  ours, theirs = apply(loaded, grey)[0], apply(saved, np.repeat(grey, 3, axis=-1))[0]
+  model = pretrained.ImagenetInput(tiny())
+  grey = np.random.default_rng(0).uniform(-1, 1, (1, 32, 32, 1)).astype(np.float32)
+  init = jax.jit(functools.partial(model.init, train=False))
+  fresh = jax.device_get(init(jax.random.key(2), grey))
+  loaded = pretrained.load(path, 'resnet50', fresh)
+  ours = jax.jit(functools.partial(model.apply, train=False))(loaded, grey)[0]
+  colours = ((grey + 1) / 2 - np.array(pretrained.MEAN)) / np.array(pretrained.DEVIATION)
+  theirs = jax.jit(functools.partial(tiny().apply, train=False))(saved, colours.astype('f4'))[0]
   np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def drawn(name, shape):
+  """A tensor that follows from its name, so that any library can make it anew."""
+  rng = np.random.default_rng(list(name.encode()))
+  if name.endswith('running_var'):
+    return rng.uniform(0.5, 2, shape).astype(np.float32)
+  if len(shape) == 4:
+    return (rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))).astype(np.float32)
+  if name.endswith('weight') and len(shape) == 1:
+    return rng.uniform(0.5, 1, shape).astype(np.float32)
+  return (0.1 * rng.standard_normal(shape)).astype(np.float32)
+
+
+@pytest.mark.slow
+def test_logits_are_torchvisions(tmp_path):
+  """ResNet18 of torchvision 0.29.1 on two grey images as colours through its usual transform."""
+  grey = np.random.default_rng(0).uniform(-1, 1, (2, 40, 40)).astype(np.float32)[..., None]
+  model = pretrained.ImagenetInput(zoo.MODELS['resnet18'](num_classes=3))
+  fresh = initializers.variables(model, jax.random.key(0), grey, train=False)
+  shapes = {name: value.shape for name, value in torch_tensors(fresh).items()}
+  np.savez(tmp_path / 'w.npz', **{name: drawn(name, shape) for name, shape in shapes.items()})
+  loaded = pretrained.load(tmp_path / 'w.npz', 'resnet18', fresh)
+  logits = jax.jit(functools.partial(model.apply, train=False))(loaded, grey)[0]
+  expected = [
+    [-1.098097562789917, 2.8938777446746826, 2.9268980026245117],
+    [-0.282016783952713, 2.34932017326355, 3.4776718616485596],
+  ]
+  np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -231,10 +231,10 @@ def test_steps_do_not_change_their_input_and_gradients_reach_every_parameter(tin
 
 @pytest.mark.slow
 def test_training_starts_from_given_weights(tiny_config, images, tmp_path, monkeypatch):
+  tiny_config.model.pretrained = 'weights.npz'
   given = classifier.init_state(
     classifier.build(tiny_config, 2), classifier.make_optimizer(tiny_config, 3), 16, seed=7
   ).ema
-  tiny_config.model.pretrained = 'weights.npz'
   tiny_config.train.learning_rate = 1e-8
   monkeypatch.setattr(classifier.pretrained, 'load', lambda *_: jax.device_get(given))
   fit(tiny_config, images, tmp_path)

@@ -1,5 +1,10 @@
 """Published weights: a file with torchvision's names onto our ResNets and MobileNetV2.
 
+They were trained on colours less ImageNet's mean, in its deviations. `ImagenetInput` brings grey
+images to that scale before the stem, which keeps its three channels: zero padding then stands for
+the mean colour, as it did in training. (A stem summed over colours, fed with [-1, 1], would see
+another scale, and black for grey beyond the border.)
+
 Tensors come as safetensors or npz, convolutions as [o, i, kh, kw], dense layers as [o, i]. Every
 tensor must find its place and every place its tensor; `num_batches_tracked` counters are
 ignored, the dense head is taken only where its number of classes agrees.
@@ -8,10 +13,15 @@ ignored, the dense head is taken only where its number of classes agrees.
 import re
 from pathlib import Path
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from safetensors.numpy import load_file
 
+# Of red, green and blue in [0, 1]; torchvision's weights state them as their transforms.
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HEADS = ('fc', 'classifier_1')
 LEAVES = {
   'kernel': 'weight',
@@ -20,6 +30,28 @@ LEAVES = {
   'mean': 'running_mean',
   'var': 'running_var',
 }
+
+
+class ImagenetInput(nn.Module):
+  """A network of colour images that is given grey ones; parameters are the network's own.
+
+  Attributes:
+    network: f[b, h, w, 3] -> (logits f32[b, classes], named features).
+  """
+
+  network: nn.Module
+
+  def setup(self):
+    nn.share_scope(self, self.network)
+
+  def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+    return self.network(as_imagenet(x), train=train)
+
+
+def as_imagenet(x: jax.Array) -> jax.Array:
+  """f[b, h, w, 1] in [-1, 1] to f[b, h, w, 3], less ImageNet's mean colour, in its deviations."""
+  mean, deviation = (jnp.array(v, x.dtype).reshape(1, 1, 1, 3) for v in (MEAN, DEVIATION))
+  return ((x + 1) / 2 - mean) / deviation
 
 
 def load(path: Path, name: str, variables: dict) -> dict:
@@ -69,8 +101,6 @@ def _take(tensors: dict[str, np.ndarray], key: tuple[str, ...], like) -> np.ndar
   value = tensors.pop(name).astype(np.float32)
   if key[-1] == 'kernel':
     value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
-    if value.ndim == 4 and value.shape[2] == 3 and like.shape[2] == 1:
-      value = value.sum(2, keepdims=True)
   if key[0] in HEADS and value.shape != like.shape:
     return np.asarray(like)
   if value.shape != like.shape:

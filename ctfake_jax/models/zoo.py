@@ -13,6 +13,7 @@ from ctfake_jax.models import (
   densenet,
   diffusion,
   mobilenetv2,
+  pretrained,
   resize_gan,
   resnet,
   vae,
@@ -44,6 +45,8 @@ def classifier(config: Any, num_classes: int) -> nn.Module:
   """The classifier of `config.model`; its section `cnn` concerns the custom CNN only."""
   options = dict(config.cnn.items()) if config.name == 'cnn' else {}
   network = MODELS[config.name](num_classes=num_classes, dtype=DTYPES[config.dtype], **options)
+  if config.pretrained:
+    network = pretrained.ImagenetInput(network)
   return views.ManyViews(network, config.views) if config.views > 1 else network
 
 
