@@ -12,6 +12,7 @@ from patients import each_once, group_sizes, right_answers
 
 from ctfake_jax import fall, metrics
 from ctfake_jax.data import splits
+from ctfake_jax.data.class_mix import class_counts, labels_in_mix
 from ctfake_jax.types import UserError
 
 
@@ -287,3 +288,28 @@ def test_who_guesses_cannot_fall():
   unshown, unchanged = outcome(1, -2, 4), {'jpeg': outcome(0, -1, 1)}
   assert fall.verdict(unshown, unchanged, above_chance=False) == 'may_be_guessing'
   assert fall.verdict(DEEP, unchanged, above_chance=False) == 'fall'
+
+
+def shown_on_genuine_images(shares, labels_of_fakes, repetitions=100):
+  """Share of studies that show a fall where genuine images stand in for the fakes."""
+  accuracy, rng = np.array([0.99, 0.95, 0.92, 0.70]), np.random.default_rng(0)
+  shown = 0
+  for _ in range(repetitions):
+    labels = rng.choice(4, 400, p=shares)
+    fakes = labels_of_fakes(class_counts(labels, 4))
+    right, right_fakes = (rng.random(len(own)) < accuracy[own] for own in (labels, fakes))
+    result = fall.fall(right, np.arange(400), right_fakes, np.arange(500))
+    shown += fall.is_shown(result)
+  return shown / repetitions
+
+
+@pytest.mark.parametrize(
+  'shares', [(0.55, 0.25, 0.15, 0.05), (0.25, 0.25, 0.25, 0.25), (0.9, 0.04, 0.03, 0.03)]
+)
+def test_genuine_images_in_any_class_mix_are_no_fall(shares):
+  assert shown_on_genuine_images(shares, lambda mix: labels_in_mix(mix, 500)) <= 0.02
+
+
+def test_a_class_mix_of_their_own_would_be_a_fall():
+  rate = shown_on_genuine_images((0.55, 0.25, 0.15, 0.05), lambda _: np.arange(500) % 4)
+  assert rate > 0.3
