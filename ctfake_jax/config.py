@@ -222,6 +222,7 @@ def defaults() -> ml_collections.ConfigDict:
   c.generate.method = 'samples'  # or reconstructions, blended, inpainted, copied: of config.data
   c.generate.count = 500  # in all, in the class mix of the images learnt from, or edited
   c.generate.dicom = False  # also CT DICOM files; generators trained on HU only
+  c.generate.field_of_view_mm = 0.0  # of DICOM whose spacing the data do not tell; 0: unknown
 
   c.detection = ml_collections.ConfigDict()
   c.detection.families = FAMILIES  # of fakes to learn from
@@ -413,6 +414,9 @@ RULES: dict[str, Rule] = {
   'autoencoder.learning_rate': _between(1e-8, 1),
   'generate.method': _one_of('samples', *METHODS_ON_REALS),
   'generate.count': _between(1, 10**7),
+  'generate.field_of_view_mm': Rule(
+    '0 or a number from 50 to 1000', lambda v: v == 0 or 50 <= v <= 1000
+  ),
   'study.classifiers': _some_of(*CLASSIFIERS),
   'benchmark.models': _some_of('dcgan', *CLASSIFIERS),
   'benchmark.modes': _some_of('train', 'infer'),

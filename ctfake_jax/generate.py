@@ -7,6 +7,9 @@ was changed), with `generate.dicom` also `dicom/<class>/<number>.dcm`, and `mani
 checkpoint, config, and of every file its label, its source where it has one, and its SHA-256. A
 label is what the conditional generator was asked for, or the source's; an unconditional generator
 was asked for nothing, and its classes are named `unlabelled`.
+
+DICOM of what was made from an image lies where that image lies and refers to it by pseudonyms of
+the workdir's key; DICOM of samples has the spacing of the images that the generator learnt from.
 """
 
 import dataclasses
@@ -20,18 +23,25 @@ from PIL import Image
 from ctfake_jax import __version__, fakes, progress, sampling
 from ctfake_jax import config as config_lib
 from ctfake_jax import workdir as workdir_lib
-from ctfake_jax.data import pipeline
+from ctfake_jax.data import dicom_statements, pipeline
 from ctfake_jax.data.class_mix import labels_in_mix
-from ctfake_jax.data.dicom_writer import SyntheticSeries, write_synthetic_ct
+from ctfake_jax.data.dicom_writer import write_ct
 from ctfake_jax.data.preprocess import Preprocess, to_uint8
+from ctfake_jax.data.pseudonyms import Pseudonyms
 from ctfake_jax.fakes import Fakes
 from ctfake_jax.figures import save_grid
+from ctfake_jax.geometry import AS_STORED, Plane, centred
 from ctfake_jax.sampling import TrainedGenerator
-from ctfake_jax.types import ImageSet, UserError
+from ctfake_jax.types import ImageSet, Record, UserError
 
 UNLABELLED = 'unlabelled'
-# A chest's usual reconstruction circle; a model's view keeps no spacing of its own.
-TYPICAL_FIELD_OF_VIEW_MM = 350.0
+# What `generate.method` does to an image, in words.
+_DONE = {
+  'inpainted': 'A part was filled with a smooth continuation of its surroundings',
+  'blended': 'A part was replaced by tissue of another image',
+  'copied': 'A part was replaced by a copy of another part of it',
+  'reconstructions': 'All of it was rebuilt by a neural network',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +54,8 @@ class Maker:
     unit: of the images learnt from or edited, 'HU' or 'grey'.
     view: through which the images came.
     digest: of the generator's parameters, or the edit's name.
+    spacing_mm: of rows and columns of samples, None where unknown.
+    records: of the images that fakes were made from; () for samples.
   """
 
   name: str
@@ -51,9 +63,13 @@ class Maker:
   unit: str
   view: Preprocess
   digest: str
+  spacing_mm: tuple[float, float] | None = None
+  records: tuple[Record, ...] = ()
 
   @classmethod
-  def trained(cls, generator: TrainedGenerator, method: str) -> 'Maker':
+  def trained(
+    cls, generator: TrainedGenerator, method: str, records: tuple[Record, ...] = ()
+  ) -> 'Maker':
     """A trained generator; its classes have names where it was asked for them."""
     names = generator.class_names
     asked = generator.conditional or method != 'samples'
@@ -63,6 +79,8 @@ class Maker:
       generator.unit,
       Preprocess.from_config(generator.config.data),
       generator.digest,
+      spacing_mm=generator.spacing_mm,
+      records=records,
     )
 
   @classmethod
@@ -70,7 +88,31 @@ class Maker:
     """The edit that the config names."""
     method = config.generate.method
     view = Preprocess.from_config(config.data)
-    return cls(f'ctfake_jax edit, {method}', reals.class_names, reals.unit, view, method)
+    name = f'ctfake_jax edit, {method}'
+    return cls(name, reals.class_names, reals.unit, view, method, records=reals.records)
+
+  def planes(self, made: Fakes, field_of_view_mm: float) -> list[Plane]:
+    """Where the fakes lie: as their sources do, else about the origin.
+
+    Raises:
+      UserError: one has no spacing, and `field_of_view_mm` is 0, which is unknown.
+    """
+    return [self._plane(row, field_of_view_mm / self.view.size) for row in made.sources.tolist()]
+
+  def _plane(self, row: int, given_mm: float) -> Plane:
+    native = self.records[row].plane if self.records else None
+    own = self.view.seen(native) if native else None
+    if own and own.corner_mm:
+      return own
+    given = (given_mm, given_mm) if given_mm else None
+    spacing = own.spacing_mm if own else (None if self.records else self.spacing_mm) or given
+    if spacing is None:
+      raise UserError(
+        'config.generate.field_of_view_mm = 0: the data do not tell the spacing of these images, '
+        'without which a CT DICOM would lie; set how many mm they are wide (a chest: about 350), '
+        'or leave generate.dicom off'
+      )
+    return centred((self.view.size, self.view.size), spacing)
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path, mix: np.ndarray | None = None) -> dict:
@@ -84,10 +126,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mix: np.ndarray | None
     made, maker, facts = _on_reals(config)
   if config.generate.dicom:
     _check_hounsfield(maker)
+    planes = maker.planes(made, config.generate.field_of_view_mm)
   workdir_lib.record_config(workdir, config, {'class_names': list(maker.class_names)})
   rows = write_pngs(workdir, made, maker)
   if config.generate.dicom:
-    rows += write_dicoms(workdir, made, maker, config.seed)
+    rows += write_dicoms(workdir, made, maker, config, planes)
   manifest = {
     'seed': config.seed,
     'method': config.generate.method,
@@ -119,7 +162,9 @@ def _on_reals(config: ml_collections.ConfigDict) -> tuple[Fakes, Maker, dict]:
   if trained:
     _check_same_view(config, trained, reals)
     facts = _checkpoint(config, trained)
-  maker = Maker.trained(trained, c.method) if trained else Maker.editor(config, reals)
+  maker = (
+    Maker.trained(trained, c.method, reals.records) if trained else Maker.editor(config, reals)
+  )
   made = fakes.from_reals(c.method, trained, reals, c.count, config.seed)
   return made, maker, {**facts, 'sources': [reals.records[i].provenance for i in made.sources]}
 
@@ -136,16 +181,10 @@ def _checkpoint(config: ml_collections.ConfigDict, trained: TrainedGenerator) ->
 def _check_same_view(
   config: ml_collections.ConfigDict, trained: TrainedGenerator, reals: ImageSet
 ) -> None:
-  if trained.config.data.image_size != config.data.image_size:
-    raise UserError(
-      f'config.data.image_size = {config.data.image_size}: the generator makes images of '
-      f'{trained.config.data.image_size} pixels, set that'
-    )
-  if trained.config.data.grey_range != config.data.grey_range:
-    raise UserError(
-      f'config.data.grey_range = {config.data.grey_range!r}: the generator learnt with '
-      f'{trained.config.data.grey_range!r}, set that'
-    )
+  for key in ('image_size', 'window_center_hu', 'window_width_hu', 'aspect', 'grey_range'):
+    learnt, asked = trained.config.data[key], config.data[key]
+    if learnt != asked:
+      raise UserError(f'config.data.{key} = {asked}: the generator learnt from {learnt}, set that')
   if trained.class_names != reals.class_names:
     raise UserError(
       f'config.data: classes {", ".join(reals.class_names)} differ from those that the generator '
@@ -168,26 +207,51 @@ def write_pngs(workdir: Path, made: Fakes, maker: Maker) -> list[dict]:
   return rows
 
 
-def write_dicoms(workdir: Path, made: Fakes, maker: Maker, seed: int) -> list[dict]:
-  """Synthetic CT by class folder, each image a series and a synthetic patient of its own.
+def write_dicoms(
+  workdir: Path,
+  made: Fakes,
+  maker: Maker,
+  config: ml_collections.ConfigDict,
+  planes: list[Plane],
+) -> list[dict]:
+  """CT that says that it is synthetic by class folder, each image a series of its own.
 
-  HU come from the inverse of the model's window: what lay outside it stays clipped.
+  HU come from the inverse of the model's window: what lay outside it stays clipped. Fakes made from
+  an image have rows and columns run as that image stores them; `planes` is where they lie as they
+  are displayed.
   """
-  hu = maker.view.to_hu(made.images[..., 0])
-  spacing_mm = TYPICAL_FIELD_OF_VIEW_MM / hu.shape[1]
+  pseudonyms = Pseudonyms.of(workdir) if maker.records else None
   rows = []
-  for i, pixels in enumerate(progress.bar('writing DICOM', hu)):
+  for i, hu in enumerate(progress.bar('writing DICOM', maker.view.to_hu(made.images[..., 0]))):
     name = maker.class_names[made.labels[i]]
-    series = SyntheticSeries(
-      label=name,
-      generator=maker.name,
-      version=__version__,
-      seed=f'{maker.digest}/{seed}/{i}',
-    )
+    facts = {'made_by': maker.name, 'version': __version__, 'label': name}
+    number, turn = f'{maker.digest}/{config.seed}/{i}', AS_STORED
+    if pseudonyms is None:
+      statement = dicom_statements.generated(**facts, seed=number)
+    else:
+      source = maker.records[made.sources[i]]
+      turn = source.plane.display.inverse if source.plane else AS_STORED
+      change = _change(config.generate.method, maker.view, source, made, i)
+      statement = dicom_statements.edited(
+        source, change, **facts, number=number, pseudonyms=pseudonyms
+      )
     path = _path(workdir, 'dicom', name, i, 'dcm')
-    write_synthetic_ct(path, pixels, spacing_mm=spacing_mm, series=series, instance_number=1)
+    plane = planes[i].turned(turn)
+    write_ct(path, turn(hu), plane=plane, statement=statement, instance_number=1)
     rows.append(_row(workdir, path, name))
   return rows
+
+
+def _change(
+  method: str, view: Preprocess, source: Record, made: Fakes, row: int
+) -> dicom_statements.Change:
+  share = 1.0 if made.masks is None else float(made.masks[row].mean())
+  plane = source.plane
+  # By its spacing as displayed: a crop alone does not change that.
+  resampled = plane is None or (
+    view.seen(plane).spacing_mm != plane.turned(plane.display).spacing_mm
+  )
+  return dicom_statements.Change(_DONE[method], share, resampled, view.range_hu)
 
 
 def _check_hounsfield(maker: Maker) -> None:

@@ -76,6 +76,7 @@ class TrainedGenerator:
     step: of the checkpoint.
     digest: SHA-256 of the generator's parameters.
     encoder: averaged variables of a VAE's encoder, None for other generators.
+    spacing_mm: of rows and columns of the images learnt from, their median; None where unknown.
   """
 
   sampler: Sampler
@@ -86,6 +87,7 @@ class TrainedGenerator:
   step: int
   digest: str
   encoder: dict | None
+  spacing_mm: tuple[float, float] | None = None
 
   @property
   def family(self) -> str:
@@ -118,8 +120,18 @@ def load(workdir: Path) -> TrainedGenerator:
   digest = hashlib.sha256(b''.join(leaf.tobytes() for leaf in jax.tree.leaves(variables)))
   vae = config.task == 'vae'
   encoder = checkpoints.restore_part(workdir, step, 'ema_encoder') if vae else None
+  known = saved.get('spacing_mm')  # not in records of earlier trainings
+  spacing_mm = (float(known[0]), float(known[1])) if known else None
   return TrainedGenerator(
-    sampler, config, class_names, saved['unit'], class_counts, step, digest.hexdigest(), encoder
+    sampler,
+    config,
+    class_names,
+    saved['unit'],
+    class_counts,
+    step,
+    digest.hexdigest(),
+    encoder,
+    spacing_mm,
   )
 
 

@@ -36,6 +36,23 @@ class UnreadableImageError(UserError):
 
 
 @dataclasses.dataclass(frozen=True)
+class Instance:
+  """The DICOM object that an image is of. Its UIDs name an image of a patient: only hashed they
+  may go into a file.
+
+  Attributes:
+    frame: its number from 1 where the object has several, else 0.
+    synthetic: whether it says that it is.
+  """
+
+  sop_class_uid: str
+  sop_instance_uid: str = dataclasses.field(repr=False)
+  frame_of_reference_uid: str = dataclasses.field(repr=False)
+  frame: int
+  synthetic: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class Record:
   """What a source knows of an image before decoding it.
 
@@ -47,6 +64,8 @@ class Record:
     split: 'train', 'val' or 'test' where the source prescribes it, else None.
     path: of the file, relative to the source's root, as the file system spells it; '' of none.
     plane: where its pixels lie as they are stored, None where unknown.
+    instance: the DICOM object that it is of, None where it is of none.
+    simulated: whether a phantom was scanned, nobody else.
     remarks: of the slice, once it was decoded.
   """
 
@@ -56,6 +75,8 @@ class Record:
   split: str | None = None
   path: str = dataclasses.field(default='', compare=False)
   plane: Plane | None = None
+  instance: Instance | None = None
+  simulated: bool = False
   remarks: tuple[str, ...] = ()
 
 

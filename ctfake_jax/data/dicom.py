@@ -23,6 +23,7 @@ from ctfake_jax.data import dicom_frame, dicom_header, dicom_kind, layout, walke
 from ctfake_jax.geometry import Plane
 from ctfake_jax.types import (
   UNKNOWN_LABEL,
+  Instance,
   Record,
   Slice,
   Unit,
@@ -39,7 +40,8 @@ class _Frame(NamedTuple):
   patient_id: str | None
   plane: Plane
   unit: Unit
-  instance: int
+  instance_number: int
+  instance: Instance
 
 
 class DicomSource:
@@ -117,7 +119,15 @@ class DicomSource:
     elif not unlabelled_ok and any('/' in frame.path for frame in self._frames):
       labels, splits = self._folder_labels(str(root), folders, classes)
     self.records = [
-      Record(label, frame.patient_id, frame.shown, split, frame.path, frame.plane)
+      Record(
+        label,
+        frame.patient_id,
+        frame.shown,
+        split,
+        frame.path,
+        plane=frame.plane,
+        instance=frame.instance,
+      )
       for frame, label, split in zip(self._frames, labels, splits, strict=True)
     ]
 
@@ -185,7 +195,7 @@ class DicomSource:
     try:
       plane = dicom_kind.check_axial(header, number)
       self._check_resampled(plane)
-      self._check_original(header, number)
+      synthetic = self._check_original(header, number)
       return _Frame(
         path,
         number,
@@ -195,6 +205,7 @@ class DicomSource:
         plane,
         dicom_header.unit(header, number),
         int((dicom_header.numbers(header, number, 'InstanceNumber') or (0,))[0]),
+        _instance(header, number, count, synthetic),
       )
     except Exception as error:  # as in __getitem__
       self._refuse(path, shown, _reason(error))
@@ -207,10 +218,12 @@ class DicomSource:
         f'with square pixels {rows} x {columns} is above data.max_pixels = {self._max_pixels}'
       )
 
-  def _check_original(self, header: pydicom.Dataset, number: int) -> None:
+  def _check_original(self, header: pydicom.Dataset, number: int) -> bool:
+    """Whether the frame is synthetic, as it says; raises where that rules it out."""
     says = dicom_kind.synthetic(header, number)
     if says and not self._synthetic_ok:
       raise dicom_header.RefusalError(f'{says}: no original; data.synthetic_ok=True takes it')
+    return bool(says)
 
   def _of_one_unit(self, frames: list[_Frame]) -> list[_Frame]:
     """Those in the unit that most of their series have, HU if as many; the others are refused."""
@@ -324,6 +337,16 @@ def _series(header: pydicom.Dataset, path: str) -> str:
   return str(header.get('SeriesInstanceUID') or pathlib.PurePosixPath(path).parent)
 
 
+def _instance(header: pydicom.Dataset, number: int, count: int, synthetic: bool) -> Instance:
+  return Instance(
+    sop_class_uid=str(header.SOPClassUID),
+    sop_instance_uid=str(header.get('SOPInstanceUID') or ''),
+    frame_of_reference_uid=str(header.get('FrameOfReferenceUID') or ''),
+    frame=number + 1 if count > 1 else 0,
+    synthetic=synthetic,
+  )
+
+
 def _pseudonym(header: pydicom.Dataset) -> str | None:
   key = str(header.get('PatientID') or '').strip() or str(header.get('StudyInstanceUID') or '')
   return hashlib.sha256(key.encode('utf-8', 'replace')).hexdigest()[:12] if key else None
@@ -338,7 +361,7 @@ def _sorted(frames: list[_Frame]) -> list[_Frame]:
     heights = {frame: frame.plane.height_mm for frame in members}
     placed = None not in heights.values()
     result += sorted(
-      members, key=lambda f: (heights[f] if placed else 0, f.instance, f.path, f.number)
+      members, key=lambda f: (heights[f] if placed else 0, f.instance_number, f.path, f.number)
     )
   return result
 

@@ -1,81 +1,81 @@
-"""Generated CT images as DICOM that says what it is.
+"""CT images that no scanner made as DICOM that says what it is.
 
-Enters float32[h, w] in HU; leaves a CT Image Storage file (PS3.3 A.3), Explicit VR Little Endian,
-with a true rescale. Nobody may take it for a scan: Synthetic Data (0008,001C) is YES, Image Type
-DERIVED, patient and series are called synthetic, and the Contributing Equipment Sequence
-(0018,A001) names the generator as (109100, DCM, "Synthesizing Equipment"), as a note to Synthetic
+Enters float32[h, w] in HU, where they lie, and what is said of them; leaves a CT Image Storage file
+(PS3.3 A.3), Explicit VR Little Endian, with a true rescale. Nobody may take it for a scan:
+Synthetic Data (0008,001C) is YES, Image Type DERIVED, and the Contributing Equipment Sequence
+(0018,A001) names what made it as (109100, DCM, "Synthesizing Equipment"), as a note to Synthetic
 Data in the SOP Common module (C.12.1) suggests. What a scanner would know (dates, kVp, slice
 thickness) is left empty, not made up.
 """
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from ctfake_jax.geometry import Plane
 from ctfake_jax.types import UserError
 
 INTERCEPT_HU = -1024  # stored value 0; with 16 bits signed HU may be -33,792 to 31,743
 _LUNG_WINDOW_HU = -600, 1500  # centre and width for a viewer's first display
 _LO_CHARACTERS = 64  # PS3.5 6.2: the longest value of representation LO
+MANUFACTURER = 'ctfake_jax'
 
 
 @dataclasses.dataclass(frozen=True)
-class SyntheticSeries:
-  """What the images of one generated series share.
-
-  Images that are independent draws of a generator belong to a series, and so to a synthetic
-  patient, each: slices of one series are taken for one object in space.
+class Statement:
+  """What a file says beside its pixels and where they lie.
 
   Attributes:
-    label: what the generator was asked for, e.g. a class name; any text.
-    generator: name of the generating program and model, at most 64 characters.
+    made_by: name of the generating or editing program and model, at most 64 characters.
     version: its version, at most 64 characters.
-    seed: None draws fresh UIDs; a text fixes them, so that the same images make the same files.
-    description: the series description, at most 64 characters.
-    uid: Series Instance UID, from which all others follow.
+    series, study, frame_of_reference: UIDs.
+    patient_name, patient_id: of nobody; pseudonyms.
+    description: of series and study, at most 64 characters.
+    derivation: how the image came to be.
+    contribution: what of it the equipment made.
+    comment: any text.
+    further: attributes by keyword that hold for images of this kind only.
   """
 
-  label: str
-  generator: str
+  made_by: str
   version: str
-  seed: str | None = None
-  description: str = 'SYNTHETIC: made by a generator, not a patient'
-  uid: UID = dataclasses.field(init=False)
+  series: UID
+  study: UID
+  frame_of_reference: UID
+  patient_name: str
+  patient_id: str
+  description: str
+  derivation: str
+  contribution: str
+  comment: str
+  further: Mapping[str, Any]
 
   def __post_init__(self):
-    for name in ('generator', 'version', 'description'):
+    for name in ('made_by', 'version', 'description'):
       text = getattr(self, name)
       if not text or len(text) > _LO_CHARACTERS or '\\' in text or not text.isprintable():
         raise UserError(
           f'{name} {text!r}: need 1 to {_LO_CHARACTERS} printable characters without backslash'
         )
-    entropy = None if self.seed is None else ['series', self.generator, self.version, self.seed]
-    object.__setattr__(self, 'uid', generate_uid(entropy_srcs=entropy))
-
-  def related_uid(self, *purpose: str) -> UID:
-    """A UID that follows from the series' own, e.g. of its study."""
-    return generate_uid(entropy_srcs=[self.uid, *purpose])
 
 
-def write_synthetic_ct(
-  path: pathlib.Path,
-  hu: np.ndarray,
-  *,
-  spacing_mm: float,
-  series: SyntheticSeries,
-  instance_number: int,
+def write_ct(
+  path: pathlib.Path, hu: np.ndarray, *, plane: Plane, statement: Statement, instance_number: int
 ) -> None:
   """Writes one image.
 
   Args:
     path: file to write; its folder exists.
     hu: float[h, w], finite; rounded to whole HU.
-    spacing_mm: side of a pixel.
-    series: what it belongs to.
+    plane: where its pixels lie, all of it known.
+    statement: what is said of it.
     instance_number: from 1, unique within the series.
 
   Raises:
@@ -85,19 +85,23 @@ def write_synthetic_ct(
     stored = _stored(hu)
   except UserError as error:
     raise UserError(f'{path.name}: {error}') from error
-  if not (np.isfinite(spacing_mm) and spacing_mm > 0):
-    raise UserError(f'{path.name}: pixel spacing {spacing_mm} mm, need a positive number')
+  if not all(np.isfinite(mm) and mm > 0 for mm in plane.spacing_mm):
+    raise UserError(f'{path.name}: pixel spacing {plane.spacing_mm} mm, need positive numbers')
   meta = FileMetaDataset()
   meta.TransferSyntaxUID = ExplicitVRLittleEndian
   meta.MediaStorageSOPClassUID = CTImageStorage
   # The pixels are part of the UID: two images must never share one.
-  meta.MediaStorageSOPInstanceUID = series.related_uid(str(instance_number), stored.tobytes().hex())
+  meta.MediaStorageSOPInstanceUID = generate_uid(
+    entropy_srcs=[statement.series, str(instance_number), stored.tobytes().hex()]
+  )
   ds = FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
   ds.SpecificCharacterSet = 'ISO_IR 192'
-  _identify(ds, series, instance_number)
-  _describe_origin(ds, series)
-  _place(ds, stored.shape, spacing_mm, series)
+  _identify(ds, statement, instance_number)
+  _describe_origin(ds, statement)
+  _place(ds, plane)
   _put_pixels(ds, stored)
+  for keyword, value in statement.further.items():
+    setattr(ds, keyword, value)
   ds.save_as(path, enforce_file_format=True)
 
 
@@ -115,22 +119,21 @@ def _stored(hu: np.ndarray) -> np.ndarray:
   return stored.astype('<i2')
 
 
-def _identify(ds: Dataset, series: SyntheticSeries, instance_number: int) -> None:
+def _identify(ds: Dataset, statement: Statement, instance_number: int) -> None:
   """Patient, study and series (C.7.1.1, C.7.2.1, C.7.3.1); what is unknown stays empty."""
   ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID
   ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID
-  ds.StudyInstanceUID = series.related_uid('study')
-  ds.SeriesInstanceUID = series.uid
-  ds.FrameOfReferenceUID = series.related_uid('frame of reference')
-  ds.PatientName = 'SYNTHETIC^NOT A PATIENT'
-  ds.PatientID = f'SYNTHETIC-{series.uid[-12:]}'
-  ds.Modality, ds.BodyPartExamined = 'CT', 'CHEST'
-  ds.StudyDescription = ds.SeriesDescription = series.description
+  ds.StudyInstanceUID, ds.SeriesInstanceUID = statement.study, statement.series
+  ds.FrameOfReferenceUID = statement.frame_of_reference
+  ds.PatientName, ds.PatientID = statement.patient_name, statement.patient_id
+  ds.Modality = 'CT'
+  ds.StudyDescription = ds.SeriesDescription = statement.description
   ds.SeriesNumber = 1
   ds.InstanceNumber = instance_number
   for keyword in (
     'PatientBirthDate',
     'PatientSex',
+    'PatientPosition',
     'StudyDate',
     'StudyTime',
     'StudyID',
@@ -144,43 +147,36 @@ def _identify(ds: Dataset, series: SyntheticSeries, instance_number: int) -> Non
     setattr(ds, keyword, None)
 
 
-def _describe_origin(ds: Dataset, series: SyntheticSeries) -> None:
+def _describe_origin(ds: Dataset, statement: Statement) -> None:
   ds.SyntheticData = 'YES'
   ds.ImageType = ['DERIVED', 'SECONDARY', 'AXIAL']  # C.8.2.1.1.1
-  ds.DerivationDescription = (
-    f'Generated by {series.generator} {series.version}; no patient was scanned'
-  )
-  ds.ImageComments = f'Synthetic image; class asked of the generator: {series.label}'
-  ds.BurnedInAnnotation = 'NO'
-  ds.LossyImageCompression = '00'
-  ds.Manufacturer = 'ctfake_jax'
-  ds.ManufacturerModelName = series.generator
-  ds.SoftwareVersions = series.version
-  ds.ContributingEquipmentSequence = [_equipment(series)]
+  ds.DerivationDescription = statement.derivation
+  ds.ImageComments = statement.comment
+  equipment = Dataset()
+  equipment.PurposeOfReferenceCodeSequence = [coded(codes.cid7005.SynthesizingEquipment)]
+  equipment.ContributionDescription = statement.contribution
+  for item in (ds, equipment):
+    item.Manufacturer, item.ManufacturerModelName = MANUFACTURER, statement.made_by
+    item.SoftwareVersions = statement.version
+  ds.ContributingEquipmentSequence = [equipment]
 
 
-def _equipment(series: SyntheticSeries) -> Dataset:
-  code, purpose = codes.cid7005.SynthesizingEquipment, Dataset()
-  purpose.CodeValue = code.value
-  purpose.CodingSchemeDesignator = code.scheme_designator
-  purpose.CodeMeaning = code.meaning
+def coded(code: Code) -> Dataset:
+  """An item of a code sequence (8.8)."""
   item = Dataset()
-  item.PurposeOfReferenceCodeSequence = [purpose]
-  item.Manufacturer = 'ctfake_jax'
-  item.ManufacturerModelName = series.generator
-  item.SoftwareVersions = series.version
-  item.ContributionDescription = 'All pixels were generated by a neural network'
+  item.CodeValue = code.value
+  item.CodingSchemeDesignator = code.scheme_designator
+  item.CodeMeaning = code.meaning
   return item
 
 
-def _place(ds: Dataset, shape: tuple[int, ...], spacing_mm: float, series: SyntheticSeries) -> None:
-  """Image plane (C.7.6.2): axial, centred, all at height 0, since no slice lies above another."""
-  height, width = shape
-  ds.PatientPosition = 'HFS'
-  ds.PixelSpacing = [_decimal(spacing_mm)] * 2
-  ds.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-  corner = [-spacing_mm * (width - 1) / 2, -spacing_mm * (height - 1) / 2, 0]
-  ds.ImagePositionPatient = [_decimal(value) for value in corner]
+def _place(ds: Dataset, plane: Plane) -> None:
+  """Image plane (C.7.6.2)."""
+  if plane.axes is None or plane.corner_mm is None:
+    raise ValueError('a CT image needs position and orientation')
+  ds.PixelSpacing = [_decimal(mm) for mm in plane.spacing_mm]
+  ds.ImageOrientationPatient = [_decimal(cosine) for axis in plane.axes for cosine in axis]
+  ds.ImagePositionPatient = [_decimal(mm) for mm in plane.corner_mm]
 
 
 def _decimal(value: float) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from ctfake_jax import progress, types
+from ctfake_jax import geometry, progress, types
 from ctfake_jax.data import anatomy as anatomy_lib
 from ctfake_jax.data import scanner as scanner_lib
 from ctfake_jax.data.anatomy import CHEST_MM, CLASS_NAMES
@@ -153,6 +153,8 @@ class PhantomSource:
         label=draw_label(seed, patient),
         patient_id=f'phantom-{patient:06d}',
         provenance=f'phantom/seed={seed}/patient={patient}/slice={i}/scanner={scans[patient][0]}',
+        plane=self._plane(patient * slices_per_patient + i),
+        simulated=True,
       )
       for patient in range(patients)
       for i in range(slices_per_patient)
@@ -162,8 +164,15 @@ class PhantomSource:
     return len(self.records)
 
   def __getitem__(self, index: int) -> types.Slice:
-    spacing = float(self.facts['field_of_view_mm'][index]) / self._size
-    return types.Slice(pixels=self._pixels[index], unit='HU', spacing_mm=spacing)
+    return types.Slice(pixels=self._pixels[index], unit='HU', spacing_mm=self._spacing_mm(index))
+
+  def _spacing_mm(self, index: int) -> float:
+    return float(self.facts['field_of_view_mm'][index]) / self._size
+
+  def _plane(self, index: int) -> geometry.Plane:
+    shape, spacing = (self._size, self._size), self._spacing_mm(index)
+    depth = float(self.facts['z'][index])  # from the top
+    return geometry.centred(shape, (spacing, spacing), -depth)
 
   @functools.cached_property
   def _pixels(self) -> np.ndarray:

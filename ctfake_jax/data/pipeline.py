@@ -15,6 +15,7 @@ from ctfake_jax.data import grey_range, layout, walker
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.data.stored import StoredImages
 from ctfake_jax.data.survey import DIGEST_BYTES, SMALL_SIDE, Survey, look
+from ctfake_jax.geometry import Plane
 from ctfake_jax.types import (
   UNKNOWN_LABEL,
   ImageSet,
@@ -114,10 +115,7 @@ def gather(
     _say_what_is_missing(unreadable, skipped)
   indices = np.nonzero(found)[0]
   survey = Survey(facts['small'], facts['digests']).take(indices)
-  records = tuple(
-    dataclasses.replace(source.records[i], remarks=tuple(_text(facts['words'][i]).splitlines()))
-    for i in indices.tolist()
-  )
+  records = tuple(_record(source.records[i], facts, i) for i in indices.tolist())
   _say_remarks(records)
   images = facts['images'] if found.all() else facts['images'][indices]
   result = ImageSet(
@@ -168,6 +166,7 @@ def _read(
     'words': np.zeros((rows, WORDS_BYTES), np.uint8),
     'size': np.zeros((rows, 2), np.int32),
     'is_hu': np.zeros(rows, bool),
+    'spacing_mm': np.zeros(rows, np.float32),
     'small': np.zeros((rows, SMALL_SIDE**2), np.float32),
     'digests': np.zeros((rows, DIGEST_BYTES), np.uint8),
     'images': np.zeros((rows, side, side, 1), np.float32),
@@ -188,6 +187,7 @@ def _read(
     facts['small'][row], facts['digests'][row] = look(seen)
     facts['readable'][row], facts['size'][row] = True, image.pixels.shape
     facts['is_hu'][row] = image.unit == 'HU'
+    facts['spacing_mm'][row] = image.spacing_mm or 0
     if not stream:
       facts['images'][row] = seen
   return {name: rows[:count] for name, rows in mesh_lib.from_all_processes(facts).items()}
@@ -198,6 +198,16 @@ def _other_unit(is_hu: np.ndarray, readable: np.ndarray) -> tuple[np.ndarray, st
   most_hu = 2 * (is_hu & readable).sum() >= readable.sum()
   units = ('grey values', 'HU') if most_hu else ('HU', 'grey values')
   return readable & (is_hu != most_hu), f'{units[0]}, while the others are in {units[1]}'
+
+
+def _record(record: Record, facts: dict[str, np.ndarray], row: int) -> Record:
+  """With what was found in decoding: remarks, and the plane where there was none but a spacing."""
+  plane, spacing = record.plane, float(facts['spacing_mm'][row])
+  if plane is None and spacing:
+    height, width = facts['size'][row].tolist()
+    plane = Plane((height, width), (spacing, spacing))
+  remarks = tuple(_text(facts['words'][row]).splitlines())
+  return dataclasses.replace(record, plane=plane, remarks=remarks)
 
 
 def _say_remarks(records: tuple[Record, ...]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ctfake_jax import config as config_lib
+from ctfake_jax.geometry import Plane
 from ctfake_jax.types import Slice, UserError
 
 
@@ -45,6 +46,9 @@ class GreyRange:
   def __call__(self, grey: np.ndarray) -> np.ndarray:
     """Grey of the type's range to [0, 1] of this one, clipped."""
     return ((grey * self.white - self.low) / (self.high - self.low)).clip(0, 1)
+
+
+Region = tuple[int, int, int, int]  # top, left, height, width; it may reach over the border
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,13 +93,28 @@ class Preprocess:
 
   def frame(self, levels: np.ndarray) -> np.ndarray:
     """Grey levels f[h, w] in [0, 1] of any size to float32[size, size, 1] in [-1, 1]."""
-    framed = FRAMINGS[self.aspect](levels)
+    framed = _framed(levels, *REGIONS[self.aspect](*levels.shape))
     return (2 * resize(framed, self.size) - 1).clip(-1, 1)[..., None].astype(np.float32)
+
+  def seen(self, plane: Plane) -> Plane:
+    """Where its pixels lie for a slice whose stored pixels lie in `plane`."""
+    shown = plane.turned(plane.display)
+    # A slice comes with square pixels, which a region is given in.
+    square = shown.square_shape
+    top, left, height, width = REGIONS[self.aspect](*square)
+    rows, columns = (n / of for n, of in zip(shown.shape, square))
+    side = self.size, self.size
+    return shown.cut(top * rows, left * columns, height * rows, width * columns, side)
 
   def window(self, hu: np.ndarray) -> np.ndarray:
     """HU to [0, 1], clipped."""
-    low = self.window_center_hu - self.window_width_hu / 2
-    return ((hu - low) / self.window_width_hu).clip(0, 1)
+    return ((hu - self.range_hu[0]) / self.window_width_hu).clip(0, 1)
+
+  @property
+  def range_hu(self) -> tuple[float, float]:
+    """Lowest and highest HU that the window tells apart."""
+    half = self.window_width_hu / 2
+    return self.window_center_hu - half, self.window_center_hu + half
 
   def to_hu(self, images: np.ndarray) -> np.ndarray:
     """Model range [-1, 1] back to HU; what the window clipped stays clipped."""
@@ -121,18 +140,30 @@ def from_uint8(pixels: np.ndarray) -> np.ndarray:
   return (pixels.astype(np.float32) / 127.5 - 1).astype(np.float32)
 
 
-def _centre_crop(grey: np.ndarray) -> np.ndarray:
-  side = min(grey.shape)
-  top, left = ((length - side) // 2 for length in grey.shape)
-  return grey[top : top + side, left : left + side]
+def _centre_crop(height: int, width: int) -> Region:
+  side = min(height, width)
+  return (height - side) // 2, (width - side) // 2, side, side
 
 
-def _letterbox(grey: np.ndarray) -> np.ndarray:
-  side = max(grey.shape)
-  square = np.zeros((side, side), grey.dtype)
-  top, left = ((side - length) // 2 for length in grey.shape)
-  square[top : top + grey.shape[0], left : left + grey.shape[1]] = grey
-  return square
+def _letterbox(height: int, width: int) -> Region:
+  side = max(height, width)
+  return -((side - height) // 2), -((side - width) // 2), side, side
 
 
-FRAMINGS = {'crop': _centre_crop, 'letterbox': _letterbox, 'stretch': lambda grey: grey}
+def _stretch(height: int, width: int) -> Region:
+  return 0, 0, height, width
+
+
+# What of a slice is seen, by `aspect`.
+REGIONS = {'crop': _centre_crop, 'letterbox': _letterbox, 'stretch': _stretch}
+
+
+def _framed(grey: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
+  """The region, black where it reaches over the border."""
+  inside = grey[max(top, 0) : top + height, max(left, 0) : left + width]
+  if inside.shape == (height, width):
+    return inside
+  framed = np.zeros((height, width), grey.dtype)
+  top, left = max(-top, 0), max(-left, 0)
+  framed[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+  return framed

@@ -6,7 +6,7 @@ import hashlib
 import numpy as np
 from PIL import Image
 
-from ctfake_jax.data.preprocess import resize
+from ctfake_jax.data.preprocess import Preprocess, resize
 from ctfake_jax.types import ImageSet, ImagesOnDisk
 
 SMALL_SIDE = 32
@@ -112,10 +112,15 @@ def fingerprint(images: ImageSet) -> str:
   return digest.hexdigest()
 
 
-def identity(images: ImageSet) -> dict:
-  """What a checkpoint's user must know of its data: {class_names, data, unit}."""
+def identity(images: ImageSet, view: Preprocess) -> dict:
+  """What a checkpoint's user must know of its data: {class_names, data, unit, spacing_mm}.
+
+  The last is the median spacing of rows and columns as the model sees them, None where unknown.
+  """
+  seen = [view.seen(record.plane).spacing_mm for record in images.records if record.plane]
   return {
     'class_names': list(images.class_names),
     'data': fingerprint(images),
     'unit': images.unit,
+    'spacing_mm': np.median(seen, axis=0).tolist() if seen else None,
   }

@@ -23,6 +23,7 @@ from ctfake_jax import mesh as mesh_lib
 from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import augment, baselines, pipeline, splits
 from ctfake_jax.data.feed import open_feed
+from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.data.splits import Split
 from ctfake_jax.data.survey import identity
 from ctfake_jax.models import initializers, pretrained, zoo
@@ -141,7 +142,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   every = config.split.fold == config_lib.EVERY_FOLD
   numbers = range(config.split.folds) if every else [config.split.fold]
   folds = [splits.split(images, config.split, fold) for fold in numbers]
-  workdir_lib.record_config(workdir, config, identity(images))
+  workdir_lib.record_config(workdir, config, identity(images, Preprocess.from_config(config.data)))
   written = [parts.as_json(images) for parts in folds]
   workdir_lib.write_json(workdir / 'split.json', written if every else written[0])
   if every:
@@ -203,7 +204,7 @@ def fit(
     The classifier's row of results.json with `validation_accuracy`; also written to the workdir
     with the test predictions beside it.
   """
-  workdir_lib.record_config(workdir, config, identity(images))
+  workdir_lib.record_config(workdir, config, identity(images, Preprocess.from_config(config.data)))
   train, val = images.take(parts.train), images.take(parts.val)
   model = build(config, len(images.class_names))
   state, progress = _train(config, model, train, val, workdir)

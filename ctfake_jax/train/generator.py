@@ -26,6 +26,7 @@ from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import baselines, pipeline, splits
 from ctfake_jax.data.class_mix import class_counts, labels_in_mix
 from ctfake_jax.data.feed import open_feed
+from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.data.splits import Split
 from ctfake_jax.data.survey import identity
 from ctfake_jax.figures import save_grid
@@ -50,7 +51,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """The tasks of `FAMILIES`: data, split, training on the training part."""
   images = pipeline.load(config)
   parts = splits.split(images, config.split, config.split.fold)
-  workdir_lib.record_config(workdir, config, identity(images))
+  workdir_lib.record_config(workdir, config, identity(images, Preprocess.from_config(config.data)))
   workdir_lib.write_json(workdir / 'split.json', parts.as_json(images))
   results = {**fit(config, images, parts, workdir), 'data': baselines.describe(images)}
   workdir_lib.write_json(workdir / 'results.json', results)
@@ -59,7 +60,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
 
 def fit(config: ml_collections.ConfigDict, images: ImageSet, parts: Split, workdir: Path) -> dict:
   """Trains on `parts.train`, keeps the generator nearest to `parts.val`; writes results.json."""
-  workdir_lib.record_config(workdir, config, identity(images))
+  workdir_lib.record_config(workdir, config, identity(images, Preprocess.from_config(config.data)))
   train, val = images.take(parts.train), images.take(parts.val)
   _check_sizes(config, train)
   networks = FAMILIES[config.task].build(config, len(images.class_names))
