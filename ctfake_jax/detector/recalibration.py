@@ -69,9 +69,10 @@ def reals(config: ml_collections.ConfigDict, detector: Detector) -> ImageSet:
   images = decode_all(Path(config.input), detector.view, Limits.from_config(config))
 
   def obstacles(decoded: Decoded) -> list[str]:
-    planted = decoded.synthetic and not config.data.synthetic_ok
-    says = [f'{decoded.remarks[0]}: no original; data.synthetic_ok=True takes it']
-    return [*(says if planted else []), *detector.obstacles(decoded)]
+    found = detector.obstacles(decoded)
+    if decoded.synthetic and not config.data.synthetic_ok:
+      found.insert(0, f'{decoded.remarks[0]}: no original; data.synthetic_ok=True takes it')
+    return found
 
   found = list(progress.bar('reading', judgeable(images, obstacles, left_out)))
   if not found:
