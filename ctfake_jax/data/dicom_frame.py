@@ -57,7 +57,7 @@ class _Codestream:
 
 
 def decode(ds: pydicom.Dataset, frame: int) -> Slice:
-  """The pixels of a frame whose header has passed `check_file` and `check_frame`.
+  """The pixels of a frame whose header has passed `check_file` and `check_axial`.
 
   Raises `RefusalError`, and whatever a decoder raises on damaged data.
   """
