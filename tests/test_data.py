@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from ctfake_jax.data import augment, baselines, pipeline, splits
+from ctfake_jax.data import augment, baselines, pipeline, splits, survey
 from ctfake_jax.data.preprocess import Preprocess, to_uint8
 from ctfake_jax.data.survey import Survey
+from ctfake_jax.geometry import Plane
 from ctfake_jax.types import Record, Slice, UnreadableImageError, UserError
 
 
@@ -258,6 +259,17 @@ def test_unreadable_images_are_listed():
   images = pipeline.gather(Broken(), view())
   assert len(images) == 3
   assert [e.path for e in images.unreadable] == ['x.png', '1.png']
+
+
+def test_a_spacing_without_a_place_is_kept():
+  class Spaced(Broken):
+    def __getitem__(self, index):
+      return Slice(np.zeros((4, 8), np.float32), 'HU', 0.5 if index else None)
+
+  images = pipeline.gather(Spaced(), view())
+  assert [record.plane for record in images.records] == [None, *[Plane((4, 8), (0.5, 0.5))] * 3]
+  assert survey.identity(images, view(2, 'stretch'))['spacing_mm'] == [1, 2]
+  assert survey.identity(images.take(np.array([0])), view(2))['spacing_mm'] is None
 
 
 def test_a_class_without_readable_images_is_refused():

@@ -785,6 +785,16 @@ def test_derived_or_secondary_alone_refuses_nothing(tmp_path, kinds):
   assert len(_source(_save(_ct(ImageType=kinds), tmp_path / 'one.dcm'))) == 1
 
 
+def test_a_description_tells_where_nothing_else_does(tmp_path):
+  lost = {'ImageOrientationPatient': None, 'ImageType': ['DERIVED', 'SECONDARY', 'OTHER']}
+  for name, text in (('a', 'Patient Protocol'), ('b', 'Topogram 0.6'), ('c', 'Thorax 3.0 B70f')):
+    _save(_ct(SeriesDescription=text, **lost), tmp_path / name)
+  _save(_ct(SeriesDescription='Thorax, after the topogram'), tmp_path / 'd')
+  source = _source(tmp_path)
+  assert sorted(record.provenance for record in source.records) == ['c', 'd']
+  assert 'a report or a screen (Series Description PROTOCOL)' in source.unreadable[0].reason
+
+
 def test_frames_that_are_not_axial_are_refused_one_by_one(tmp_path):
   ds = _enhanced()
   own = ds.PerFrameFunctionalGroupsSequence

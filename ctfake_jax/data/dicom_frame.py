@@ -37,7 +37,9 @@ NO_ORIENTATION = 'no Image Orientation (Patient): rows and columns taken as they
 AIR_HU = -1024.0  # the lowest value of a 12-bit CT with intercept -1024
 # 16 bits hold no more, and no tissue or metal is as dense: sign or rescale are wrong.
 MOST_HU = 32767.0
-LEAST_AIR_HU = -500.0  # air and lung lie below
+# Air and lung lie below, soft tissue and bone above.
+MOST_OF_AIR_HU, LEAST_OF_TISSUE_HU = -500.0, -200.0
+_HARDLY_ANY = 0.01  # share of the pixels
 # Where the values of a chest lie: air about -1000 HU, soft tissue about 0 HU, bone and metal above.
 _AIR_RANGE_HU, _TISSUE_RANGE_HU, _DENSE_HU = (-1050, -850), (-200, 200), 300
 _LEAST_SHARE = 0.05  # of air and of soft tissue, where nothing but the values tells what they are
@@ -55,7 +57,7 @@ class _Codestream:
 
 
 def decode(ds: pydicom.Dataset, frame: int) -> Slice:
-  """The pixels of a frame whose header has passed `check_file` and `check_frame`.
+  """The pixels of a frame whose header has passed `check_file` and `check_axial`.
 
   Raises `RefusalError`, and whatever a decoder raises on damaged data.
   """
@@ -216,17 +218,17 @@ def _only_hu(hu: np.ndarray) -> bool:
 
 def _doubts(hu: np.ndarray) -> list[str]:
   """What makes HU hard to believe; raises `RefusalError` for what they cannot be."""
-  low, high = float(hu.min()), float(hu.max())
+  high = float(hu.max())
   if high > MOST_HU:
     raise RefusalError(f'values up to {high:g} HU: sign or rescale are wrong')
-  if low == high:
+  if hu.min() == high:
     return []
-  if low > LEAST_AIR_HU:
-    return [f'no value below {LEAST_AIR_HU:g} HU, but a chest has air: is the rescale right?']
-  if high < _TISSUE_RANGE_HU[0]:
-    return [
-      f'no value above {_TISSUE_RANGE_HU[0]} HU, but a chest has tissue: is the rescale right?'
-    ]
+  for share, words in (
+    ((hu < MOST_OF_AIR_HU).mean(), f'below {MOST_OF_AIR_HU:g} HU, but a chest has air'),
+    ((hu > LEAST_OF_TISSUE_HU).mean(), f'above {LEAST_OF_TISSUE_HU:g} HU, but a chest has tissue'),
+  ):
+    if share < _HARDLY_ANY:
+      return [f'hardly any value {words}: is the rescale right?']
   return []
 
 

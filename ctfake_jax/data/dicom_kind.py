@@ -8,6 +8,7 @@ then the shape. And a file may say that it is synthetic (0008,001C).
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pydicom
 from pydicom.sr.codedict import codes
@@ -61,15 +62,14 @@ def check_axial(ds: pydicom.Dataset, frame: int) -> Plane:
       f'Image Orientation (Patient) is {tilt:.0f} degrees off axial, need an axial slice'
     )
   _check_words(ds, frame)
+  if found.axes is None:  # nothing but words: a protocol often has no others
+    _refuse_words('Series Description', _words(ds.get('SeriesDescription')))
   _check_shape(found)
   return found
 
 
 def _check_words(ds: pydicom.Dataset, frame: int) -> None:
-  for word in _type_words(ds, frame):
-    kind = 'post-processed' if word.startswith(_POST_PROCESSED) else _KIND_OF.get(word)
-    if kind:
-      raise RefusalError(f'{kind} (Image Type {word}), need an axial slice')
+  _refuse_words('Image Type', _type_words(ds, frame))
   technique = str(value(ds, frame, 'VolumeBasedCalculationTechnique') or '').strip().upper()
   if technique not in ('', 'NONE'):  # (0008,9207), C.8.15.2.1.3
     raise RefusalError(f'Volume Based Calculation Technique {technique}, need an axial slice')
@@ -78,16 +78,25 @@ def _check_words(ds: pydicom.Dataset, frame: int) -> None:
       raise RefusalError(f'derived by {meaning}, need an axial slice')
 
 
-def _type_words(ds: pydicom.Dataset, frame: int) -> Iterator[str]:
-  """Words of Image Type and Frame Type in upper case, each value also as one word.
+def _refuse_words(name: str, words: Iterator[str]) -> None:
+  for word in words:
+    kind = 'post-processed' if word.startswith(_POST_PROCESSED) else _KIND_OF.get(word)
+    if kind:
+      raise RefusalError(f'{kind} ({name} {word}), need an axial slice')
 
-  The first two values, ORIGINAL or DERIVED and PRIMARY or SECONDARY, are no such words.
-  """
-  for types in (ds.get('ImageType'), value(ds, frame, 'FrameType')):
-    for text in [types] if isinstance(types, str) else types or ():
-      upper = str(text).upper()
-      yield from re.findall('[A-Z]+', upper)
-      yield re.sub('[^A-Z0-9]', '', upper)
+
+def _type_words(ds: pydicom.Dataset, frame: int) -> Iterator[str]:
+  """Those of Image Type and Frame Type; ORIGINAL, DERIVED, PRIMARY and SECONDARY are no kind."""
+  yield from _words(ds.get('ImageType'))
+  yield from _words(value(ds, frame, 'FrameType'))
+
+
+def _words(texts: Any) -> Iterator[str]:
+  """Words of one or several texts in upper case, and each text as one word."""
+  for text in [texts] if isinstance(texts, str) else texts or ():
+    upper = str(text).upper()
+    yield from re.findall('[A-Z]+', upper)
+    yield re.sub('[^A-Z0-9]', '', upper)
 
 
 def _check_shape(found: Plane) -> None:

@@ -75,9 +75,10 @@ def reals(config: ml_collections.ConfigDict, detector: Detector) -> tuple[list[D
   images = decode_all(Path(config.input), detector.view, limits, skipped=skipped)
 
   def obstacles(decoded: Decoded) -> list[str]:
-    planted = decoded.synthetic and not config.data.synthetic_ok
-    says = [f'{decoded.remarks[0]}: no original; data.synthetic_ok=True takes it']
-    return [*(says if planted else []), *detector.obstacles(decoded)]
+    found = detector.obstacles(decoded)
+    if decoded.synthetic and not config.data.synthetic_ok:
+      found.insert(0, f'{decoded.remarks[0]}: no original; data.synthetic_ok=True takes it')
+    return found
 
   found = list(progress.bar('reading', judgeable(images, obstacles, left_out)))
   walker.say(skipped)
