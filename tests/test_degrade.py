@@ -105,7 +105,7 @@ def test_random_chains_are_seeded_and_keep_every_image():
 
 def test_wide_chains_change_the_same_images_more():
   images = np.asarray(smooth(70))
-  narrow, wide = (degrade.at_random(images, 0, wide=wide) for wide in (False, True))
+  narrow, wide = (degrade._degraded[wide](images, jax.random.key(0)) for wide in (False, True))
   moved = [np.abs(changed - images).mean((1, 2, 3)) for changed in (narrow, wide)]
   np.testing.assert_array_equal(moved[0] == 0, moved[1] == 0)
   assert moved[1].mean() > 1.1 * moved[0].mean()

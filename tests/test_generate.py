@@ -139,7 +139,7 @@ class _Grey:
 
 def _samples(config, spacing_mm, workdir, monkeypatch):
   trained = sampling.TrainedGenerator(
-    _Grey(), config, ('a', 'b'), 'HU', 0, 'digest', None, spacing_mm
+    _Grey(), config, ('a', 'b'), 'HU', np.ones(2), 0, 'digest', None, spacing_mm
   )
   monkeypatch.setattr(sampling, 'load', lambda path: trained)
   config.generate.method, config.generate.checkpoint = 'samples', 'somewhere'
@@ -190,7 +190,9 @@ def test_field_of_view_is_that_of_a_body(value, right):
 
 def test_a_generator_rebuilds_images_seen_as_it_learnt_them(patients):
   config = _config(patients)
-  trained = sampling.TrainedGenerator(_Grey(), _config(patients), ('a', 'b'), 'HU', 0, '', None)
+  trained = sampling.TrainedGenerator(
+    _Grey(), _config(patients), ('a', 'b'), 'HU', np.ones(2), 0, '', None
+  )
   generate._check_same_view(config, trained, load(config))
   for key, value in (('window_width_hu', 400.0), ('aspect', 'stretch')):
     other = _config(patients)
