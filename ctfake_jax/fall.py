@@ -15,7 +15,7 @@ One power throughout: a verdict sets the fakes' fall against the falls that harm
 which is fair only if either would be seen as soon as the other. So held-out patients are parted
 in two halves. The reference half, as it is, stands against the fakes and against the control half
 after each change; and as many fakes are drawn as the control half's images are worth if they were
-independent, after the change that leaves them worth most (where there are fewer fakes, fewer
+independent, after the change that leaves fewest right (where there are fewer fakes, fewer
 control patients are drawn). Both comparisons are then of independent samples, with the same
 reference and as much doubt. (Comparing changed images with themselves, image by image, would see
 a fall of a few points where the fakes' fall of the same depth is lost in the noise.) The price is
@@ -72,7 +72,7 @@ def trial(
   others, rng = groups[control_half], streams.generator(seed, 'equal worth')
   fakes, patients = np.asarray(fakes_correct, bool), np.unique(others)
   after_all = correct[control_half], *changed_correct.values()
-  enough = max(worth(after, others) for after in after_all)
+  enough = worth(min(after_all, key=np.mean), others)
   fakes = fakes[np.sort(rng.permutation(len(fakes))[: int(enough)])]
   kept = math.ceil(len(patients) * min(1, len(fakes) / int(enough)))
   rows = np.isin(others, rng.permutation(patients)[:kept])
