@@ -50,15 +50,16 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   with open(unfinished, 'w', newline='', encoding='utf-8') as handle:
     writer = csv.writer(handle)
     writer.writerow(COLUMNS)
-    for row in progress.bar('judging', _rows(images, detector, config.prior_fake)):
+    rows = _rows(images, detector, config.prior_fake)
+    for row, elsewhere in progress.bar('judging', rows):
       counts[row[COLUMNS.index('verdict')]] += 1
-      outside += float(row[COLUMNS.index('domain')] or '-inf') > detector.domain.limit
+      outside += elsewhere
       writer.writerow(row)
   walker.say(skipped)
   threshold, judged = detector.threshold, sum(counts.values()) - counts[UNREADABLE]
-  if elsewhere := crowd_outside(outside, judged):
-    print(f'WARNING: {elsewhere}', flush=True)
-    warnings.insert(0, elsewhere)
+  if warning := crowd_outside(outside, judged):
+    print(f'WARNING: {warning}', flush=True)
+    warnings.insert(0, warning)
   results = {
     'images': sum(counts.values()),
     'skipped': dict(skipped),
@@ -102,8 +103,10 @@ def _refuse_another_rate(config: ml_collections.ConfigDict, detector: Detector) 
     )
 
 
-def _rows(images: Iterator[Decoded], detector: Detector, prior: float) -> Iterator[list]:
-  """Rows of the table in the files' order; images are judged in batches."""
+def _rows(
+  images: Iterator[Decoded], detector: Detector, prior: float
+) -> Iterator[tuple[list, bool]]:
+  """Rows of the table in the files' order, and which images lie outside; judged in batches."""
   waiting: list[Decoded] = []
   for decoded in images:
     waiting.append(decoded)
@@ -113,7 +116,7 @@ def _rows(images: Iterator[Decoded], detector: Detector, prior: float) -> Iterat
   yield from _judge(waiting, detector, prior)
 
 
-def _judge(waiting: list[Decoded], detector: Detector, prior: float) -> Iterator[list]:
+def _judge(waiting: list[Decoded], detector: Detector, prior: float) -> Iterator[tuple[list, bool]]:
   readable = [d for d in waiting if d.pixels is not None]
   found: Iterator[dict] = iter(())
   if readable:
@@ -124,9 +127,10 @@ def _judge(waiting: list[Decoded], detector: Detector, prior: float) -> Iterator
   for decoded in waiting:
     path = workdir_lib.csv_safe(decoded.path)
     if decoded.pixels is None:
-      yield [path, '', UNREADABLE, '', *fixed, '', workdir_lib.csv_safe(decoded.reason)]
+      yield [path, '', UNREADABLE, '', *fixed, '', workdir_lib.csv_safe(decoded.reason)], False
       continue
     judged = next(found)
     p_fake, score, domain = (f'{judged[name]:.6f}' for name in ('p_fake', 'score', 'domain'))
     reasons = '; '.join(judged['reasons'])
-    yield [path, p_fake, judged['verdict'], score, *fixed, domain, reasons]
+    row = [path, p_fake, judged['verdict'], score, *fixed, domain, reasons]
+    yield row, bool(judged['outside'])

@@ -109,15 +109,12 @@ class DicomSource:
       raise UserError(f'{root}: no usable CT image in DICOM format found{self._remarks()}')
     self._frames = _sorted(self._of_one_unit(found))
     self.class_names: tuple[str, ...] = ()
-    splits: list[str | None] = [None] * len(self._frames)
-    labels = [UNKNOWN_LABEL] * len(self._frames)
     if labels_csv is not None:
-      names = self._csv_labels(_read_csv(labels_csv))
-      self.class_names = tuple(sorted(set(names)))
-      labels = [self.class_names.index(name) for name in names]
-      splits = self._parts(root, folders)
+      labels, splits = self._table_labels(labels_csv, root, folders)
     elif not unlabelled_ok and any('/' in frame.path for frame in self._frames):
       labels, splits = self._folder_labels(str(root), folders, classes)
+    else:
+      labels, splits = [UNKNOWN_LABEL] * len(self._frames), [None] * len(self._frames)
     self.records = [
       Record(
         label,
@@ -250,6 +247,14 @@ class DicomSource:
     refused = f'{len(self.unreadable)} refused: {reasons}' if reasons else ''
     text = '; '.join(filter(None, (refused, walker.in_words(self.skipped))))
     return f' ({text})' if text else ''
+
+  def _table_labels(
+    self, labels_csv: pathlib.Path, root: pathlib.Path, folders: Sequence[str]
+  ) -> tuple[list[int], list[str | None]]:
+    """Label and part of each frame by a table; sets `class_names`."""
+    names = self._csv_labels(_read_csv(labels_csv))
+    self.class_names = tuple(sorted(set(names)))
+    return [self.class_names.index(name) for name in names], self._parts(root, folders)
 
   def _parts(self, root: pathlib.Path, folders: Sequence[str]) -> list[str | None]:
     """The part of each frame, by the folder in the root that it lies in."""

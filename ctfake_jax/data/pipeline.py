@@ -93,23 +93,16 @@ def gather(
   odd, reason = _other_unit(facts['is_hu'], facts['readable'])
   found = facts['readable'] & ~odd
   if labelled and odd.any():
-    names = ', '.join(source.records[i].provenance for i in np.nonzero(odd)[0][:3].tolist())
-    more = ' ...' if odd.sum() > 3 else ''
-    raise UserError(
-      f'{odd.sum()} images have {reason}: {names}{more}; keep them in separate data sets'
-    )
+    _refuse_mixed_units(source.records, odd, reason)
+  reasons = {
+    i: reason if odd[i] else _text(facts['words'][i]) for i in np.nonzero(~found)[0].tolist()
+  }
   unreadable = [
     *source.unreadable,
-    *(
-      UnreadableImageError(
-        source.records[i].provenance, reason if odd[i] else _text(facts['words'][i])
-      )
-      for i in np.nonzero(~found)[0].tolist()
-    ),
+    *(UnreadableImageError(source.records[i].provenance, why) for i, why in reasons.items()),
   ]
   if not found.any():
-    reasons = '; '.join(str(error) for error in unreadable[:FEW_REASONS])
-    raise UserError(f'no readable image among {len(unreadable)}: {reasons}')
+    raise UserError(f'no readable image among {len(unreadable)}: {_first(unreadable)}')
   skipped = dict(getattr(source, 'skipped', {}))  # of those that walk folders
   if mesh_lib.is_main_process():
     _say_what_is_missing(unreadable, skipped)
@@ -135,6 +128,18 @@ def gather(
   return result
 
 
+def _refuse_mixed_units(records: Sequence[Record], odd: np.ndarray, reason: str) -> None:
+  names = ', '.join(records[i].provenance for i in np.nonzero(odd)[0][:FEW_REASONS].tolist())
+  more = ' ...' if odd.sum() > FEW_REASONS else ''
+  raise UserError(
+    f'{odd.sum()} images have {reason}: {names}{more}; keep them in separate data sets'
+  )
+
+
+def _first(unreadable: Sequence[UnreadableImageError]) -> str:
+  return '; '.join(str(error) for error in unreadable[:FEW_REASONS])
+
+
 def _remark_on_alike(class_names: Sequence[str]) -> None:
   for names in layout.alike(class_names):
     print(
@@ -148,8 +153,7 @@ def _say_what_is_missing(
 ) -> None:
   if unreadable:
     more = '; ...' if len(unreadable) > FEW_REASONS else ''
-    reasons = '; '.join(str(error) for error in unreadable[:FEW_REASONS])
-    print(f'unreadable images, left out: {len(unreadable)} ({reasons}{more})')
+    print(f'unreadable images, left out: {len(unreadable)} ({_first(unreadable)}{more})')
   walker.say(skipped)
 
 
