@@ -18,6 +18,7 @@ from ctfake_jax.types import UserError
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(ROOT.glob('configs/*.py'))
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 # What a user must give on the command line.
 GIVEN = {
   'generate': {'generate.checkpoint': 'runs/dcgan'},
@@ -115,8 +116,8 @@ def test_a_wrong_type_is_named():
 
 
 def printed_commands() -> list[str]:
-  """Every whole command of the README and of the config files."""
-  text = '\n'.join(path.read_text() for path in [ROOT / 'README.md', *CONFIGS])
+  """Every whole command of the README, the pages of docs/ and the config files."""
+  text = '\n'.join(path.read_text() for path in [*PAGES, *CONFIGS])
   whole_lines = re.sub(r'\\\n\s*', ' ', text)
   found = re.findall(r'python launch\.py (--config=configs/[^\n`|&]+)', whole_lines)
   return sorted({command.strip(" '") for command in found if 'NAME' not in command})
