@@ -1,5 +1,6 @@
 """The bench: comparisons against closed forms, named features, and a tiny table end to end."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy.spatial.distance import cdist
 
 from ctfake_jax import config as config_lib
 from ctfake_jax import metrics, scores
+from ctfake_jax.detector.exhibits import REAL, Exhibits
 from ctfake_jax.detector_bench import comparison, methods, named_features, running
 from ctfake_jax.types import UserError
 
@@ -127,6 +129,7 @@ def test_a_tiny_table_end_to_end(tmp_path):
       assert 0 <= cell['auroc'] <= 1
       assert (name == 'fall_of_50') != ('detection_ci95' in cell)
   assert results['rows']['cnn']['cells']['copied']['parameters'] > 0
+  assert results['rows']['svm']['cells']['copied']['kept'] is None
   assert len(results['winners']['names']) == 2
   assert json.loads((tmp_path / 'results.json').read_text())['units'] == ['blended', 'copied']
   page = (tmp_path / 'report.html').read_text()
@@ -135,6 +138,49 @@ def test_a_tiny_table_end_to_end(tmp_path):
   before = cell.stat().st_mtime_ns
   running.run(config, tmp_path)
   assert cell.stat().st_mtime_ns == before
+
+
+def exhibits_of(images, families):
+  families, count = np.array(families, object), len(images)
+  stored = np.empty(count, object)
+  stored[:] = [lambda levels=(image[..., 0] + 1) / 2: levels for image in images]
+  return Exhibits(
+    images=images.astype(np.float32),
+    fake=families != REAL,
+    families=families,
+    groups=np.arange(count),
+    labels=np.zeros(count, int),
+    masks=np.zeros(images.shape[:3], bool),
+    file_facts=np.full((count, 7), np.nan),
+    stored=stored,
+  )
+
+
+def test_fakes_called_so_are_kept_but_for_those_outside():
+  judged = np.array(['fake', 'fake', 'real', 'unsure', 'fake'], object)
+  outside = np.array([True, False, True, False, False])
+  assert running._kept(judged, outside) == pytest.approx(2 / 3)
+  assert running._kept(judged[2:4], outside[2:4]) is None
+
+
+def test_the_detectors_domain_is_learnt_without_the_held_out_generator(tmp_path):
+  """Bright fakes lie outside of a domain that never saw their kind, whatever the scores say."""
+  images, rng = make_images(160, size=32).images, np.random.default_rng(0)
+  seen = {
+    'learn': exhibits_of(images[:80], ['real'] * 40 + ['blended'] * 40),
+    'choose': exhibits_of(images[80:110], ['real'] * 15 + ['blended'] * 15),
+    'scale': exhibits_of(images[80:110], ['real'] * 15 + ['blended'] * 15),
+    'threshold': exhibits_of(images[110:130], ['real'] * 20),
+  }
+  flat = np.full((10, 32, 32, 1), 0.9, np.float32) + 0.01 * rng.normal(size=(10, 32, 32, 1))
+  test = exhibits_of(np.concatenate([images[130:150], flat]), ['real'] * 20 + ['vae'] * 10)
+  config = config_lib.defaults()
+  config.detection.false_alarm_rate = 0.1
+  brightness = methods.Scorer(lambda x: x.mean((1, 2, 3)).astype(float), None)
+  for within, kept, called in ((False, None, 1.0), (True, 0.0, 0.0)):
+    scorer = dataclasses.replace(brightness, within_domain=within)
+    cell = running._judge(config, scorer, seen, test, tmp_path)
+    assert (cell['kept'], cell['called_fake']) == (kept, called)
 
 
 def test_what_the_bench_cannot_do_is_refused_before_any_training(tmp_path):

@@ -65,12 +65,14 @@ class Scorer:
     parameters: numbers fitted, where that means something.
     size: what its training was cut to, in words.
     logits: whether scores are log odds before any calibration.
+    within_domain: whether what is unlike its own reals and fakes is left undecided, as by `detect`.
   """
 
   score: Score
   parameters: int | None
   size: str = ''
   logits: bool = False
+  within_domain: bool = False
 
 
 def network(name: str, lesson: Lesson) -> Scorer:
@@ -94,7 +96,8 @@ def network(name: str, lesson: Lesson) -> Scorer:
     return training.judge(model, variables, images)[0].astype(np.float64)
 
   size = f'{c.updates} updates of {c.batch_size} at {config.data.image_size} px'
-  return Scorer(score, facts['parameters'], size, logits=name != SHIPPED)
+  shipped = name == SHIPPED
+  return Scorer(score, facts['parameters'], size, logits=not shipped, within_domain=shipped)
 
 
 def learner(features: Score, make: Callable[[int], Any], lesson: Lesson) -> Scorer:

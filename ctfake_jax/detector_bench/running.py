@@ -23,7 +23,7 @@ from ctfake_jax import workdir as workdir_lib
 from ctfake_jax.data import baselines
 from ctfake_jax.data.preprocess import Preprocess, from_uint8
 from ctfake_jax.data.survey import fingerprint
-from ctfake_jax.detector import calibration, exhibits
+from ctfake_jax.detector import calibration, domain, exhibits
 from ctfake_jax.detector.exhibits import REAL, Exhibits
 from ctfake_jax.detector_bench import comparison
 from ctfake_jax.detector_bench.methods import (
@@ -170,10 +170,13 @@ def _judge(config, scorer: Scorer, seen: dict[str, Exhibits], test: Exhibits, fo
   decoded = test.decoded(Preprocess.from_config(config.data), unit='')
   views = from_uint8(np.stack([d.views[1:] for d in decoded]))[..., None]
   re_encoded = np.stack([scorer.score(views[:, i]) for i in range(views.shape[1])], 1)
-  verdicts, _ = calibration.verdicts(
-    scores, re_encoded, scaling, threshold.value, config.prior_fake
-  )
-  fake, alarm = test.fake, scores > threshold.value
+  judged, _ = calibration.verdicts(scores, re_encoded, scaling, threshold.value, config.prior_fake)
+  fake, alarm, verdicts, kept = test.fake, scores > threshold.value, judged, None
+  if scorer.within_domain:
+    known = domain.fit(seen['learn'], seen['choose'], reals.images[one], config.seed)
+    outside = known.scores(domain.features_of(test.images)) > known.limit
+    verdicts = np.where(outside, calibration.UNSURE, judged)
+    kept = _kept(judged[fake], outside[fake])
   probability = scaling.p_fake(scores, config.prior_fake)
   folder.mkdir(parents=True, exist_ok=True)
   np.savez(folder / 'scores.npz', allow_pickle=False, scores=scores, fake=fake, groups=test.groups)
@@ -186,6 +189,8 @@ def _judge(config, scorer: Scorer, seen: dict[str, Exhibits], test: Exhibits, fo
     'detection_ci95': metrics.accuracy_interval(found, test.groups[fake]),
     'accuracy_at_threshold': float(0.5 * (alarm[fake].mean() + (~alarm[~fake]).mean())),
     'false_alarms': float(alarm[~fake].mean()),
+    'called_fake': float((verdicts == calibration.FAKE)[fake].mean()),
+    'kept': kept,
     'unsure': float((verdicts == calibration.UNSURE).mean()),
     'calibration_error_before': calibration.calibration_error(
       calibration.UNSCALED.p_fake(scores, config.prior_fake), fake, config.prior_fake, test.groups
@@ -199,6 +204,12 @@ def _judge(config, scorer: Scorer, seen: dict[str, Exhibits], test: Exhibits, fo
     'parameters': scorer.parameters,
     'size': scorer.size,
   }
+
+
+def _kept(judged: np.ndarray, outside: np.ndarray) -> float | None:
+  """Share of those called fake among fakes [n] that the domain leaves so; None where none is."""
+  called = judged == calibration.FAKE
+  return float((~outside[called]).mean()) if called.any() else None
 
 
 def _limit(rate: float, reals: np.ndarray) -> float:
@@ -231,6 +242,7 @@ def _row(cells: dict[str, dict]) -> dict:
     return float(np.mean([cells[u][key] for u in units])) if units else None
 
   whole = [unit for unit in cells if unit not in config_lib.EDITS]
+  kept = [cells[unit]['kept'] for unit in whole if cells[unit].get('kept') is not None]
   edits = [unit for unit in cells if unit in config_lib.EDITS]
   return {
     'cells': cells,
@@ -239,6 +251,8 @@ def _row(cells: dict[str, dict]) -> dict:
     'lowest_auroc': min((cells[unit]['auroc'] for unit in whole), default=None),
     'mean_detection': mean('detection', whole),
     'mean_auroc_edits': mean('auroc', edits),
+    'mean_kept': float(np.mean(kept)) if kept else None,
+    'lowest_kept': min(kept, default=None),
   }
 
 
