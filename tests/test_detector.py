@@ -612,7 +612,7 @@ def test_a_site_without_fakes_gets_probabilities_from_supposed_ones():
   rng, differences = np.random.default_rng(0), 4 * np.eye(2, 6)
   reals, learnt = 5 + rng.normal(size=(200, 6)), discriminant.Learnt(differences, np.eye(6))
   usual = site.usual_scores(learnt, rng.normal(size=(400, 6)), 200, seed=0)
-  own = site.fit(learnt, reals, differences, usual)
+  own = site.fit(learnt, reals, differences, seed=0)
   scaling = recalibration._scaling(own, usual)
   fakes = patch_net.distance_towards_fakes(reals + differences[:1], own.centre, own.directions)
   assert (scaling.p_fake(own.scores, 0.5) < 0.5).mean() > 0.9
@@ -777,7 +777,7 @@ def test_a_detector_is_recalibrated_from_files(made, site_files, tmp_path, capsy
   raised = [name for name, alarm in results['alarms'].items() if alarm['raised']]
   said = directory.warnings(tmp_path / 'new')[1:]  # the first is of the phantom
   assert [text.split(':')[0] for text in said] == raised
-  assert (site_files / results['suspects'][0]).is_file()
+  assert (site_files / results['outliers'][0]).is_file()
   text = (tmp_path / 'new' / 'MODEL_CARD.md').read_text()
   assert 'Not for real CT' in text
   assert [f'**Alarm, {name}**' in text for name in results['alarms']] == [
@@ -786,7 +786,7 @@ def test_a_detector_is_recalibrated_from_files(made, site_files, tmp_path, capsy
   assert '12 originals of the site in 12 independent groups' in text
   for name in ('MODEL_CARD.md', directory.FACTS, directory.CONFIG):
     own = (tmp_path / 'new' / name).read_text()
-    assert results['suspects'][0] not in own
+    assert results['outliers'][0] not in own
     assert str(site_files) not in own
   found, old = (directory.load(path) for path in (tmp_path / 'new', workdir))
   assert found.threshold.groups == 12
@@ -796,7 +796,7 @@ def test_a_detector_is_recalibrated_from_files(made, site_files, tmp_path, capsy
   features = old.examine(used, 0.5)['features']
   assert not found.examine(used, 0.5)['outside'].any()
   usual = site.usual_scores(old.learnt, old.reference, 12, config.seed)
-  own = site.fit(old.learnt, features, old.differences, usual)
+  own = site.fit(old.learnt, features, old.differences, config.seed)
   expected = patch_net.distance_towards_fakes(features, own.centre, own.directions)
   np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
   threshold = site.threshold(own.scores, usual, 0.1)

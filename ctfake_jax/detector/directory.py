@@ -40,9 +40,9 @@ ALARMS = {
   'drift': 'the images it was recalibrated on differ from those that the detector learnt from; '
   'what was measured there does not hold for them',
   'outliers': 'some of the images it was recalibrated on lie apart from the rest on the side of '
-  'fakes; look at `suspects`',
+  'fakes; look at `outliers`',
   'rate': 'more of the images it was recalibrated on lie above the threshold than were promised: '
-  'fakes are among them (look at `suspects`), or they vary more than those of its making; the '
+  'fakes are among them (look at `outliers`), or they vary more than those of its making; the '
   'false-alarm rate may be higher',
 }
 BATCH_SIZE = 64

@@ -41,7 +41,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   found, images = reals(config, old)
   _, groups = splits.group(images, config.split)
   new, results = recalibrate(old, found, groups, config)
-  results['suspects'] = [images.records[row].provenance for row in results['suspects']]
+  results['outliers'] = [images.records[row].provenance for row in results['outliers']]
   results['left_out'] = [{'path': e.path, 'reason': e.reason} for e in images.unreadable]
   results['skipped'] = dict(images.skipped)
   workdir_lib.sign(workdir, config)
@@ -118,7 +118,7 @@ def recalibrate(
 ) -> tuple[Detector, dict]:
   """From n reals of another site in groups int[n]; the new detector and figures.
 
-  `suspects` are rows, the highest score first.
+  `outliers` are rows, the highest score first.
   """
   asked = calibration.asked_rate(config, old.threshold.false_alarm_rate)
   rate = calibration.nearest_rate(groups, asked)
@@ -127,7 +127,7 @@ def recalibrate(
   one = calibration.one_per_group(np.arange(len(seen)), groups, config.seed)
   features = found['features'][one]
   usual = site.usual_scores(old.learnt, old.reference, len(features), config.seed)
-  own = site.fit(old.learnt, features, old.differences, usual)
+  own = site.fit(old.learnt, features, old.differences, config.seed)
   threshold = site.threshold(own.scores, usual, rate)
   order = np.argsort(-own.scores)
   new = dataclasses.replace(
@@ -135,7 +135,7 @@ def recalibrate(
     variables=discriminant.with_discriminant(old.variables, own.centre, own.directions),
     scaling=_scaling(own, usual),
     threshold=threshold,
-    domain=_domain(old, [seen[row] for row in one], own.suspects, config.seed),
+    domain=_domain(old, [seen[row] for row in one], own.outliers, config.seed),
   )
   results = {
     'images': len(seen),
@@ -154,16 +154,16 @@ def recalibrate(
       'outliers': _alarm({'p_value': site.apart(own.scores, usual, config.seed)}),
       'rate': _alarm(too_many_above(own.scores, threshold)),
     },
-    'suspects': one[order[own.suspects[order]]].tolist(),
+    'outliers': one[order[own.outliers[order]]].tolist(),
   }
   return new, results
 
 
 def _domain(
-  old: Detector, seen: Sequence[Decoded], suspects: np.ndarray, seed: int
+  old: Detector, seen: Sequence[Decoded], outliers: np.ndarray, seed: int
 ) -> domain.Domain:
   images = from_uint8(np.array([d.pixels for d in seen]))[..., None]
-  return domain.fit_site(old.domain, images[~suspects], seed)
+  return domain.fit_site(old.domain, images[~outliers], seed)
 
 
 def _refuse_rare_alarms(rate: float, count: int) -> None:
@@ -179,8 +179,8 @@ def _refuse_rare_alarms(rate: float, count: int) -> None:
 
 def _scaling(own: site.Fit, usual: np.ndarray) -> calibration.Scaling:
   """Of reals as rehearsed, so that planted fakes do not count as reals, against supposed fakes."""
-  centre, scale = site.middle(own.scores, usual)
-  reals, fakes = centre + scale * usual, own.supposed.ravel()
+  location, scale = site.location_and_scale(own.scores)
+  reals, fakes = location + scale * usual, own.supposed.ravel()
   fake = np.arange(len(reals) + len(fakes)) >= len(reals)
   return calibration.fit_scaling(np.concatenate([reals, fakes]), fake)
 
@@ -224,7 +224,7 @@ def _figures(old: Path, results: dict) -> dict:
   """Those of the making, which hold at home, apart from the new ones; of files their number."""
   known = directory.figures(old)
   home = known.get('home', known)
-  own = results | {name: len(results[name]) for name in ('suspects', 'left_out')}
+  own = results | {name: len(results[name]) for name in ('outliers', 'left_out')}
   return {'best_step': known['best_step'], 'home': home, 'recalibration': own}
 
 
