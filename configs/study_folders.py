@@ -2,9 +2,8 @@
 
 python launch.py --config=configs/study_folders.py --workdir=runs/mine --config.data.path=FOLDER
 
-Real slices without patient ids are grouped by near-duplicates. Many hours on two cores; README has
-one fold of two collections (ResNet18 90.1 and 91.1 %, 84.0 and 32.4 % on deepfakes); all five
-folds: not yet run.
+Real slices without patient ids are grouped by near-duplicates. Many hours on two cores; all five
+folds: not yet run; one fold of one collection is in docs/results.md.
 """
 
 from ctfake_jax import config as config_lib
