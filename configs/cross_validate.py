@@ -4,8 +4,8 @@ python launch.py --config=configs/cross_validate.py --workdir=runs/folds --confi
 
 Every image is tested once, by a network that did not train on it; the results are pooled. Another
 network: --config.model.name=resnet18. 13 to 25 minutes a fold of 2,000 training images on one core;
-98.8 % over five slice-level folds of SARS-COV-2 CT (2026-11-26). Light augmentation, for slices
-that resemble each other; half of them stay as sharp as tested ones are.
+all folds: not yet run on the code of today. Light augmentation, for slices that resemble each
+other; half of them stay as sharp as tested ones are.
 """
 
 from ctfake_jax import config as config_lib

@@ -5,7 +5,7 @@ These are convolutions of grey images and transposed convolutions to them.
 Matrix units multiply channels, and a grey image has one; on a GPU such a layer runs far below the
 speed of the memory. Eight neighbours of a row can be taken for channels without moving anything.
 The kernel then becomes a band: it joins a few such blocks with the outputs of one block, again
-side by side as channels. That is more products, but fast ones (docs/performance.md has the measured effect).
+side by side as channels. That is more products, but fast ones (measured: docs/performance.md).
 """
 
 import functools
