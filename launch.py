@@ -57,10 +57,10 @@ def main(argv: list[str]) -> int:
     return _fail(f'--config={named}: no such file; launch.py without arguments lists the configs')
   if CONFIG.value is None:
     return _fail(f'--config={named}: its get_config() returns nothing')
-  from ctfake_jax import allocator
+  from ctfake_jax.runtime import malloc
 
-  allocator.reuse_freed_memory()
-  from ctfake_jax import mesh, preemption
+  malloc.reuse_freed_memory()
+  from ctfake_jax.runtime import mesh, preemption
 
   try:
     _run()
@@ -104,8 +104,10 @@ def _reported(error: BaseException) -> int | None:
 
 
 def _run() -> None:
-  from ctfake_jax import compilation_cache, mesh, preemption, tasks, workdir
   from ctfake_jax import config as config_lib
+  from ctfake_jax.runtime import compilation_cache, mesh, preemption
+  from ctfake_jax.tasks import registry
+  from ctfake_jax.workdir import files as workdir_files
 
   config_lib.validate(CONFIG.value)
   mesh.start(CONFIG.value)
@@ -114,16 +116,16 @@ def _run() -> None:
   name = Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
   folder = Path(WORKDIR.value or Path('runs') / name)
   if CONFIG.value.dry_run:
-    from ctfake_jax import estimate
+    from ctfake_jax.tasks import dry_run
 
-    for line in estimate.describe(CONFIG.value):
+    for line in dry_run.describe(CONFIG.value):
       print(line, flush=True)
     return
-  task = tasks.find(CONFIG.value.task)
+  task = registry.find(CONFIG.value.task)
   gc.freeze()  # what imports made stays: tracing, which makes much garbage, is a fifth faster
   if CONFIG.value.input:
-    workdir.refuse_inside(folder, Path(CONFIG.value.input))
-  with workdir.locked(folder):
+    workdir_files.refuse_inside(folder, Path(CONFIG.value.input))
+  with workdir_files.locked(folder):
     task(CONFIG.value, folder)
   if mesh.is_main_process():
     print(f'results: {folder}')

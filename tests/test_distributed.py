@@ -12,7 +12,7 @@ import door
 import numpy as np
 import pytest
 
-from ctfake_jax import mesh
+from ctfake_jax.runtime import mesh
 
 KEYS = {
   'cnn': (

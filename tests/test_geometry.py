@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from made_dicom import ct, save
 
-from ctfake_jax.data.dicom import DicomSource
 from ctfake_jax.data.preprocess import REGIONS, Preprocess
-from ctfake_jax.geometry import AS_STORED, DisplayOrientation, Plane, centred, tilt_degrees
+from ctfake_jax.data.sources.dicom.source import DicomSource
+from ctfake_jax.types import AS_STORED, DisplayOrientation, Plane, centred, tilt_degrees
 
 TURNS = [DisplayOrientation(*(bool(i >> k & 1) for k in range(3))) for i in range(8)]
 X, Y = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)

@@ -14,7 +14,7 @@ from door import ROOT, command, environment
 from PIL import Image
 
 from ctfake_jax import config as config_lib
-from ctfake_jax import estimate
+from ctfake_jax.tasks import dry_run
 
 TINY = [
   '--config.phantom.patients=40',
@@ -239,7 +239,7 @@ def test_the_bench_is_estimated_network_by_network():
   config.detection.families = ('dcgan', 'blended', 'copied')
   config.detection.updates, config.bench.network_updates = 70, 50
   config.bench.methods = ('energy', 'resnet18', 'detector')
-  found = {job.name: job.steps for job in estimate.jobs(config, 2, 1000)}
+  found = {job.name: job.steps for job in dry_run.jobs(config, 2, 1000)}
   assert found == {'dcgan': 6000, 'cnn': 30 * 14, 'resnet18': 3 * 50, 'detector': 3 * 70}
 
 
@@ -261,11 +261,11 @@ def test_nothing_not_even_a_lock_is_written_among_the_images(tmp_path):
 
 
 def test_a_second_run_in_the_same_workdir_is_refused(tmp_path):
-  from ctfake_jax import workdir
   from ctfake_jax.types import UserError
+  from ctfake_jax.workdir import files as workdir_files
 
-  with workdir.locked(tmp_path), pytest.raises(UserError, match='in use'):  # noqa: SIM117
-    with workdir.locked(tmp_path):
+  with workdir_files.locked(tmp_path), pytest.raises(UserError, match='in use'):  # noqa: SIM117
+    with workdir_files.locked(tmp_path):
       pass
-  with workdir.locked(tmp_path):
+  with workdir_files.locked(tmp_path):
     pass

@@ -16,7 +16,7 @@ import chex
 import door
 import pytest
 
-from ctfake_jax.checkpoints import restore_part
+from ctfake_jax.workdir.checkpoints import restore_part
 
 KILLS = int(os.environ.get('CTFAKE_KILLS', '2'))
 DATA = ('phantom.patients=40', 'phantom.slices_per_patient=2', 'data.image_size=32')

@@ -7,7 +7,7 @@ method), so that they differ from the exact shares by less than one image a clas
 
 import numpy as np
 
-from ctfake_jax import streams
+from ctfake_jax.runtime import streams
 
 
 def counts_in_mix(shares: np.ndarray, count: int) -> np.ndarray:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ctfake_jax.data import dicom_header, walker
+from ctfake_jax.data.sources import walker
+from ctfake_jax.data.sources.dicom import header as dicom_header
 
 NAMES = ('width', 'height', 'aspect', 'bytes_per_pixel', 'codec', 'bits', 'quantisation')
 _CODECS = {'PNG': 1.0, 'JPEG': 2.0, 'TIFF': 3.0, 'BMP': 4.0}

@@ -10,8 +10,8 @@ import ml_collections
 import numpy as np
 
 from ctfake_jax import config as config_lib
-from ctfake_jax import mesh as mesh_lib
 from ctfake_jax.data.preprocess import GreyRange
+from ctfake_jax.runtime import mesh as mesh_lib
 from ctfake_jax.types import Source, UnreadableImageError, UserError
 
 LEAST_SHARE = 0.1  # of the type's range; sets that use less are not trained on in silence

@@ -12,8 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ctfake_jax import config as config_lib
-from ctfake_jax.geometry import Plane
-from ctfake_jax.types import Slice, UserError
+from ctfake_jax.types import Plane, Slice, UserError
 
 
 @dataclasses.dataclass(frozen=True)

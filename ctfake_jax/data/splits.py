@@ -12,8 +12,8 @@ from scipy import sparse
 from scipy.sparse import csgraph
 from sklearn.model_selection import StratifiedGroupKFold
 
-from ctfake_jax import streams
-from ctfake_jax.data.survey import ROWS_AT_ONCE, Survey
+from ctfake_jax.data.fingerprints import ROWS_AT_ONCE, Survey
+from ctfake_jax.runtime import streams
 from ctfake_jax.types import ImageSet, UserError
 
 

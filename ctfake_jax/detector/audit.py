@@ -12,11 +12,12 @@ import numpy as np
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import StratifiedGroupKFold
 
-from ctfake_jax import metrics, streams
 from ctfake_jax.data import file_facts
+from ctfake_jax.data.fingerprints import look
 from ctfake_jax.data.preprocess import resize
-from ctfake_jax.data.survey import look
-from ctfake_jax.detector.exhibits import FOLDER, REAL, Exhibits
+from ctfake_jax.detector.dataset import FOLDER, REAL, Exhibits
+from ctfake_jax.evaluation import metrics
+from ctfake_jax.runtime import streams
 from ctfake_jax.types import UserError
 
 LEAK = 0.6

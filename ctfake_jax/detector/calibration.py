@@ -16,7 +16,7 @@ import scipy.special
 import scipy.stats
 from sklearn.linear_model import LogisticRegression
 
-from ctfake_jax import streams
+from ctfake_jax.runtime import streams
 from ctfake_jax.types import UserError
 
 REAL, FAKE, UNSURE = 'real', 'fake', 'unsure'

@@ -6,7 +6,7 @@ from typing import Any
 import jinja2
 import ml_collections
 
-from ctfake_jax.detector import directory
+from ctfake_jax.detector import bundle
 
 TEMPLATES = Path(__file__).parent
 
@@ -19,7 +19,7 @@ def write(config: ml_collections.ConfigDict, results: dict, workdir: Path) -> No
 def write_site(config: ml_collections.ConfigDict, figures: dict, workdir: Path) -> None:
   """Leaves that of a recalibrated one, with the `figures` of its directory."""
   site = figures['recalibration']
-  content = {'s': site, 't': site['threshold'], 'home': figures['home'], 'says': directory.ALARMS}
+  content = {'s': site, 't': site['threshold'], 'home': figures['home'], 'says': bundle.ALARMS}
   _render('site_card.md', config, workdir, **content)
 
 

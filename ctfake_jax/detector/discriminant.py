@@ -12,9 +12,9 @@ import flax.linen as nn
 import numpy as np
 from sklearn.covariance import ledoit_wolf
 
-from ctfake_jax.data import degrade
+from ctfake_jax.data.transforms import degradations
 from ctfake_jax.detector import training
-from ctfake_jax.detector.exhibits import REAL, Exhibits
+from ctfake_jax.detector.dataset import REAL, Exhibits
 from ctfake_jax.models.patch_net import DISCRIMINANT
 
 SITE_SHARE = 0.5  # of a site's own covariance in the one that its directions are made of
@@ -47,7 +47,7 @@ def fit(
   four: reals and fakes (within families), as they are and harmlessly changed, more than the network
   was in training, so that such changes count for little; each shrunk (Ledoit & Wolf 2004).
   """
-  changed = degrade.at_random(learn.images, seed, wide=True)
+  changed = degradations.at_random(learn.images, seed, wide=True)
   features, of_changed = (
     training.judge(model, variables, images)[1] for images in (learn.images, changed)
   )

@@ -6,7 +6,7 @@ making: by the grey levels of blocks, the border and an 8 x 8 thumbnail. None of
 fine texture that generators leave, so that the test is nearly blind to fakery. A logistic score of
 features and their squares (which closes round a cloud, as a plane cannot) is learnt of originals
 *and* fakes as they are, or with another brightness, against the same as other sites show them
-(`data.looks`). What may lie inside is decided by originals and by fakes of
+(`transforms.domain_randomization`). What may lie inside is decided by originals and by fakes of
 generators that the score was fitted without; images from elsewhere have no say.
 """
 
@@ -21,9 +21,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ctfake_jax import batches, fakes, streams
-from ctfake_jax.data import degrade, looks
-from ctfake_jax.detector.exhibits import FOLDER, REAL, Exhibits
+from ctfake_jax.data.transforms import degradations, domain_randomization
+from ctfake_jax.detector.dataset import FOLDER, REAL, Exhibits
+from ctfake_jax.fakes import families as fakes
+from ctfake_jax.runtime import batching, streams
 
 BATCH_SIZE = 64
 THUMBNAIL, BLOCKS, BORDER = 8, 16, 32  # images are shrunk to these sides
@@ -82,7 +83,7 @@ def coarse_features(images: jax.Array) -> jax.Array:
 
 def features_of(images: np.ndarray) -> np.ndarray:
   """f32[n, d] of any number of images."""
-  return batches.run(lambda _, batch: coarse_features(batch), images, batch_size=BATCH_SIZE)
+  return batching.run(lambda _, batch: coarse_features(batch), images, batch_size=BATCH_SIZE)
 
 
 def generator_of(family: str) -> str:
@@ -164,7 +165,7 @@ def _in_batches(change, images: np.ndarray, key: jax.Array) -> np.ndarray:
   def changed(number, batch):
     return change(batch, jax.random.fold_in(key, number))
 
-  return batches.run(changed, images, batch_size=BATCH_SIZE)
+  return batching.run(changed, images, batch_size=BATCH_SIZE)
 
 
 @jax.jit
@@ -172,8 +173,14 @@ def _looks(images: jax.Array, key: jax.Array) -> jax.Array:
   tone, bright, choice, field, zoom = jax.random.split(key, 5)
   # To a site of dark pictures the others are those that are bright.
   brighter = jax.random.bernoulli(choice, shape=(len(images), 1, 1, 1))
-  toned = jnp.where(brighter, looks.toned(images, bright, BRIGHTER), looks.toned(images, tone))
-  return degrade.as_8_bit(looks.zoomed_out(looks.in_field(toned, field), zoom))
+  toned = jnp.where(
+    brighter,
+    domain_randomization.toned(images, bright, BRIGHTER),
+    domain_randomization.toned(images, tone),
+  )
+  return degradations.as_8_bit(
+    domain_randomization.zoomed_out(domain_randomization.in_field(toned, field), zoom)
+  )
 
 
 @jax.jit
@@ -182,7 +189,7 @@ def _brightness(images: jax.Array, key: jax.Array) -> jax.Array:
     jax.random.uniform(k, (len(images),), minval=low, maxval=high)
     for k, (low, high) in zip(jax.random.split(key), (GAIN, OFFSET))
   )
-  return degrade.as_8_bit(degrade.windowed(images, gain, offset))
+  return degradations.as_8_bit(degradations.windowed(images, gain, offset))
 
 
 def _learnt(seen: np.ndarray, bright: np.ndarray, others: np.ndarray, home: np.ndarray) -> Domain:

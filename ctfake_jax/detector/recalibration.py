@@ -1,10 +1,10 @@
 """The task `recalibrate`: a detector fitted to another site's own real images, no labels needed.
 
 The network and how fakes differ from reals stay. The site's reals give the centre, half of the
-covariance and the threshold (`site`); fakes of the site are supposed to differ from them as the old
-ones did from theirs, which gives p_fake. The site is compared with the reals of the detector's
-making, and its images with each other: an alarm says that they look unlike those (drift), or that
-some of them lie apart from the rest (planted fakes?).
+covariance and the threshold (`site_adaptation`); fakes of the site are supposed to differ from them
+as the old ones did from theirs, which gives p_fake. The site is compared with the reals of the
+detector's making, and its images with each other: an alarm says that they look unlike those
+(drift), or that some of them lie apart from the rest (planted fakes?).
 """
 
 import collections
@@ -18,14 +18,15 @@ import numpy as np
 import scipy.stats
 from scipy.spatial.distance import cdist
 
-from ctfake_jax import progress, streams
-from ctfake_jax import workdir as workdir_lib
-from ctfake_jax.data import layout, splits, walker
-from ctfake_jax.data.decode import Decoded, Limits, decode_all, judgeable
+from ctfake_jax.data import splits
 from ctfake_jax.data.preprocess import from_uint8
-from ctfake_jax.detector import calibration, card, directory, discriminant, domain, site
-from ctfake_jax.detector.directory import Detector
+from ctfake_jax.data.sources import layout, walker
+from ctfake_jax.data.sources.sandboxed import Decoded, Limits, decode_all, judgeable
+from ctfake_jax.detector import bundle, calibration, card, discriminant, domain, site_adaptation
+from ctfake_jax.detector.bundle import Detector
+from ctfake_jax.runtime import progress_bar, streams
 from ctfake_jax.types import UNKNOWN_LABEL, ImageSet, Record, UnreadableImageError, UserError
+from ctfake_jax.workdir import files as workdir_lib
 
 ALARM = 0.01  # p-value
 PERMUTATIONS = 500
@@ -34,7 +35,7 @@ COMPARED = 2000
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """Reads the site's reals in `config.input`, leaves a detector directory in the workdir."""
-  old = directory.load(Path(config.detector))
+  old = bundle.load(Path(config.detector))
   if workdir.resolve() == Path(config.detector).resolve():
     raise UserError(f'--workdir={workdir} is the old detector: choose another one')
   workdir_lib.refuse_others(workdir, config)
@@ -47,7 +48,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   workdir_lib.sign(workdir, config)
   _copy_network(Path(config.detector), workdir)
   figures = _figures(Path(config.detector), results)
-  directory.save(new, workdir, figures)
+  bundle.save(new, workdir, figures)
   card.write_site(old.config, figures, workdir)
   workdir_lib.write_json(workdir / 'results.json', results)
   promised = new.threshold.false_alarm_rate
@@ -59,7 +60,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     )
   for name, alarm in results['alarms'].items():
     if alarm['raised']:
-      print(f'ALARM, {name}: {directory.ALARMS[name]}')
+      print(f'ALARM, {name}: {bundle.ALARMS[name]}')
   return results
 
 
@@ -80,7 +81,7 @@ def reals(config: ml_collections.ConfigDict, detector: Detector) -> tuple[list[D
       found.insert(0, f'{decoded.remarks[0]}: no original; data.synthetic_ok=True takes it')
     return found
 
-  found = list(progress.bar('reading', judgeable(images, obstacles, left_out)))
+  found = list(progress_bar.bar('reading', judgeable(images, obstacles, left_out)))
   walker.say(skipped)
   layout.refuse_masks(f'config.input = {config.input}', [decoded.path for decoded in found])
   if not found:
@@ -126,9 +127,9 @@ def recalibrate(
   found = old.examine(seen, config.prior_fake)
   one = calibration.one_per_group(np.arange(len(seen)), groups, config.seed)
   features = found['features'][one]
-  usual = site.usual_scores(old.learnt, old.reference, len(features), config.seed)
-  own = site.fit(old.learnt, features, old.differences, config.seed)
-  threshold = site.threshold(own.scores, usual, rate)
+  usual = site_adaptation.usual_scores(old.learnt, old.reference, len(features), config.seed)
+  own = site_adaptation.fit(old.learnt, features, old.differences, config.seed)
+  threshold = site_adaptation.threshold(own.scores, usual, rate)
   order = np.argsort(-own.scores)
   new = dataclasses.replace(
     old,
@@ -151,7 +152,7 @@ def recalibrate(
     'scaling': dataclasses.asdict(new.scaling),
     'alarms': {
       'drift': _alarm(drift(old.reference, features, config.seed)),
-      'outliers': _alarm({'p_value': site.apart(own.scores, usual, config.seed)}),
+      'outliers': _alarm({'p_value': site_adaptation.apart(own.scores, usual, config.seed)}),
       'rate': _alarm(too_many_above(own.scores, threshold)),
     },
     'outliers': one[order[own.outliers[order]]].tolist(),
@@ -177,9 +178,9 @@ def _refuse_rare_alarms(rate: float, count: int) -> None:
     )
 
 
-def _scaling(own: site.Fit, usual: np.ndarray) -> calibration.Scaling:
+def _scaling(own: site_adaptation.Fit, usual: np.ndarray) -> calibration.Scaling:
   """Of reals as rehearsed, so that planted fakes do not count as reals, against supposed fakes."""
-  location, scale = site.location_and_scale(own.scores)
+  location, scale = site_adaptation.location_and_scale(own.scores)
   reals, fakes = location + scale * usual, own.supposed.ravel()
   fake = np.arange(len(reals) + len(fakes)) >= len(reals)
   return calibration.fit_scaling(np.concatenate([reals, fakes]), fake)
@@ -222,7 +223,7 @@ def _alarm(test: dict) -> dict:
 
 def _figures(old: Path, results: dict) -> dict:
   """Those of the making, which hold at home, apart from the new ones; of files their number."""
-  known = directory.figures(old)
+  known = bundle.figures(old)
   home = known.get('home', known)
   own = results | {name: len(results[name]) for name in ('outliers', 'left_out')}
   return {'best_step': known['best_step'], 'home': home, 'recalibration': own}
@@ -231,8 +232,8 @@ def _figures(old: Path, results: dict) -> dict:
 def _copy_network(old: Path, new: Path) -> None:
   """And its config but for paths: a detector is what one passes on."""
   new.mkdir(parents=True, exist_ok=True)
-  shutil.copytree(old / directory.NETWORK, new / directory.NETWORK, dirs_exist_ok=True)
-  record = workdir_lib.read_json(old / directory.CONFIG)
+  shutil.copytree(old / bundle.NETWORK, new / bundle.NETWORK, dirs_exist_ok=True)
+  record = workdir_lib.read_json(old / bundle.CONFIG)
   record['config']['data'] |= {'path': '', 'labels_csv': ''}
   record['config']['detection']['fakes_folder'] = ''
-  workdir_lib.write_json(new / directory.CONFIG, record)
+  workdir_lib.write_json(new / bundle.CONFIG, record)

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from ctfake_jax import metrics, progress, streams
-from ctfake_jax.data import degrade, stored_changes
 from ctfake_jax.data.preprocess import Preprocess, from_uint8, to_uint8
+from ctfake_jax.data.transforms import degradations, stored_changes
 from ctfake_jax.detector import training
-from ctfake_jax.detector.directory import Detector
-from ctfake_jax.detector.exhibits import Exhibits
+from ctfake_jax.detector.bundle import Detector
+from ctfake_jax.detector.dataset import Exhibits
+from ctfake_jax.evaluation import metrics
+from ctfake_jax.runtime import progress_bar, streams
 
 UNCHANGED = 'unchanged'
 MOST = 1000  # images, drawn at random: 33 passes over them
@@ -26,11 +27,11 @@ def _noisy(levels: np.ndarray, deviation: float) -> np.ndarray:
 
 
 def _contrast(images: jax.Array, gain: jax.Array) -> jax.Array:
-  return degrade.windowed(images, gain, 0 * gain)
+  return degradations.windowed(images, gain, 0 * gain)
 
 
 def _level(images: jax.Array, offset: jax.Array) -> jax.Array:
-  return degrade.windowed(images, 1 + 0 * offset, offset)
+  return degradations.windowed(images, 1 + 0 * offset, offset)
 
 
 # Each change with its strengths: JPEG quality, pixels, factor of the side, deviation as a share of
@@ -45,8 +46,8 @@ OF_STORED: dict[str, tuple[Callable, tuple[float, ...]]] = {
 OF_VIEW: dict[str, tuple[Callable, tuple[float, ...]]] = {
   'contrast': (_contrast, (0.8, 0.9, 1.1, 1.2)),
   'level': (_level, (-0.1, -0.05, 0.05, 0.1)),
-  'flip': (degrade.mirrored, (1,)),
-  'crop': (degrade.cropped, (0.95, 0.9, 0.8)),
+  'flip': (degradations.mirrored, (1,)),
+  'crop': (degradations.cropped, (0.95, 0.9, 0.8)),
 }
 
 
@@ -60,7 +61,9 @@ def sweep(detector: Detector, shown: Exhibits, seed: int) -> dict[str, list[dict
   shown = shown.take(np.sort(drawn))
   measure = functools.partial(_row, detector, fake=shown.fake)
   found = {UNCHANGED: [measure(shown.images, 0.0)]}
-  for name, strength, images in progress.bar('harmless changes', _changed(detector.view, shown)):
+  for name, strength, images in progress_bar.bar(
+    'harmless changes', _changed(detector.view, shown)
+  ):
     found.setdefault(name, []).append(measure(images, strength))
   return found
 
@@ -73,7 +76,7 @@ def _changed(view: Preprocess, shown: Exhibits) -> Iterator[tuple[str, float, np
       yield name, strength, _seen(view, [change(levels, strength) for levels in stored])
   for name, (change, strengths) in OF_VIEW.items():
     for strength in strengths:
-      yield name, strength, degrade.in_batches(change, shown.images, strength)
+      yield name, strength, degradations.in_batches(change, shown.images, strength)
 
 
 def _seen(view: Preprocess, stored: list[np.ndarray]) -> np.ndarray:

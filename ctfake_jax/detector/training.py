@@ -1,10 +1,10 @@
 """Training the real-against-fake network on pairs of a fake and an original.
 
 A fake meets its original, or one of the same patient; a sample of a generator meets any. Both turn,
-move, get another site's looks (`data.looks`) and suffer random changes (`data.degrade`) alike, so
-that what tells them apart is how the fake was made and neither anatomy nor image quality (aligned
-pairs: Guillaro et al. 2025, arXiv:2412.17671). The image's label and, patch by patch, the mask of
-what is synthetic teach at once. Images travel with mask and original as further channels.
+move, get another site's looks (`domain_randomization`) and suffer random changes (`degradations`)
+alike, so that what tells them apart is how the fake was made and neither anatomy nor image quality
+(aligned pairs: Guillaro et al. 2025, arXiv:2412.17671). The image's label and, patch by patch, the
+mask of what is synthetic teach at once. Images travel with mask and original as further channels.
 """
 
 import functools
@@ -19,16 +19,17 @@ import ml_collections
 import numpy as np
 import optax
 
-from ctfake_jax import batches, metrics, streams
-from ctfake_jax import mesh as mesh_lib
-from ctfake_jax.data import degrade, looks
-from ctfake_jax.data.feed import open_feed
+from ctfake_jax.data.loader import open_feed
+from ctfake_jax.data.transforms import degradations, domain_randomization
 from ctfake_jax.detector import calibration
-from ctfake_jax.detector.exhibits import Exhibits
+from ctfake_jax.detector.dataset import Exhibits
+from ctfake_jax.evaluation import metrics
 from ctfake_jax.models.patch_net import STRIDE
+from ctfake_jax.runtime import batching, streams
+from ctfake_jax.runtime import mesh as mesh_lib
 from ctfake_jax.train import loop
 from ctfake_jax.train.classifier import State, init_state
-from ctfake_jax.train.update import apply_gradients, kernels, moving_average
+from ctfake_jax.train.optimizer_step import apply_gradients, kernels, moving_average
 from ctfake_jax.types import ImageSet
 
 BATCH_SIZE = 64
@@ -69,7 +70,8 @@ def make_train_step(
     pairs = with_other_looks(pairs, key_looks)
     synthetic = shares(pairs[..., 1] > 0)
     images = _alternating(
-      degrade.degrade(pairs[..., :1], key_degrade), degrade.degrade(pairs[..., 2:], key_degrade)
+      degradations.degrade(pairs[..., :1], key_degrade),
+      degradations.degrade(pairs[..., 2:], key_degrade),
     )
     fake = jnp.arange(len(images)) % 2 == 0
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
@@ -132,8 +134,8 @@ def moved(images: jax.Array, key: jax.Array) -> jax.Array:
 def with_other_looks(pairs: jax.Array, key: jax.Array) -> jax.Array:
   """Fake, mask and original f32[b, h, w, 3] as at another site; the mask loses what turns black."""
   key_tone, key_field, key_zoom = jax.random.split(key, 3)
-  pairs = pairs.at[..., ::2].set(looks.toned(pairs[..., ::2], key_tone))
-  return looks.zoomed_out(looks.in_field(pairs, key_field), key_zoom)
+  pairs = pairs.at[..., ::2].set(domain_randomization.toned(pairs[..., ::2], key_tone))
+  return domain_randomization.zoomed_out(domain_randomization.in_field(pairs, key_field), key_zoom)
 
 
 def shares(masks: jax.Array) -> jax.Array:
@@ -249,7 +251,7 @@ def judge(
   def judged(_, batch):
     return forward(model, variables, batch)
 
-  return batches.run(judged, images, batch_size=BATCH_SIZE)
+  return batching.run(judged, images, batch_size=BATCH_SIZE)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -6,7 +6,7 @@ import numpy as np
 import scipy.stats
 import sklearn.metrics
 
-from ctfake_jax import streams
+from ctfake_jax.runtime import streams
 
 RESAMPLES = 200
 

@@ -22,14 +22,17 @@ import sklearn.svm
 import sklearn.tree
 
 from ctfake_jax import config as config_lib
-from ctfake_jax import inference, sampling, scores, streams
-from ctfake_jax.data import degrade
+from ctfake_jax.data.transforms import degradations
 from ctfake_jax.detector import discriminant, training
-from ctfake_jax.detector.exhibits import REAL, Exhibits
-from ctfake_jax.detector_bench.named_features import named_features, spectra
-from ctfake_jax.models import diffusion, zoo
-from ctfake_jax.models.lowering import conv
+from ctfake_jax.detector.dataset import REAL, Exhibits
+from ctfake_jax.detector_bench.handcrafted_features import named_features, spectra
+from ctfake_jax.evaluation import ood_scores
+from ctfake_jax.inference import classifier as inference
+from ctfake_jax.inference import generator as sampling
+from ctfake_jax.models import diffusion, registry
+from ctfake_jax.models.ops.lowering import conv
 from ctfake_jax.models.patch_net import with_residuals
+from ctfake_jax.runtime import streams
 
 RESERVOIRS, RESERVOIR_WIDTHS, RESERVOIR_SPREAD = 4, (16, 32, 64), 1.5
 RESIDUAL_TIMES = (0.1, 0.2, 0.3)
@@ -76,14 +79,14 @@ class Scorer:
 
 
 def network(name: str, lesson: Lesson) -> Scorer:
-  """Real against fake by a network: the shipped detector's, or one of `zoo.MODELS`."""
+  """Real against fake by a network: the shipped detector's, or one of `registry.MODELS`."""
   config = ml_collections.ConfigDict(lesson.config.to_dict())
   config.seed = lesson.seed
   c = config.detection
   if name == SHIPPED:
-    model = zoo.patch_net(c)
+    model = registry.patch_net(c)
   else:
-    model = zoo.MODELS[name](num_classes=1)
+    model = registry.MODELS[name](num_classes=1)
     c.updates, c.eval_every = config.bench.network_updates, config.bench.network_updates
     c.learning_rate = min(c.learning_rate, HIGHEST_RATES.get(name, np.inf))
   variables, facts = training.fit(
@@ -102,7 +105,7 @@ def network(name: str, lesson: Lesson) -> Scorer:
 
 def learner(features: Score, make: Callable[[int], Any], lesson: Lesson) -> Scorer:
   """A classical learner on features of the lesson's images, each degraded at random once."""
-  images, fake = degrade.at_random(lesson.learn.images, lesson.seed), lesson.learn.fake
+  images, fake = degradations.at_random(lesson.learn.images, lesson.seed), lesson.learn.fake
   line = sklearn.pipeline.make_pipeline(
     sklearn.preprocessing.StandardScaler(), make(streams.seed(lesson.seed, 'learner'))
   ).fit(features(images), fake)
@@ -124,7 +127,9 @@ def reservoir(lesson: Lesson) -> Scorer:
   bank = [_random_filters(lesson.seed, i) for i in range(RESERVOIRS)]
 
   def features(images):
-    return np.concatenate([degrade.batched(functools.partial(_echo, f), images) for f in bank], 1)
+    return np.concatenate(
+      [degradations.batched(functools.partial(_echo, f), images) for f in bank], 1
+    )
 
   return learner(features, _logistic, lesson)
 
@@ -163,10 +168,10 @@ def outputs(trained: inference.Trained, images: np.ndarray) -> tuple[np.ndarray,
   return inference.run(trained.model, trained.variables, images)
 
 
-ON_LOGITS = {'max_softmax': scores.max_softmax, 'energy': scores.energy}
+ON_LOGITS = {'max_softmax': ood_scores.max_softmax, 'energy': ood_scores.energy}
 ON_FEATURES: dict[str, Callable[[np.ndarray, np.ndarray], Score]] = {
-  'mahalanobis': scores.MahalanobisScore.fit,
-  'neighbours': lambda features, _: scores.NeighboursScore.fit(features),
+  'mahalanobis': ood_scores.MahalanobisScore.fit,
+  'neighbours': lambda features, _: ood_scores.NeighboursScore.fit(features),
 }
 
 
@@ -181,10 +186,10 @@ def diffusion_residual(lesson: Lesson) -> Scorer:
   unet, variables = trained.sampler.generator.unet, trained.sampler.variables  # type: ignore[attr-defined]
 
   def features(images):
-    return degrade.batched(lambda batch: _residuals(unet, variables, batch), images)
+    return degradations.batched(lambda batch: _residuals(unet, variables, batch), images)
 
   reals = features(lesson.learn.of(REAL).images)
-  fitted = scores.MahalanobisScore.fit(reals, np.zeros(len(reals), int))
+  fitted = ood_scores.MahalanobisScore.fit(reals, np.zeros(len(reals), int))
   return Scorer(lambda images: fitted(features(images)), None)
 
 
@@ -225,7 +230,7 @@ def _tree(seed: int):
 SHIPPED = 'detector'
 CLASSIFIER = 'classifier'  # folder of the classifier of labels
 RESIDUAL = 'diffusion_of_reals'  # folder of the model behind `diffusion_residual`
-FALL = 'fall_of_50'  # judged by batches, see `running`
+FALL = 'fall_of_50'  # judged by batches, see `run`
 METHODS: dict[str, Callable[[Lesson], Scorer]] = {
   **{kind: functools.partial(by_labels, kind) for kind in (*ON_LOGITS, *ON_FEATURES)},
   'spectrum': functools.partial(learner, spectra, _logistic),

@@ -11,7 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ctfake_jax.models import layers, lowering
+from ctfake_jax.models import layers
+from ctfake_jax.models.ops import lowering
 
 
 class CNN(nn.Module):

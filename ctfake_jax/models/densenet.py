@@ -10,7 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ctfake_jax.models import layers, lowering
+from ctfake_jax.models import layers
+from ctfake_jax.models.ops import lowering
 
 BOTTLENECK = 4  # channels of a layer's 1x1 convolution, in growths
 

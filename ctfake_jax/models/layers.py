@@ -1,4 +1,4 @@
-"""Convolution and normalisation as Flax modules; `lowering` decides how they are computed."""
+"""Convolution and normalisation as Flax modules; `ops.lowering` decides how they are computed."""
 
 import functools
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ctfake_jax.models import initializers
-from ctfake_jax.models.lowering import conv, conv_transpose, depthwise_conv
+from ctfake_jax.models.ops.lowering import conv, conv_transpose, depthwise_conv
 
 # Share of the running statistics that a training step keeps.
 MOMENTUM = 0.9
@@ -128,7 +128,7 @@ def _normalised_backward(epsilon, residuals, cotangents):
 
 
 _normalised.defvjp(_normalised_forward, _normalised_backward)
-# Jitted, like the convolutions of `lowering`: layers of one shape are then traced once.
+# Jitted, like the convolutions of `ops.lowering`: layers of one shape are then traced once.
 _normalised_once = jax.jit(_normalised, static_argnums=3)
 
 

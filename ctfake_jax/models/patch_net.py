@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctfake_jax.models import layers, lowering
+from ctfake_jax.models import layers
+from ctfake_jax.models.ops import lowering
 
 STRIDE = 4  # of the patch map
 STAGES = ('stage1', 'stage2', 'stage3', 'stage4')

@@ -11,7 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ctfake_jax.models import initializers, layers, lowering
+from ctfake_jax.models import initializers, layers
+from ctfake_jax.models.ops import lowering
 
 
 class ResidualBlock(nn.Module):

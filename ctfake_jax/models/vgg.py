@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctfake_jax.models import initializers, layers, lowering
+from ctfake_jax.models import initializers, layers
+from ctfake_jax.models.ops import lowering
 
 CONVS = ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512))
 GRID = 7

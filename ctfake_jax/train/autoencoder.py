@@ -14,12 +14,12 @@ import ml_collections
 import numpy as np
 import optax
 
-from ctfake_jax import streams
-from ctfake_jax.data.degrade import batched
-from ctfake_jax.models import autoencoder, zoo
+from ctfake_jax.data.transforms.degradations import batched
+from ctfake_jax.models import autoencoder, registry
 from ctfake_jax.models.initializers import variables
+from ctfake_jax.runtime import streams
 from ctfake_jax.train.gan import Networks, State, before_training
-from ctfake_jax.train.update import apply_gradients, moving_average
+from ctfake_jax.train.optimizer_step import apply_gradients, moving_average
 from ctfake_jax.types import ImageSet
 
 ERROR_WEIGHT, ADVERSARIAL_WEIGHT = 5.0, 0.2
@@ -29,9 +29,9 @@ BETA1 = 0.5
 def build(config: ml_collections.ConfigDict, num_classes: int) -> Networks:
   """The networks of `config.autoencoder`; labels are not asked for."""
   c = config.autoencoder
-  generator, latent = zoo.generator(config, num_classes)
+  generator, latent = registry.generator(config, num_classes)
   rate = optax.cosine_decay_schedule(c.learning_rate, c.updates)
-  discriminator = autoencoder.PatchDiscriminator(c.width, zoo.DTYPES[c.dtype])
+  discriminator = autoencoder.PatchDiscriminator(c.width, registry.DTYPES[c.dtype])
   optimizer = optax.adam(rate, b1=BETA1)
   return Networks(generator, discriminator, latent, optimizer, optimizer)
 

@@ -18,18 +18,21 @@ import numpy as np
 import optax
 
 from ctfake_jax import config as config_lib
-from ctfake_jax import inference, metrics, streams
-from ctfake_jax import mesh as mesh_lib
-from ctfake_jax import workdir as workdir_lib
-from ctfake_jax.data import augment, baselines, pipeline, splits
-from ctfake_jax.data.feed import open_feed
+from ctfake_jax.data import dataset, splits
+from ctfake_jax.data.fingerprints import identity
+from ctfake_jax.data.loader import open_feed
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.data.splits import Split
-from ctfake_jax.data.survey import identity
-from ctfake_jax.models import initializers, pretrained, zoo
+from ctfake_jax.data.transforms import augment
+from ctfake_jax.evaluation import baselines, metrics
+from ctfake_jax.inference import classifier as inference
+from ctfake_jax.models import initializers, pretrained, registry
+from ctfake_jax.runtime import mesh as mesh_lib
+from ctfake_jax.runtime import streams
 from ctfake_jax.train import loop
-from ctfake_jax.train.update import apply_gradients, kernels, moving_average
+from ctfake_jax.train.optimizer_step import apply_gradients, kernels, moving_average
 from ctfake_jax.types import ImageSet, UserError
+from ctfake_jax.workdir import files as workdir_lib
 
 
 class State(flax.struct.PyTreeNode):
@@ -136,7 +139,7 @@ def make_train_step(
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """The task `classifier`: data, split, baselines, training, test; of one fold or of every one."""
-  images = pipeline.load(config)
+  images = dataset.load(config)
   if config.split.random_labels:
     images = splits.with_random_labels(images, config.split)
   every = config.split.fold == config_lib.EVERY_FOLD
@@ -238,7 +241,7 @@ def for_network(
 
 def build(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
   """The classifier that `config.model` names."""
-  return zoo.classifier(config.model, num_classes)
+  return registry.classifier(config.model, num_classes)
 
 
 def _train(config, model, train: ImageSet, val: ImageSet, workdir: Path):

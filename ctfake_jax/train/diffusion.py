@@ -11,10 +11,10 @@ import ml_collections
 import numpy as np
 import optax
 
-from ctfake_jax import streams
-from ctfake_jax.models import diffusion, zoo
+from ctfake_jax.models import diffusion, registry
 from ctfake_jax.models.initializers import variables
-from ctfake_jax.train.update import apply_gradients, moving_average
+from ctfake_jax.runtime import streams
+from ctfake_jax.train.optimizer_step import apply_gradients, moving_average
 
 
 class State(flax.struct.PyTreeNode):
@@ -46,7 +46,7 @@ class Networks(flax.struct.PyTreeNode):
 def build(config: ml_collections.ConfigDict, num_classes: int) -> Networks:
   """The network of `config.diffusion`."""
   c = config.diffusion
-  generator, latent = zoo.generator(config, num_classes)
+  generator, latent = registry.generator(config, num_classes)
   rate = optax.warmup_cosine_decay_schedule(
     0.0, c.learning_rate, min(c.warmup_updates, c.updates // 2), c.updates
   )

@@ -18,11 +18,11 @@ import ml_collections
 import numpy as np
 import optax
 
-from ctfake_jax import streams
-from ctfake_jax.data.augment import discriminator_view
-from ctfake_jax.models import zoo
+from ctfake_jax.data.transforms.augment import discriminator_view
+from ctfake_jax.models import registry
 from ctfake_jax.models.initializers import variables
-from ctfake_jax.train.update import apply_gradients, moving_average
+from ctfake_jax.runtime import streams
+from ctfake_jax.train.optimizer_step import apply_gradients, moving_average
 
 
 class State(flax.struct.PyTreeNode):
@@ -61,10 +61,10 @@ class Networks(flax.struct.PyTreeNode):
 def build(config: ml_collections.ConfigDict, num_classes: int) -> Networks:
   """The pair that `config.gan` names."""
   c = config.gan
-  generator, latent = zoo.generator(config, num_classes)
+  generator, latent = registry.generator(config, num_classes)
   return Networks(
     generator,
-    zoo.discriminator(config, num_classes),
+    registry.discriminator(config, num_classes),
     latent,
     optax.adam(_rate(c, c.learning_rate_generator), b1=c.beta1),
     optax.adam(_rate(c, c.learning_rate_discriminator), b1=c.beta1),

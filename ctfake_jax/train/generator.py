@@ -20,21 +20,22 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from ctfake_jax import mesh as mesh_lib
-from ctfake_jax import streams
-from ctfake_jax import workdir as workdir_lib
-from ctfake_jax.data import baselines, pipeline, splits
+from ctfake_jax.data import dataset, splits
 from ctfake_jax.data.class_mix import class_counts, labels_in_mix
-from ctfake_jax.data.feed import open_feed
+from ctfake_jax.data.fingerprints import identity
+from ctfake_jax.data.image_grids import save_grid
+from ctfake_jax.data.loader import open_feed
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.data.splits import Split
-from ctfake_jax.data.survey import identity
-from ctfake_jax.figures import save_grid
-from ctfake_jax.quality import frechet_distance
-from ctfake_jax.sampling import make_sampler
+from ctfake_jax.evaluation import baselines
+from ctfake_jax.evaluation.sample_quality.measure import frechet_distance
+from ctfake_jax.evaluation.sample_quality.reference_extractor import phantom_extractor
+from ctfake_jax.inference.generator import make_sampler
+from ctfake_jax.runtime import mesh as mesh_lib
+from ctfake_jax.runtime import streams
 from ctfake_jax.train import autoencoder, diffusion, gan, loop, vae
 from ctfake_jax.types import ImageSet, UserError
-from ctfake_jax.yardstick import phantom_extractor
+from ctfake_jax.workdir import files as workdir_lib
 
 FAMILIES: dict[str, ModuleType] = {
   'gan': gan,
@@ -49,7 +50,7 @@ PREVIEW_PER_CLASS = 8
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """The tasks of `FAMILIES`: data, split, training on the training part."""
-  images = pipeline.load(config)
+  images = dataset.load(config)
   parts = splits.split(images, config.split, config.split.fold)
   workdir_lib.record_config(workdir, config, identity(images, Preprocess.from_config(config.data)))
   workdir_lib.write_json(workdir / 'split.json', parts.as_json(images))

@@ -18,13 +18,13 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from ctfake_jax import cost, preemption, streams
-from ctfake_jax import mesh as mesh_lib
-from ctfake_jax import workdir as workdir_lib
-from ctfake_jax.checkpoints import Checkpoints, Progress
-from ctfake_jax.data.feed import Feed
-from ctfake_jax.progress import bar as progress_bar
+from ctfake_jax.data.loader import Feed
+from ctfake_jax.runtime import flops, preemption, streams
+from ctfake_jax.runtime import mesh as mesh_lib
+from ctfake_jax.runtime.progress_bar import bar as progress_bar
 from ctfake_jax.types import PreemptedError, UserError
+from ctfake_jax.workdir import files as workdir_lib
+from ctfake_jax.workdir.checkpoints import Checkpoints, Progress
 
 TrainStep = Callable[[Any, dict, jax.Array], tuple[Any, dict]]
 
@@ -144,7 +144,7 @@ def costs(progress: Progress, batch_size: int) -> dict[str, float]:
     'train_seconds': progress.seconds,
     'images_per_s': progress.step * batch_size / progress.seconds,
     'flops_per_image': progress.flops / batch_size,
-    'peak_bytes': cost.peak_memory(),
+    'peak_bytes': flops.peak_memory(),
   }
 
 
@@ -155,7 +155,7 @@ class Steps:
     self._step, self._resident = jitted(train_step, feed, seed), feed.resident
     self._compiled: dict[int, Any] = {}
     self._shapes: tuple = ()
-    self._cost: cost.Cost | None = None
+    self._cost: flops.Cost | None = None
 
   def __call__(self, state: Any, tickets: list) -> tuple[Any, dict]:
     """The state after as many steps as there are tickets; metrics are arrays where several."""
@@ -164,16 +164,16 @@ class Steps:
     if count not in self._compiled:
       function = self._step if count == 1 else _scanned(self._step)
       self._compiled[count] = function.lower(state, self._resident, ticket).compile()
-      self._shapes = cost.shapes((state, self._resident, tickets[0]))
+      self._shapes = flops.shapes((state, self._resident, tickets[0]))
     return self._compiled[count](state, self._resident, ticket)
 
   @property
-  def cost(self) -> cost.Cost:
+  def cost(self) -> flops.Cost:
     """Of one step (of the first dispatch where it counts memory); nothing before that."""
     if self._cost is None and self._compiled:
       first = next(iter(self._compiled.values()))
-      self._cost = cost.of(self._step, self._shapes, first)
-    return self._cost or cost.Cost(0.0, 0)
+      self._cost = flops.of(self._step, self._shapes, first)
+    return self._cost or flops.Cost(0.0, 0)
 
 
 def _scanned(step: Callable) -> Any:

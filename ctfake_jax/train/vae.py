@@ -16,10 +16,10 @@ import ml_collections
 import numpy as np
 import optax
 
-from ctfake_jax import streams
-from ctfake_jax.models import zoo
+from ctfake_jax.models import registry
 from ctfake_jax.models.initializers import variables
-from ctfake_jax.train.update import apply_gradients, moving_average
+from ctfake_jax.runtime import streams
+from ctfake_jax.train.optimizer_step import apply_gradients, moving_average
 
 SMALLEST_ERROR = 1e-6
 
@@ -63,9 +63,9 @@ class Networks(flax.struct.PyTreeNode):
 def build(config: ml_collections.ConfigDict, num_classes: int) -> Networks:
   """The networks of `config.vae`."""
   c = config.vae
-  generator, latent = zoo.generator(config, num_classes)
+  generator, latent = registry.generator(config, num_classes)
   rate = optax.cosine_decay_schedule(c.learning_rate, c.updates)
-  return Networks(generator, zoo.encoder(config), latent, optax.adam(rate))
+  return Networks(generator, registry.encoder(config), latent, optax.adam(rate))
 
 
 def init_state(networks: Networks, size: int, seed: int) -> State:

@@ -1,0 +1,55 @@
+"""The resolved configuration: keys with their defaults, rules, and what a run records of it.
+
+`defaults()` lists every key once. A file in `configs/` starts from it and overrides a few; the
+command line overrides those (`--config.train.epochs=5`).
+"""
+
+from ctfake_jax.config.keys import defaults
+from ctfake_jax.config.names import (
+  BENCH_METHODS,
+  CLASSIFIERS,
+  EDITS,
+  FAMILIES,
+  GENERATORS,
+  METHODS_ON_REALS,
+  MODELS,
+  TASKS,
+)
+from ctfake_jax.config.rules import (
+  EVERY_FOLD,
+  FEWEST_DEEPFAKES,
+  check_record,
+  parse_grey_range,
+  validate,
+)
+from ctfake_jax.config.saved import (
+  SCHEDULES,
+  as_dict,
+  changed_keys,
+  differing_keys,
+  for_stage,
+  from_dict,
+)
+
+__all__ = [
+  'BENCH_METHODS',
+  'CLASSIFIERS',
+  'EDITS',
+  'EVERY_FOLD',
+  'FAMILIES',
+  'FEWEST_DEEPFAKES',
+  'GENERATORS',
+  'METHODS_ON_REALS',
+  'MODELS',
+  'SCHEDULES',
+  'TASKS',
+  'as_dict',
+  'changed_keys',
+  'check_record',
+  'defaults',
+  'differing_keys',
+  'for_stage',
+  'from_dict',
+  'parse_grey_range',
+  'validate',
+]

@@ -1,0 +1,39 @@
+"""Names that config values are chosen from."""
+
+# Ways to make a fake from a real image; those of EDITS need no trained generator.
+EDITS = ('blended', 'inpainted', 'copied')
+METHODS_ON_REALS = ('reconstructions', *EDITS)
+GENERATORS = ('gan', 'vae', 'diffusion', 'autoencoder')
+TASKS = (
+  'classifier',
+  *GENERATORS,
+  'generate',
+  'evaluate',
+  'predict',
+  'export',
+  'study',
+  'benchmark',
+  'detector',
+  'detect',
+  'recalibrate',
+  'explain',
+  'detector_bench',
+)
+FAMILIES = (
+  'dcgan',
+  'resize_gan',
+  'vae',
+  'vae_reconstruction',
+  'diffusion',
+  'diffusion_reconstruction',
+  'autoencoder_reconstruction',
+  *EDITS,
+)
+# Those of the study, and all that can be trained.
+CLASSIFIERS = ('cnn', 'resnet18', 'resnet50', 'mobilenetv2')
+MODELS = (*CLASSIFIERS, 'resnet101', 'densenet121', 'densenet201', 'vgg19')
+# Methods of the detector bench; the first is judged by batches of labelled images.
+BENCH_METHODS = (
+  *('fall_of_50', 'max_softmax', 'energy', 'mahalanobis', 'neighbours', 'spectrum', 'svm'),
+  *('random_forest', 'decision_tree', 'reservoir', 'diffusion_residual', *MODELS, 'detector'),
+)

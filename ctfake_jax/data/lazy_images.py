@@ -1,0 +1,48 @@
+"""Images that stay on disk: decoded and preprocessed when they are asked for."""
+
+from typing import Any
+
+import numpy as np
+
+from ctfake_jax.data.fingerprints import Survey
+from ctfake_jax.data.preprocess import Preprocess
+from ctfake_jax.types import Source
+
+
+class StoredImages:
+  """Stands for float32[n, h, w, 1] in [-1, 1]; only the rows that are indexed are ever read.
+
+  `images[3]`, `images[a:b]` and `images[rows]` decode; `subset(rows)` does not. An image that
+  can no longer be read raises the source's `UnreadableImageError`.
+  """
+
+  def __init__(self, source: Source, view: Preprocess, indices: np.ndarray, survey: Survey):
+    """The images `indices` int[n] of a source, as `view` shows them, and their survey."""
+    self._source, self._view, self._indices = source, view, indices
+    self.survey = survey
+
+  @property
+  def shape(self) -> tuple[int, int, int, int]:
+    """As of the array that it stands for."""
+    return (len(self), self._view.size, self._view.size, 1)
+
+  def __len__(self) -> int:
+    return len(self._indices)
+
+  def __getitem__(self, key: Any) -> np.ndarray:
+    chosen = self._indices[key]
+    if np.ndim(chosen) == 0:
+      return self._view(self._source[int(chosen)])
+    images = np.empty((len(chosen), *self.shape[1:]), np.float32)
+    for row, index in enumerate(chosen):
+      images[row] = self._view(self._source[int(index)])
+    return images
+
+  def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    """All of them in memory, for small parts."""
+    del copy
+    return self[:].astype(dtype or np.float32, copy=False)
+
+  def subset(self, rows: np.ndarray) -> 'StoredImages':
+    """The images at `rows`, still unread."""
+    return StoredImages(self._source, self._view, self._indices[rows], self.survey.take(rows))

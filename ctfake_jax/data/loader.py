@@ -1,0 +1,143 @@
+"""How training images reach the step: from device memory, or from the host ahead of time.
+
+Images travel and rest as 16-bit codes of [-1, 1], a quarter of a shade of the finest display.
+Which images a step takes is a pure function of seed and step: a resumed run repeats a straight one
+without saving an iterator, and every process reads its own part of a batch only.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ctfake_jax.runtime import mesh as mesh_lib
+from ctfake_jax.runtime import streams
+from ctfake_jax.types import ImageSet
+
+CODES = 65535
+# Share of a device's memory that the data may take; the rest is for activations.
+MEMORY_SHARE = 0.25
+READ_THREADS = 4
+BATCHES_AHEAD = 8
+
+
+class Feed(Protocol):
+  """`take(resident, ticket)` is traced into the step and gives {image f32[b, h, w, 1], label}."""
+
+  @property
+  def resident(self) -> Any:
+    """Arrays that stay on the devices for the whole run."""
+
+  def tickets(self, start: int) -> Iterator[Any]:
+    """What each step from `start` on hands to `take`, already on the devices."""
+
+  def take(self, resident: Any, ticket: Any) -> dict[str, jax.Array]:
+    """The batch of a step."""
+
+
+def encode(images: np.ndarray) -> np.ndarray:
+  """Codes uint16 of finite images f32 in [-1, 1]."""
+  return np.rint((np.asarray(images) + 1.0) * (CODES / 2)).astype(np.uint16)
+
+
+def decode(codes: jax.Array) -> jax.Array:
+  """Images f32 in [-1, 1]; off by at most 1 / CODES."""
+  return codes.astype(jnp.float32) * (2 / CODES) - 1.0
+
+
+def rows_at(step: int, count: int, batch_size: int, seed: int) -> np.ndarray:
+  """int32[b] of a step: epoch permutations laid end to end, the remainder carried over."""
+  positions = np.arange(step * batch_size, (step + 1) * batch_size)
+  rows = np.empty(batch_size, np.int32)
+  for epoch in range(positions[0] // count, positions[-1] // count + 1):
+    inside = positions // count == epoch
+    rows[inside] = _order(seed, epoch, count)[positions[inside] % count]
+  return rows
+
+
+@functools.lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+  return streams.generator(seed, 'order', epoch).permutation(count).astype(np.int32)
+
+
+def open_feed(mesh: Mesh, images: ImageSet, batch_size: int, seed: int) -> Feed:
+  """Device memory where images of the host's memory fit, else from where they are."""
+  size = 2 * int(np.prod(images.images.shape))
+  resident = isinstance(images.images, np.ndarray) and size <= _room(mesh)
+  kind = DeviceFeed if resident else HostFeed
+  return kind(mesh, images, batch_size, seed)
+
+
+def _room(mesh: Mesh) -> float:
+  """Bytes on one device for data; a CPU device shares the host's memory, where the images are."""
+  stats = mesh.local_devices[0].memory_stats() or {}
+  return MEMORY_SHARE * stats.get('bytes_limit', np.inf)
+
+
+class DeviceFeed:
+  """All images on every device; a ticket is the rows of a batch, gathered inside the step."""
+
+  def __init__(self, mesh: Mesh, images: ImageSet, batch_size: int, seed: int):
+    everywhere = mesh_lib.replicated(mesh)
+    self.resident = jax.device_put(
+      {'image': encode(images.images), 'label': images.labels}, everywhere
+    )
+    self._rows = functools.partial(rows_at, count=len(images), batch_size=batch_size, seed=seed)
+    self._sharding = NamedSharding(mesh, PartitionSpec('data'))
+
+  def tickets(self, start: int) -> Iterator[jax.Array]:
+    """Rows int32[b] of each step, split over the devices."""
+    step = start
+    while True:
+      yield _place(self._sharding, self._rows(step))
+      step += 1
+
+  def take(self, resident: dict, ticket: jax.Array) -> dict[str, jax.Array]:
+    """Each device gathers its own rows."""
+    return {'image': decode(resident['image'][ticket]), 'label': resident['label'][ticket]}
+
+
+class HostFeed:
+  """Images in host memory or on disk; threads read and place the batches of the next steps."""
+
+  def __init__(self, mesh: Mesh, images: ImageSet, batch_size: int, seed: int):
+    self.resident: dict = {}
+    self._images, self._batch_size, self._seed = images, batch_size, seed
+    self._sharding = NamedSharding(mesh, PartitionSpec('data'))
+
+  def tickets(self, start: int) -> Iterator[dict[str, jax.Array]]:
+    """Codes and labels of each step, split over the devices."""
+    steps = grain.MapDataset.range(start, np.iinfo(np.int32).max).map(self._batch)
+    yield from steps.to_iter_dataset(grain.ReadOptions(READ_THREADS, BATCHES_AHEAD))
+
+  def take(self, resident: dict, ticket: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The ticket is the batch."""
+    del resident
+    return {'image': decode(ticket['image']), 'label': ticket['label']}
+
+  def _batch(self, step: int) -> dict[str, jax.Array]:
+    rows = rows_at(step, len(self._images), self._batch_size, self._seed)
+
+    def read(shape: tuple, values: Callable[[np.ndarray], np.ndarray]) -> jax.Array:
+      """Only the rows of this process's devices are read."""
+
+      def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        return values(rows[index[0]] if index else rows)
+
+      return jax.make_array_from_callback(shape, self._sharding, part)
+
+    images = self._images
+    shape = (self._batch_size, *images.images.shape[1:])
+    return {
+      'image': read(shape, lambda r: encode(images.images[r])),
+      'label': read(shape[:1], lambda r: images.labels[r]),
+    }
+
+
+def _place(sharding: NamedSharding, values: np.ndarray) -> jax.Array:
+  return jax.make_array_from_callback(values.shape, sharding, values.__getitem__)

@@ -1,0 +1,1 @@
+"""CT in DICOM: reading what may be used, writing what was made."""

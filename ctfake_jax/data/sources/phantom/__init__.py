@@ -1,0 +1,1 @@
+"""A simulated CT scanner and the chests in it."""

@@ -1,0 +1,257 @@
+"""Files of strangers, decoded in processes of their own: what kills a decoder costs one file.
+
+Every file below a folder is tried, in order of name; each decoder process has a limit on memory
+and each file one on time and pixels. Memory does not grow with the number of files. Worker
+processes import this module, so it must not import JAX.
+"""
+
+import collections
+import dataclasses
+import multiprocessing
+import os
+import resource
+from collections.abc import Callable, Iterator
+from concurrent.futures import TimeoutError as TimedOut
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pebble
+
+from ctfake_jax.data.preprocess import Preprocess, to_uint8
+from ctfake_jax.data.sources import walker
+from ctfake_jax.data.transforms import stored_changes
+from ctfake_jax.data.transforms.stored_changes import RE_ENCODINGS
+from ctfake_jax.types import Source, UnreadableImageError, UserError
+
+CHUNK = 16  # files in one message to a worker
+CHUNKS_AHEAD = 3  # for each worker
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """Of one decoder: pixels of an image, seconds of a file, MiB of a process, processes."""
+
+  max_pixels: int
+  seconds: float
+  memory_mib: int
+  workers: int
+
+  @classmethod
+  def from_config(cls, config: Any) -> 'Limits':
+    """Reads `config.detection` and `config.data.max_pixels`."""
+    c = config.detection
+    workers = c.workers or len(os.sched_getaffinity(0))
+    return cls(config.data.max_pixels, c.seconds_per_file, c.decoder_mib, workers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+  """One image of a file, or the reason why there is none.
+
+  Attributes:
+    path: relative to the input as it is shown, `#frame` behind it where a file holds several.
+    pixels: uint8[size, size] of the view, None if unreadable.
+    unit: 'HU' or 'grey'.
+    native_size: height and width as stored.
+    patient_id: of a DICOM file.
+    re_encoded: uint8[k, size, size], the view of the slice after each of `RE_ENCODINGS` at its own
+      size.
+    remarks: of the slice.
+    synthetic: whether the file itself says so; the first remark says where.
+  """
+
+  path: str
+  pixels: np.ndarray | None
+  unit: str = ''
+  reason: str = ''
+  native_size: tuple[int, ...] = (0, 0)
+  patient_id: str | None = None
+  re_encoded: np.ndarray | None = None
+  remarks: tuple[str, ...] = ()
+  synthetic: bool = False
+
+  @property
+  def views(self) -> np.ndarray:
+    """uint8[1 + k, size, size], the view and those after re-encodings, of an image with pixels."""
+    assert self.pixels is not None
+    assert self.re_encoded is not None
+    return np.concatenate([self.pixels[None], self.re_encoded])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+  """Files given to a worker, or what is known of one without looking into it."""
+
+  paths: list[str]
+  future: Any = None
+  known: Decoded | None = None
+
+
+def decode_files(base: str, paths: list[str], view: Preprocess, max_pixels: int) -> list[Decoded]:
+  """What a worker does with a chunk of files."""
+  return [found for path in paths for found in _decode_file(Path(base), path, view, max_pixels)]
+
+
+def decode_all(
+  root: Path,
+  view: Preprocess,
+  limits: Limits,
+  decode: Callable[[str, list[str], Preprocess, int], list[Decoded]] = decode_files,
+  skipped: collections.Counter | None = None,
+) -> Iterator[Decoded]:
+  """Every image below `root` (or the one file), in order; `decode` runs in the workers.
+
+  Every file that is not hidden has a row or more; hidden ones are counted in `skipped`.
+
+  Raises:
+    UserError: there is nothing; at once, not with the first image.
+  """
+  if not root.exists():
+    raise UserError(f'config.input = {root}: no such file or folder')
+  return _decoded(root, view, limits, decode, collections.Counter() if skipped is None else skipped)
+
+
+def judgeable(
+  images: Iterator[Decoded],
+  obstacles: Callable[[Decoded], list[str]],
+  left_out: list[UnreadableImageError],
+) -> Iterator[Decoded]:
+  """Those with pixels and without obstacles; the others are added to `left_out`, with reasons."""
+  for decoded in images:
+    reason = decoded.reason or '; '.join(obstacles(decoded))
+    if reason:
+      left_out.append(UnreadableImageError(decoded.path, reason))
+    else:
+      yield decoded
+
+
+def _decoded(
+  root: Path, view: Preprocess, limits: Limits, decode: Callable, skipped: collections.Counter
+) -> Iterator[Decoded]:
+  base = walker.base(root)
+  context = multiprocessing.get_context('spawn')
+  with pebble.ProcessPool(
+    max_workers=limits.workers,
+    context=context,
+    initializer=_limit_memory,
+    initargs=(limits.memory_mib,),
+  ) as pool:
+
+    def submit(paths: list[str]) -> _Task:
+      arguments = (str(base), paths, view, limits.max_pixels)
+      return _Task(paths, pool.schedule(decode, args=arguments, timeout=limits.seconds))
+
+    waiting: collections.deque[_Task] = collections.deque()
+    for paths in _chunks(_seen(root, skipped)):
+      waiting.append(_Task([], known=paths) if isinstance(paths, Decoded) else submit(paths))
+      if len(waiting) >= CHUNKS_AHEAD * limits.workers:
+        yield from _collect(waiting.popleft(), submit)
+    while waiting:
+      yield from _collect(waiting.popleft(), submit)
+
+
+def _collect(task: _Task, submit: Callable[[list[str]], _Task]) -> Iterator[Decoded]:
+  """What the worker found; if it died or hung over a chunk, each file is tried alone."""
+  if task.known:
+    yield task.known
+    return
+  try:
+    yield from task.future.result()
+  except (TimedOut, pebble.ProcessExpired, MemoryError) as error:
+    if len(task.paths) == 1:
+      yield Decoded(walker.shown(task.paths[0]), None, reason=_cause(error))
+      return
+    for path in task.paths:
+      yield from _collect(submit([path]), submit)
+
+
+def _cause(error: BaseException) -> str:
+  if isinstance(error, TimedOut):
+    return 'took too long to decode'
+  if isinstance(error, MemoryError):
+    return 'took too much memory to decode'
+  return 'its decoder crashed'
+
+
+def _seen(root: Path, skipped: collections.Counter) -> Iterator[str | Decoded]:
+  """In order, paths of files to be tried and rows of what cannot be."""
+  for entry in walker.walk(root):
+    if entry.kind == walker.HIDDEN:
+      skipped[entry.sort] += 1
+    elif entry.reason:
+      yield Decoded(walker.shown(entry.path) or '.', None, reason=entry.reason)
+    elif entry.kind != 'folder':
+      yield entry.path
+
+
+def _chunks(found: Iterator[str | Decoded]) -> Iterator[list[str] | Decoded]:
+  chunk: list[str] = []
+  for item in found:
+    if isinstance(item, str):
+      chunk.append(item)
+    if chunk and (isinstance(item, Decoded) or len(chunk) == CHUNK):
+      yield chunk
+      chunk = []
+    if isinstance(item, Decoded):
+      yield item
+  if chunk:
+    yield chunk
+
+
+def _limit_memory(mebibytes: int) -> None:
+  resource.setrlimit(resource.RLIMIT_AS, (mebibytes * 2**20, mebibytes * 2**20))
+
+
+def _decode_file(base: Path, path: str, view: Preprocess, max_pixels: int) -> list[Decoded]:
+  shown = walker.shown(path)
+  try:
+    source = _open(base / path, max_pixels)
+    frames = [_see(source, i, view) for i in range(len(source))]
+    frames += [Decoded(e.path, None, reason=e.reason) for e in source.unreadable]
+  except MemoryError:
+    return [Decoded(shown, None, reason='took too much memory to decode')]
+  except OSError as error:
+    return [Decoded(shown, None, reason=error.strerror or 'cannot be read')]
+  except Exception as error:  # whatever it is, the other files are judged
+    reason = walker.shown(str(error).replace(str(base), '').strip())
+    return [Decoded(shown, None, reason=reason or type(error).__name__)]
+  folder = shown.rpartition('/')[0]
+  return [dataclasses.replace(f, path=f'{folder}/{f.path}' if folder else f.path) for f in frames]
+
+
+def _open(path: Path, max_pixels: int) -> Source:
+  if walker.is_dicom(path):
+    from ctfake_jax.data.sources.dicom.source import DicomSource
+
+    return DicomSource(
+      path, labels_csv=None, max_pixels=max_pixels, unlabelled_ok=True, synthetic_ok=True
+    )
+  from ctfake_jax.data.sources.image_folder import FolderSource
+
+  return FolderSource(path, max_pixels=max_pixels, unlabelled_ok=True)
+
+
+def _see(source: Source, index: int, view: Preprocess) -> Decoded:
+  record = source.records[index]
+  try:
+    image = source[index]
+  except UnreadableImageError as error:
+    return Decoded(record.provenance, None, reason=error.reason)
+  if obstacle := view.obstacle(image):
+    return Decoded(record.provenance, None, reason=obstacle)
+  found = seen(view.levels(image), view, image.unit)
+  return dataclasses.replace(
+    found,
+    path=record.provenance,
+    patient_id=record.patient_id,
+    remarks=image.remarks,
+    synthetic=image.synthetic,
+  )
+
+
+def seen(levels: np.ndarray, view: Preprocess, unit: str) -> Decoded:
+  """What is judged of a slice's `view.levels`: its view, and those after harmless re-encodings."""
+  others = [view.frame(stored_changes.jpeg(levels, quality)) for quality in RE_ENCODINGS]
+  views = to_uint8(np.stack([view.frame(levels), *others]))[..., 0]
+  return Decoded('', views[0], unit, native_size=levels.shape, re_encoded=views[1:])

@@ -1,0 +1,1 @@
+"""What is done to images: augmentation, degradations, other sites' appearance."""

@@ -1,0 +1,51 @@
+"""Harmless changes of real images: what makes a classifier fall without any fakery.
+
+Each takes and returns f32[n, h, w, 1] in [-1, 1].
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ctfake_jax.data.preprocess import from_uint8, to_uint8
+from ctfake_jax.data.transforms import stored_changes
+from ctfake_jax.runtime import streams
+
+JPEG_QUALITY = 75
+BLUR_SIGMA_PIXELS = 1.0
+NOISE_SHARE = 0.05  # of the range, standard deviation
+
+
+def through_png(images: np.ndarray) -> np.ndarray:
+  """The 8-bit rounding that every stored fake has been through."""
+  return from_uint8(to_uint8(images))
+
+
+def jpeg(images: np.ndarray, seed: int) -> np.ndarray:
+  """Encoded at quality 75 and decoded."""
+  del seed
+  return _each(lambda levels: stored_changes.jpeg(levels, JPEG_QUALITY), images)
+
+
+def blurred(images: np.ndarray, seed: int) -> np.ndarray:
+  """Gaussian of one pixel."""
+  del seed
+  return _each(lambda levels: stored_changes.blurred(levels, BLUR_SIGMA_PIXELS), images)
+
+
+def noisy(images: np.ndarray, seed: int) -> np.ndarray:
+  """White noise of a twentieth of the range."""
+  rng = streams.generator(seed, 'noise')
+  return _each(lambda levels: stored_changes.noisy(levels, NOISE_SHARE, rng), images)
+
+
+def _each(change: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
+  changed = [change((image + 1) / 2) for image in images[..., 0]]
+  return (2 * np.stack(changed) - 1)[..., None].astype(np.float32)
+
+
+CONTROLS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+  'jpeg_75': jpeg,
+  'blur_1px': blurred,
+  'noise': noisy,
+}

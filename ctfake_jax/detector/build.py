@@ -1,0 +1,208 @@
+"""The task `detector`: from originals alone to a calibrated detector with a model card.
+
+Generators -> exhibits -> network -> discriminant -> scaling -> threshold -> test -> reasons.
+Every training resumes; the rest is repeated from seeds.
+"""
+
+from pathlib import Path
+
+import flax.linen as nn
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from ctfake_jax.data import image_grids
+from ctfake_jax.data.fingerprints import fingerprint
+from ctfake_jax.detector import (
+  audit,
+  bundle,
+  calibration,
+  card,
+  discriminant,
+  domain,
+  robustness,
+  training,
+)
+from ctfake_jax.detector import dataset as detector_dataset
+from ctfake_jax.detector.bundle import Detector
+from ctfake_jax.detector.dataset import FOLDER, REAL, Exhibits
+from ctfake_jax.evaluation import attribution, baselines, metrics
+from ctfake_jax.fakes import families as fakes
+from ctfake_jax.models import registry
+from ctfake_jax.report import detector as detector_page
+from ctfake_jax.runtime import progress_bar, streams
+from ctfake_jax.types import ImageSet
+from ctfake_jax.workdir import files as workdir_lib
+
+SHOWN = 2  # images of each family whose verdict is explained
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
+  """Makes the detector directory; returns what results.json holds."""
+  reals = detector_dataset.originals(config)
+  others = detector_dataset.strangers(config, reals)
+  images = reals.images
+  calibration.refuse_few_groups(
+    reals.groups[reals.parts['threshold']], calibration.asked_rate(config)
+  )
+  data = [fingerprint(stock.images) for stock in (reals, others) if stock]
+  workdir_lib.record_config(workdir, config, {'data': ' '.join(data), 'unit': images.unit})
+  _stage('generators')
+  detector_dataset.train_generators(config, reals, workdir)
+  _stage('fakes')
+  shown = {
+    part: detector_dataset.gather(config, reals, others, part, workdir)
+    for part in detector_dataset.PARTS
+  }
+  _stage('audit')
+  found = audit.audit(shown['learn'], config.seed)
+  workdir_lib.write_json(workdir / 'audit.json', found)
+  audit.refuse_leaks(found, config.detection.ignore_leaks)
+  for remark in audit.remarks(found):
+    print(remark, flush=True)
+  _stage('network')
+  model, folder = registry.patch_net(config.detection), workdir / bundle.NETWORK
+  variables, facts = training.fit(
+    config, model, shown['learn'], shown['choose'], folder, 'detector'
+  )
+  _stage('calibration and test')
+  detector = calibrate(config, images, model, variables, shown)
+  results = {
+    'data': baselines.describe(images),
+    'audit': found,
+    'parts': {part: _counts(own) for part, own in shown.items()},
+    'network': facts,
+    **test(detector, shown['test'], config),
+  }
+  _stage('robustness and reasons')
+  results['robustness'] = robustness.sweep(detector, shown['test'], config.seed)
+  results['reasons'] = reasons(detector, shown['test'], config, workdir)
+  bundle.save(detector, workdir, {**results, 'best_step': facts['best_step']})
+  workdir_lib.write_json(workdir / 'results.json', results)
+  card.write(config, results, workdir)
+  detector_page.write(workdir)
+  return results
+
+
+def calibrate(
+  config: ml_collections.ConfigDict,
+  images: ImageSet,
+  model: nn.Module,
+  variables: dict,
+  shown: dict[str, Exhibits],
+) -> Detector:
+  """Score from `learn` and `choose`, p_fake from `scale`, threshold from reals of `threshold`."""
+  learn, choose = shown['learn'], shown['choose']
+  variables, learnt = discriminant.fit(model, variables, learn, choose, config.seed)
+  scale = shown['scale']
+  scores, features, _ = training.judge(model, variables, scale.images)
+  scaling = calibration.fit_scaling(scores, scale.fake)
+  differences = discriminant.differences(features, scale.families)
+  reals = shown['threshold'].of(REAL)
+  scores, features, _ = training.judge(model, variables, reals.images)
+  one = calibration.one_per_group(np.arange(len(reals)), reals.groups, config.seed)
+  threshold = calibration.conformal_threshold(scores[one], calibration.asked_rate(config))
+  known = domain.fit(learn, choose, reals.images[one], config.seed)
+  return Detector(
+    model,
+    variables,
+    config,
+    images.unit,
+    scaling,
+    threshold,
+    features[one],
+    differences,
+    learnt,
+    known,
+  )
+
+
+def test(detector: Detector, shown: Exhibits, config: ml_collections.ConfigDict) -> dict:
+  """Figures on images that nothing was fitted to, judged as `detect` judges them."""
+  found = detector.examine(shown.decoded(detector.view, detector.unit), config.prior_fake)
+  scores, fake = found['score'], shown.fake
+  probability, prior = found['p_fake'], config.prior_fake
+  error = {
+    'value': calibration.calibration_error(probability, fake, prior, shown.groups),
+    'ci95': calibration.calibration_interval(probability, fake, shown.groups, prior),
+  }
+  return {
+    'auroc': metrics.auroc(scores[fake], scores[~fake]),
+    'threshold': vars(detector.threshold),
+    'scaling': vars(detector.scaling),
+    'reals': _verdict_shares(found['verdict'], ~fake, shown.groups),
+    'fakes': _verdict_shares(found['verdict'], fake, shown.groups),
+    'calibration_error': error,
+    'domain': _domain_shares(detector, found, shown, config.seed),
+    'families': {
+      family: {
+        'auroc': metrics.auroc(scores[shown.families == family], scores[~fake]),
+        'detection_at_1_percent': metrics.detection_at(
+          0.01, scores[shown.families == family], scores[~fake]
+        ),
+        'patch_auroc': _patch_auroc(found['patches'], shown, family),
+        **_verdict_shares(found['verdict'], shown.families == family, shown.groups),
+      }
+      for family in sorted(set(shown.families) - {REAL})
+    },
+  }
+
+
+def _domain_shares(detector: Detector, found: dict, shown: Exhibits, seed: int) -> dict:
+  """Shares that lie outside of the domain; of reals also as other sites show them."""
+  elsewhere = domain.with_other_looks(shown.of(REAL).images, streams.seed(seed, 'test of domain'))
+  scores = detector.domain.scores(domain.features_of(elsewhere))
+  return {
+    'limit': detector.domain.limit,
+    'reals': float(found['outside'][~shown.fake].mean()),
+    'fakes': float(found['outside'][shown.fake].mean()),
+    'other_looks': float((scores > detector.domain.limit).mean()),
+  }
+
+
+def _patch_auroc(patches: np.ndarray, shown: Exhibits, family: str) -> float | None:
+  """How well the patch map tells the synthetic part of a local edit from the rest, pooled."""
+  if family == FOLDER or not fakes.FAMILIES[family].local:
+    return None
+  own = shown.families == family
+  synthetic = np.asarray(training.shares(jnp.asarray(shown.masks[own]))) > 0.5
+  return metrics.auroc(patches[own][synthetic], patches[own][~synthetic])
+
+
+def reasons(
+  detector: Detector, shown: Exhibits, config: ml_collections.ConfigDict, workdir: Path
+) -> dict:
+  """Explains images of each family; leaves pictures in explanations/ and says how true they are."""
+  c, witness = config.explain, detector.witness(config.prior_fake)
+  rows: list[dict] = []
+  stage = witness.stage(config.data.image_size, c.stage)
+  options = {'superpixels': c.superpixels, 'samples': c.lime_samples, 'seed': config.seed}
+  families = sorted(set(shown.families), key=lambda family: (family != REAL, family))
+  chosen = [i for f in families for i in np.nonzero(shown.families == f)[0][:SHOWN]]
+  for i in progress_bar.bar('reasons', chosen):
+    maps, row = attribution.explain(witness, shown.images[i], stage, **options)
+    picture = f'explanations/{len(rows):04d}.png'
+    title, mask = f'p_fake {row["probability"]:.2f}', shown.masks[i]
+    image_grids.save_maps(workdir / picture, shown.images[i], maps, title, mask)
+    rows.append({'family': str(shown.families[i]), 'picture': picture, **row})
+  found = [row['areas'] for row in rows if row['family'] != REAL and row['probability'] >= 0.5]
+  return {'stage': stage, 'images': rows, 'mean_areas_of_fakes': attribution.mean_areas(found)}
+
+
+def _verdict_shares(verdicts: np.ndarray, rows: np.ndarray, groups: np.ndarray) -> dict:
+  """Share of each verdict among the images at `rows`, that of `fake` with its interval."""
+  own = verdicts[rows]
+  return {
+    'n': len(own),
+    **{name: float((own == name).mean()) for name in ('real', 'fake', 'unsure')},
+    'fake_ci95': metrics.accuracy_interval(own == 'fake', groups[rows]),
+  }
+
+
+def _counts(shown: Exhibits) -> dict:
+  names, counts = np.unique(shown.families.astype(str), return_counts=True)
+  return dict(zip(names.tolist(), counts.tolist()))
+
+
+def _stage(name: str) -> None:
+  print(f'--- {name}', flush=True)

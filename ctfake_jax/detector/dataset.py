@@ -1,0 +1,313 @@
+"""Reals and fakes of every part of a detector's life, made from the originals alone.
+
+Groups (patients or near-duplicates) are dealt to five parts: `learn` (generators and the network),
+`choose` (checkpoints), `scale` (p_fake), `threshold` (reals alone set it), `test`. Fakes made
+from reals stay in their reals' part and group; sampled fakes are groups of their own.
+"""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+
+from ctfake_jax import config as config_lib
+from ctfake_jax.data import dataset, file_facts, splits
+from ctfake_jax.data.class_mix import class_counts, labels_in_mix
+from ctfake_jax.data.fingerprints import Survey, fingerprint
+from ctfake_jax.data.preprocess import Preprocess
+from ctfake_jax.data.sources import layout, sandboxed
+from ctfake_jax.data.sources.image_folder import FolderSource
+from ctfake_jax.data.sources.sandboxed import Decoded
+from ctfake_jax.data.splits import Split
+from ctfake_jax.data.transforms import controls
+from ctfake_jax.fakes import families as fakes
+from ctfake_jax.inference import generator as sampling
+from ctfake_jax.runtime import streams
+from ctfake_jax.train import generator
+from ctfake_jax.types import ImageSet, Source, UserError
+from ctfake_jax.workdir import files as workdir_lib
+
+# Shares of the groups. The threshold's part is large: 99 groups are the least for 1 %.
+PARTS = {'learn': 0.45, 'choose': 0.08, 'scale': 0.1, 'threshold': 0.22, 'test': 0.15}
+REALS_ALONE = 'threshold'  # the part without fakes
+WITH_FAKES = {part: share for part, share in PARTS.items() if part != REALS_ALONE}
+REAL, FOLDER = 'real', 'folder'
+LEAST_STRANGERS = 4  # of somebody's fakes in each part
+
+
+@dataclasses.dataclass(frozen=True)
+class Exhibits:
+  """n images of one part.
+
+  Attributes:
+    images: f32[n, h, w, 1] in [-1, 1], all through 8 bits.
+    fake: bool[n].
+    families: str[n], 'real' or the family.
+    groups: int[n].
+    labels: int[n], the originals' class, or that asked of a fake; -1 for strangers' fakes.
+    masks: bool[n, h, w], what is synthetic: nothing of a real, all of a sample.
+    file_facts: f64[n, 7] as `data.file_facts` names them, NaN for images that are no files.
+    stored: object[n], a function () -> f[h, w], grey levels in [0, 1] at the size that the image is
+      stored in; that of `images` for what was made here.
+  """
+
+  images: np.ndarray
+  fake: np.ndarray
+  families: np.ndarray
+  groups: np.ndarray
+  labels: np.ndarray
+  masks: np.ndarray
+  file_facts: np.ndarray
+  stored: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.fake)
+
+  def take(self, rows: np.ndarray) -> 'Exhibits':
+    """The images at `rows` (indices or bool[n])."""
+    return Exhibits(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
+
+  def of(self, *families: str) -> 'Exhibits':
+    """The images of these families."""
+    return self.take(np.isin(self.families, families))
+
+  def decoded(self, view: Preprocess, unit: str) -> list[Decoded]:
+    """The images as `detect` meets them in files of `unit` values."""
+    return [sandboxed.seen(levels(), view, unit) for levels in self.stored]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stock:
+  """Images dealt to parts: the originals, or somebody's fakes.
+
+  Attributes:
+    parts: rows of each of `PARTS`, or of `WITH_FAKES`.
+    root: folder that the records' provenance starts from; None where they are no files.
+    source: where the images are stored.
+    view: how they are seen.
+  """
+
+  images: ImageSet
+  groups: np.ndarray
+  parts: dict[str, np.ndarray]
+  root: Path | None
+  source: Source
+  view: Preprocess
+
+  def split(self) -> Split:
+    """The parts that trainings of one kind of image need."""
+    parts = self.parts
+    return Split(parts['learn'], parts['choose'], parts['test'], self.groups, 'detector')
+
+  def show(self, part: str, family: str) -> Exhibits:
+    """All images of a part, as stored in 8 bits."""
+    rows = self.parts[part]
+    own = self.images.take(rows)
+    fake = family != REAL
+    pixels = controls.through_png(np.asarray(own.images))
+    paths = [record.path for record in own.records]
+    return Exhibits(
+      pixels,
+      np.full(len(rows), fake),
+      np.full(len(rows), family, dtype=object),
+      self.groups[rows],
+      own.labels,
+      np.full(pixels.shape[:3], fake),
+      file_facts.of_files(self.root, paths) if self.root else _unknown(len(rows)),
+      _objects([functools.partial(self._levels, record.provenance) for record in own.records]),
+    )
+
+  def _levels(self, provenance: str) -> np.ndarray:
+    return self.view.levels(self.source[self._places[provenance]])
+
+  @functools.cached_property
+  def _places(self) -> dict[str, int]:
+    return {record.provenance: i for i, record in enumerate(self.source.records)}
+
+
+def originals(config: ml_collections.ConfigDict) -> Stock:
+  """The reals of `config.data`, dealt by patients or near-duplicates."""
+  images = dataset.load(config)
+  by, groups = splits.group(images, config.split)
+  splits.refuse_one_patient(by, groups)
+  files = config.data.source in ('folders', 'dicom')
+  root = Path(config.data.path) if files else None
+  source, view = dataset.open_source(config), Preprocess.from_config(config.data)
+  return Stock(images, groups, deal(groups, config.seed), root, source, view)
+
+
+def strangers(config: ml_collections.ConfigDict, reals: Stock) -> Stock | None:
+  """The fakes in `detection.fakes_folder`, dealt by near-duplicates; None where it is not set.
+
+  A fake that is a near-duplicate of an original, as an edit of it is, joins its group and part.
+  """
+  folder = config.detection.fakes_folder
+  if not folder:
+    return None
+  source = FolderSource(Path(folder), max_pixels=config.data.max_pixels, unlabelled_ok=True)
+  layout.refuse_masks(folder, [record.path for record in source.records])
+  view = Preprocess.from_config(config.data)
+  images = dataset.gather(source, view, labelled=False)
+  if images.unit != reals.images.unit:
+    raise UserError(
+      f'config.detection.fakes_folder = {folder}: pictures have {images.unit} values, the '
+      f'originals {reals.images.unit} values; give both in one form'
+    )
+  groups, own = _beside(reals, images, config.split.duplicate_correlation)
+  rows, parts = np.nonzero(own)[0], {}
+  for part, dealt in _dealt(groups[own], WITH_FAKES, config.seed).items():
+    joined = np.isin(groups, reals.groups[reals.parts[part]]) & ~own
+    parts[part] = np.sort(np.concatenate([rows[dealt], np.nonzero(joined)[0]]))
+  few = [part for part, found in parts.items() if len(found) < LEAST_STRANGERS]
+  if few:
+    raise UserError(
+      f'config.detection.fakes_folder = {folder}: {len(images)} pictures give fewer than '
+      f'{LEAST_STRANGERS} to the parts {", ".join(few)} (near-duplicates stay together); add fakes'
+    )
+  return Stock(images, groups, parts, Path(folder), source, view)
+
+
+def _beside(reals: Stock, images: ImageSet, correlation: float) -> tuple[np.ndarray, np.ndarray]:
+  """Groups int[n] of strangers' images, and bool[n]: a group of its own, not an original's."""
+  small = [Survey.of(stock).small for stock in (reals.images, images)]
+  linked = splits.near_duplicate_groups(np.concatenate(small), correlation)
+  originals, strangers = np.split(linked, [len(reals.groups)])
+  owner = dict(zip(originals.tolist(), reals.groups.tolist()))
+  own = ~np.isin(strangers, originals)
+  fresh = strangers + 1 + reals.groups.max()
+  groups = np.where(own, fresh, [owner.get(component, -1) for component in strangers.tolist()])
+  return groups, own
+
+
+def deal(groups: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+  """Rows of each of `PARTS`; whole groups, at random."""
+  parts = _dealt(groups, PARTS, seed)
+  empty = [part for part, rows in parts.items() if not len(rows)]
+  if empty:
+    raise UserError(
+      f'config.data: {len(np.unique(groups))} patients or near-duplicate groups are too few for '
+      f'the parts {", ".join(empty)}; add data'
+    )
+  return parts
+
+
+def _dealt(groups: np.ndarray, shares: dict[str, float], seed: int) -> dict[str, np.ndarray]:
+  names = streams.generator(seed, 'parts').permutation(np.unique(groups))
+  ends = np.cumsum(list(shares.values()))
+  ends = np.round(ends / ends[-1] * len(names)).astype(int)
+  chosen = np.split(names, ends[:-1])
+  return {part: np.nonzero(np.isin(groups, own))[0] for part, own in zip(shares, chosen)}
+
+
+def train_generators(config: ml_collections.ConfigDict, reals: Stock, workdir: Path) -> None:
+  """Every generator that `detection.families` need, on the part `learn`; finished ones are kept."""
+  split = reals.split()
+  for name in networks(config):
+    own, folder = generator_config(config, name), generator_dir(workdir, name)
+    make = functools.partial(generator.fit, own, reals.images, split, folder)
+    workdir_lib.once(folder, own, make)
+
+
+def networks(config: ml_collections.ConfigDict) -> list[str]:
+  """Names of the generators behind the families, each once."""
+  return sorted({fakes.FAMILIES[f].network for f in config.detection.families} - {''})
+
+
+def generator_dir(workdir: Path, name: str) -> Path:
+  """Where the generator of this name is trained."""
+  return workdir / 'generators' / name
+
+
+def generator_config(config: ml_collections.ConfigDict, name: str) -> ml_collections.ConfigDict:
+  """The config of a training of its own for the generator `name`."""
+  task = name if name in config_lib.GENERATORS else 'gan'
+  own = config_lib.for_stage(config, task, task)
+  own.seed = streams.seed(config.seed, 'generator', name)
+  own.train.log_every = config.train.log_every
+  if task == 'gan':
+    own.gan.name = name
+  return own
+
+
+def gather(
+  config: ml_collections.ConfigDict,
+  reals: Stock,
+  others: Stock | None,
+  part: str,
+  workdir: Path,
+) -> Exhibits:
+  """The reals of a part, the strangers' fakes for it, and fakes of each of `detection.families`.
+
+  All in the class mix of the part's reals. To learn from, `detection.fakes_to_learn`, several of a
+  real where need be; elsewhere `detection.fakes_per_family`, at most as many as there are reals.
+  The threshold needs none.
+  """
+  own, c = reals.images.take(reals.parts[part]), config.detection
+  data = fingerprint(own)
+  count = c.fakes_to_learn if part == 'learn' else min(c.fakes_per_family, len(own))
+  sets = [reals.show(part, REAL)]
+  if others and part != REALS_ALONE:
+    sets.append(others.show(part, FOLDER))
+  # Far above every other group's number.
+  free = reals.groups.max() + 1 + (others.groups.max() + 1 if others else 0)
+  for family in config.detection.families if part != REALS_ALONE else ():
+    # A seed of its own for each part and family: no sample is drawn twice.
+    seed = streams.seed(config.seed, 'fakes', part, family)
+    made = _made(family, own, data, count, seed, workdir, part)
+    alone = free + np.arange(count)
+    free += count
+    sets.append(
+      Exhibits(
+        made.images,
+        np.ones(count, bool),
+        np.full(count, family, dtype=object),
+        np.where(made.sources < 0, alone, sets[0].groups[made.sources]),
+        made.labels,
+        np.ones(made.images.shape[:3], bool) if made.masks is None else made.masks,
+        _unknown(count),
+        _objects([functools.partial(_levels, image) for image in made.images]),
+      )
+    )
+  return join(sets)
+
+
+def join(sets: list[Exhibits]) -> Exhibits:
+  """One after the other."""
+  return Exhibits(
+    *(np.concatenate([getattr(s, f.name) for s in sets]) for f in dataclasses.fields(Exhibits))
+  )
+
+
+def _levels(image: np.ndarray) -> np.ndarray:
+  return (image[..., 0] + 1) / 2
+
+
+def _objects(items: list) -> np.ndarray:
+  found = np.empty(len(items), object)
+  found[:] = items
+  return found
+
+
+def _unknown(count: int) -> np.ndarray:
+  return np.full((count, len(file_facts.NAMES)), np.nan)
+
+
+def _made(
+  name: str, reals: ImageSet, data: str, count: int, seed: int, workdir: Path, part: str
+) -> fakes.Fakes:
+  """Fakes of one family for one part of fingerprint `data`; kept while what makes them stays."""
+  family = fakes.FAMILIES[name]
+  trained = sampling.load(generator_dir(workdir, family.network)) if family.network else None
+  digest = trained.digest if trained else ''
+  origin = json.dumps([name, count, seed, digest, data])
+
+  def make() -> fakes.Fakes:
+    if trained and family.method == 'samples':
+      mix = class_counts(reals.labels, len(reals.class_names))
+      return fakes.sample(trained, labels_in_mix(mix, count), seed)
+    return fakes.from_reals(family.method, trained, reals, count, seed)
+
+  return fakes.kept(workdir / 'fakes' / part / f'{name}.npz', origin, make)

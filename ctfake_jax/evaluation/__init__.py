@@ -1,0 +1,1 @@
+"""Metrics, baselines, drop in accuracy, out-of-distribution scores, image quality, attribution."""

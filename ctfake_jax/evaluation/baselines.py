@@ -1,0 +1,88 @@
+"""What must stand beside an accuracy: how far one comes without a network.
+
+Chance, the nearest neighbour on small pixels, a model on file facts alone, and a count of what
+leaks between the parts.
+"""
+
+from collections.abc import Sequence
+
+import ml_collections
+import numpy as np
+from sklearn.ensemble import RandomForestClassifier
+
+from ctfake_jax.data import splits
+from ctfake_jax.data.fingerprints import Survey
+from ctfake_jax.evaluation import metrics
+from ctfake_jax.runtime import streams
+from ctfake_jax.types import ImageSet
+
+
+def describe(images: ImageSet) -> dict:
+  """Counts of an image set for results.json."""
+  counts = np.bincount(images.labels, minlength=len(images.class_names))
+  patients = {record.patient_id for record in images.records} - {None}
+  return {
+    'images': len(images),
+    'classes': dict(zip(images.class_names, counts.tolist())),
+    'patients': len(patients) or None,
+    'unit': images.unit,
+    'image_size': images.images.shape[1],
+    'unreadable': [{'path': e.path, 'reason': e.reason} for e in images.unreadable],
+    'skipped': dict(images.skipped),
+    'grey_range': images.grey_range or None,
+  }
+
+
+def measure(
+  images: ImageSet, folds: Sequence[splits.Split], config: ml_collections.ConfigDict, seed: int
+) -> dict:
+  """Accuracies pooled over the folds' test parts, with intervals over groups; leaks summed."""
+  right: dict[str, list[np.ndarray]] = {'chance': [], 'nearest_neighbour': [], 'file_facts': []}
+  audits, survey = [], Survey.of(images)
+  for fold, parts in enumerate(folds):
+    seen = np.concatenate([parts.train, parts.val])
+    guesses = {
+      'chance': majority(images.labels[seen], len(parts.test)),
+      'nearest_neighbour': images.labels[survey.nearest(seen, parts.test)[0]],
+      'file_facts': file_facts(
+        images, seen, parts.test, streams.seed(seed, 'forest of file facts', fold)
+      ),
+    }
+    for name, guess in guesses.items():
+      right[name].append(guess == images.labels[parts.test])
+    audits.append(splits.leak_audit(images, survey, parts, config.duplicate_correlation))
+  groups = np.concatenate([parts.groups[parts.test] for parts in folds])
+  rows = {name: metrics.accuracy_row(np.concatenate(hits), groups) for name, hits in right.items()}
+  audit = {key: sum(audit[key] for audit in audits) for key in audits[0]}
+  audit['near_duplicate_correlation'] = config.duplicate_correlation
+  audit['contradictions'] = contradictions(images.labels, survey.digests)
+  if audit['contradictions']:
+    print(f'warning: {audit["contradictions"]} images are found under another class, too')
+  near = int(survey.near_copies(images.labels, config.duplicate_correlation).sum())
+  audit['near_contradictions'] = near
+  if near > audit['contradictions']:
+    print(
+      f'warning: {near} images are nearly the same as one of another class: copies (re-encoded, '
+      'cropped), or neighbouring slices'
+    )
+  return {**rows, 'leak_audit': audit, 'split_by': folds[0].by}
+
+
+def contradictions(labels: np.ndarray, digests: np.ndarray) -> int:
+  """How many images have pixels, digests uint8[n, 32], that have another label, too."""
+  _, picture = np.unique(digests, axis=0, return_inverse=True)
+  seen = np.unique(np.stack([picture.ravel(), labels]), axis=1)[0]
+  return int((np.bincount(seen)[picture] > 1).sum())
+
+
+def majority(labels: np.ndarray, n: int) -> np.ndarray:
+  """The commonest label, n times."""
+  return np.full(n, np.bincount(labels).argmax())
+
+
+def file_facts(images: ImageSet, seen: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
+  """Labels guessed by a random forest on height, width and aspect alone."""
+  height, width = images.native_sizes.T
+  facts = np.stack([height, width, width / height], 1)
+  forest = RandomForestClassifier(200, random_state=seed, min_samples_leaf=2)
+  return forest.fit(facts[seen], images.labels[seen]).predict(facts[test])

@@ -1,0 +1,1 @@
+"""How good synthetic images are: distances, structure, memorisation."""

@@ -1,0 +1,1 @@
+"""Every way to make fakes, and the files they become."""

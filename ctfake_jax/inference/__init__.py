@@ -1,0 +1,1 @@
+"""Trained networks at work: loaded from a workdir, applied in batches."""

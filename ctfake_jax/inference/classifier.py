@@ -1,0 +1,84 @@
+"""Trained classifiers at work: load one from its workdir, run it over any number of images."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from ctfake_jax import config as config_lib
+from ctfake_jax.data.preprocess import Preprocess
+from ctfake_jax.models import registry
+from ctfake_jax.models.test_time_augmentation import ManyViews
+from ctfake_jax.runtime import batching
+from ctfake_jax.runtime import mesh as mesh_lib
+from ctfake_jax.types import UserError
+from ctfake_jax.workdir import checkpoints
+from ctfake_jax.workdir import files as workdir_lib
+
+BATCH_SIZE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A classifier ready for use: `trained.view(slice)` makes its input, `predict` its output."""
+
+  model: nn.Module
+  variables: dict
+  config: ml_collections.ConfigDict
+  class_names: tuple[str, ...]
+  unit: str
+  view: Preprocess
+
+  @property
+  def network(self) -> nn.Module:
+    """The classifier itself, which sees one view of an image."""
+    return self.model.network if isinstance(self.model, ManyViews) else self.model
+
+  def predict(self, images: np.ndarray) -> np.ndarray:
+    """Class probabilities f32[n, c] of images f32[n, h, w, 1] in [-1, 1]."""
+    return softmax(run(self.model, self.variables, images)[0])
+
+
+def load(workdir: Path) -> Trained:
+  """The best checkpoint of a finished classifier run; UserError where there is none."""
+  saved = workdir_lib.read_json(workdir / 'config.json')
+  results = workdir_lib.read_json(workdir / 'results.json')
+  if saved['config']['task'] not in ('classifier', 'study') or 'best_step' not in results:
+    raise UserError(f'{workdir} holds no trained classifier: name the workdir of such a run')
+  config = config_lib.from_dict(saved['config'])
+  class_names = tuple(saved['class_names'])
+  model = registry.classifier(config.model, len(class_names))
+  variables = checkpoints.restore_part(workdir, results['best_step'], 'ema')
+  view = Preprocess.from_config(config.data)
+  return Trained(model, variables, config, class_names, saved['unit'], view)
+
+
+def run(model: nn.Module, variables: dict, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Logits f32[n, c] and pooled features f32[n, d], in batches of one shape over the mesh."""
+  mesh = mesh_lib.data_mesh()
+  # Wherever they come from, so that a network is compiled once for validation and test.
+  variables = jax.device_put(variables, mesh_lib.replicated(mesh))
+  batch_size = -(-BATCH_SIZE // jax.device_count()) * jax.device_count()
+
+  def judged(_, batch):
+    sharded = mesh_lib.shard_batch(mesh, {'image': batch})['image']
+    return mesh_lib.to_host(forward(model, variables, sharded))
+
+  return batching.run(judged, images, batch_size=batch_size)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+  """Class probabilities f32[n, c]."""
+  return np.asarray(jax.nn.softmax(logits, axis=-1))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(model: nn.Module, variables: dict, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Logits f32[b, c] and pooled features f32[b, d]."""
+  logits, features = model.apply(variables, images, train=False)
+  return logits.astype(jnp.float32), features['pre_logits']

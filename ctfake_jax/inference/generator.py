@@ -1,0 +1,162 @@
+"""Images from a generator: fresh batch statistics first, then seeded samples.
+
+A moving average of parameters has activations of its own, so the running statistics of training
+do not fit it; they are measured anew over a fixed number of latents.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from ctfake_jax import config as config_lib
+from ctfake_jax.data.class_mix import labels_in_mix
+from ctfake_jax.models import layers, registry
+from ctfake_jax.runtime import batching, streams
+from ctfake_jax.types import UserError
+from ctfake_jax.workdir import checkpoints
+from ctfake_jax.workdir import files as workdir_lib
+
+BATCH_SIZE = 64
+CALIBRATION_BATCHES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+  """A generator ready to sample: its variables hold statistics that fit its parameters."""
+
+  generator: nn.Module
+  variables: dict
+  latent: int
+
+  def sample(self, labels: np.ndarray, seed: int) -> np.ndarray:
+    """Images f32[n, h, w, 1] in [-1, 1], one for each of labels i32[n]."""
+    stream = streams.key(seed, 'samples')
+
+    def drawn(number, asked):
+      latent = _latents(stream, number, self.latent)
+      return generate(self.generator, self.variables, latent, asked)
+
+    return batching.run(drawn, labels, batch_size=BATCH_SIZE, title='sampling')
+
+
+def make_sampler(
+  generator: nn.Module, variables: dict, latent: int, class_counts: np.ndarray
+) -> Sampler:
+  """Re-estimates the batch statistics of `variables` {params, batch_stats} where it has some.
+
+  Labels come in the mix of `class_counts` [c], those of the images learnt from: other proportions
+  have other statistics.
+  """
+  if 'batch_stats' not in variables:
+    return Sampler(generator, variables, latent)
+  labels = labels_in_mix(class_counts, CALIBRATION_BATCHES * BATCH_SIZE)
+  mixed = streams.generator(0, 'batch statistics, labels').permutation(labels)
+  stream = streams.key(0, 'batch statistics')
+  stats = [
+    _batch_statistics(generator, variables, _latents(stream, i, latent), jnp.asarray(asked))
+    for i, asked in enumerate(np.split(mixed, CALIBRATION_BATCHES))
+  ]
+  mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *stats)
+  return Sampler(generator, {'params': variables['params'], 'batch_stats': mean}, latent)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedGenerator:
+  """A sampler with what its images mean.
+
+  Attributes:
+    unit: of the images learnt from, 'HU' or 'grey'.
+    class_counts: int[c], how many of each class it learnt from.
+    step: of the checkpoint.
+    digest: SHA-256 of the generator's parameters.
+    encoder: averaged variables of a VAE's encoder, None for other generators.
+    spacing_mm: of rows and columns of the images learnt from, their median; None where unknown.
+  """
+
+  sampler: Sampler
+  config: ml_collections.ConfigDict
+  class_names: tuple[str, ...]
+  unit: str
+  class_counts: np.ndarray
+  step: int
+  digest: str
+  encoder: dict | None
+  spacing_mm: tuple[float, float] | None = None
+
+  @property
+  def family(self) -> str:
+    """Its name: that of the adversarial pair, or of the task."""
+    return self.section.get('name', self.config.task)
+
+  @property
+  def conditional(self) -> bool:
+    """Whether it was trained with labels."""
+    return self.section.get('conditional', False)
+
+  @property
+  def section(self) -> ml_collections.ConfigDict:
+    """The part of the config that it was trained by."""
+    return self.config[self.config.task]
+
+
+def load(workdir: Path) -> TrainedGenerator:
+  """The best generator of a finished training; UserError where there is none."""
+  saved = workdir_lib.read_json(workdir / 'config.json')
+  results = workdir_lib.read_json(workdir / 'results.json')
+  if not {'frechet_validation', 'class_counts'} <= results.keys():
+    raise UserError(f'{workdir} holds no trained generator of this version: name its training')
+  config = config_lib.from_dict(saved['config'])
+  class_names, step = tuple(saved['class_names']), results['best_step']
+  generator, latent = registry.generator(config, len(class_names))
+  variables = checkpoints.restore_part(workdir, step, 'ema')
+  class_counts = np.array(results['class_counts'])
+  sampler = make_sampler(generator, variables, latent, class_counts)
+  digest = hashlib.sha256(b''.join(leaf.tobytes() for leaf in jax.tree.leaves(variables)))
+  vae = config.task == 'vae'
+  encoder = checkpoints.restore_part(workdir, step, 'ema_encoder') if vae else None
+  known = saved.get('spacing_mm')  # not in records of earlier trainings
+  spacing_mm = (float(known[0]), float(known[1])) if known else None
+  return TrainedGenerator(
+    sampler,
+    config,
+    class_names,
+    saved['unit'],
+    class_counts,
+    step,
+    digest.hexdigest(),
+    encoder,
+    spacing_mm,
+  )
+
+
+def _latents(stream: jax.Array, batch: int, latent: int) -> jax.Array:
+  return jax.random.normal(jax.random.fold_in(stream, batch), (BATCH_SIZE, latent))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def generate(
+  generator: nn.Module, variables: dict, latent: jax.Array, labels: jax.Array
+) -> jax.Array:
+  """Images f32[b, h, w, 1] with the running statistics of `variables`."""
+  return generator.apply(variables, latent, labels, train=False)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _batch_statistics(generator, variables, latent, labels) -> dict:
+  """Statistics of this one batch: what an update from zero adds, momentum undone."""
+  zeros = jax.tree.map(jnp.zeros_like, variables['batch_stats'])
+  _, updates = generator.apply(
+    {'params': variables['params'], 'batch_stats': zeros},
+    latent,
+    labels,
+    train=True,
+    mutable=['batch_stats'],
+  )
+  return jax.tree.map(lambda s: s / (1 - layers.MOMENTUM), updates['batch_stats'])

@@ -1,0 +1,1 @@
+"""The process: devices, preemption, memory, compilation cache, batches, progress."""

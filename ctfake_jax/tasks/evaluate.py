@@ -1,0 +1,53 @@
+"""The task `evaluate`: a trained classifier on all of a labelled data set.
+
+The data section of the config names the images; the checkpoint brings its own preprocessing.
+Class names must be those that the checkpoint was trained on.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+
+from ctfake_jax.data import dataset, splits
+from ctfake_jax.evaluation import baselines, metrics
+from ctfake_jax.inference import classifier as inference
+from ctfake_jax.types import ImageSet, UserError
+from ctfake_jax.workdir import files as workdir_lib
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
+  """Writes results.json: accuracy with its interval over groups, per class, AUROC, confusion."""
+  workdir_lib.refuse_others(workdir, config)
+  trained = inference.load(Path(config.checkpoint))
+  images = dataset.gather(dataset.open_source(config), trained.view, unit=trained.unit)
+  images = in_order_of(images, trained.class_names)
+  by, groups = splits.group(images, config.split)
+  results = {
+    'data': baselines.describe(images),
+    'groups_by': by,
+    **metrics.classification_report(
+      images.labels,
+      trained.predict(images.images),
+      groups=groups,
+      class_names=images.class_names,
+    ),
+  }
+  workdir_lib.sign(workdir, config)
+  workdir_lib.write_json(workdir / 'results.json', results)
+  return results
+
+
+def in_order_of(images: ImageSet, class_names: tuple[str, ...]) -> ImageSet:
+  """The images with labels that mean what the checkpoint's mean; UserError for other classes."""
+  if set(images.class_names) != set(class_names):
+    raise UserError(
+      f'config.data: classes {", ".join(images.class_names)}, but the checkpoint knows '
+      f'{", ".join(class_names)}: name the folders alike'
+    )
+  order = np.array([class_names.index(name) for name in images.class_names], np.int32)
+  records = tuple(dataclasses.replace(r, label=int(order[r.label])) for r in images.records)
+  return dataclasses.replace(
+    images, labels=order[images.labels], records=records, class_names=class_names
+  )

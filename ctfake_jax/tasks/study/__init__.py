@@ -1,0 +1,1 @@
+"""The whole experiment: classifiers, DCGAN, deepfakes, the drop in accuracy."""

@@ -1,0 +1,289 @@
+"""The task `study`: the paper's experiment from data to report, every stage resumable.
+
+classifiers and GAN -> best by validation -> deepfakes and their quality -> the fall with its
+controls -> results.json and report.html. Trainings that do not wait for each other run side by
+side. A stage that has left its results is not run again; one that was interrupted goes on from its
+newest checkpoint.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from ctfake_jax import config as config_lib
+from ctfake_jax.data import dataset, image_grids, splits
+from ctfake_jax.data.class_mix import class_counts, labels_in_mix
+from ctfake_jax.data.fingerprints import fingerprint
+from ctfake_jax.data.splits import Split
+from ctfake_jax.data.transforms import controls
+from ctfake_jax.evaluation import baselines
+from ctfake_jax.evaluation.sample_quality import measure as sample_quality
+from ctfake_jax.evaluation.sample_quality.reference_extractor import phantom_extractor
+from ctfake_jax.fakes import generation
+from ctfake_jax.inference import classifier as inference
+from ctfake_jax.inference import generator as sampling
+from ctfake_jax.report import study as study_page
+from ctfake_jax.runtime import concurrent_jobs, streams
+from ctfake_jax.tasks.study import experiment
+from ctfake_jax.tasks.study.experiment import Suspects
+from ctfake_jax.train import classifier, generator
+from ctfake_jax.types import ImageSet
+from ctfake_jax.workdir import files as workdir_lib
+
+ROUNDING = 1e-9  # of accuracies
+UNDECIDED = 'undecided'  # of repetitions with other seeds that do not agree
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
+  """Runs or resumes all stages; returns what results.json holds."""
+  begun = time.perf_counter()
+  _stage('data')
+  images = dataset.load(config)
+  facts = {'class_names': list(images.class_names), 'data': fingerprint(images)}
+  workdir_lib.record_config(workdir, config, facts)
+  folds = [splits.split(images, config.split, fold) for fold in range(config.study.folds)]
+  workdir_lib.write_json(workdir / 'split.json', [parts.as_json(images) for parts in folds])
+  results: dict[str, Any] = {
+    'data': baselines.describe(images),
+    'baselines': baselines.measure(images, folds, config.split, config.seed),
+  }
+  _stage('classifiers and DCGAN')
+  trained = concurrent_jobs.run(
+    {
+      'dcgan': functools.partial(_gan, config, images, folds[0], workdir),
+      **{
+        name: functools.partial(_classifier, config, name, images, folds, workdir)
+        for name in config.study.classifiers
+      },
+    }
+  )
+  dcgan = trained.pop('dcgan')
+  results['classifiers'] = trained
+  results['best'] = best_classifier(trained, [len(parts.val) for parts in folds])
+  _stage('deepfakes')
+  suspects = _suspects(config, images, folds[0], workdir)
+  results['dcgan'] = {**dcgan, **_quality(config, suspects)}
+  _stage(f'the fall of {results["best"]}')
+  best = inference.load(_classifier_dir(workdir, results['best'], 0))
+  results |= experiment.measure_fall(best, suspects, config)
+  _repeat(config, results, images, folds[0], workdir)
+  if config.study.retrain:
+    results['deepfakes']['retrained'] = _retrain(config, results['best'], suspects, workdir)
+  results['seconds_of_last_call'] = time.perf_counter() - begun
+  workdir_lib.write_json(workdir / 'results.json', results)
+  _stage('report')
+  _figures(config, suspects, workdir)
+  study_page.write(workdir)
+  return results
+
+
+def _repeat(
+  config: ml_collections.ConfigDict,
+  results: dict,
+  images: ImageSet,
+  parts: Split,
+  workdir: Path,
+) -> None:
+  """The DCGAN and the best network again with other seeds; one verdict on the falls of all.
+
+  Adds `repetitions`, the first of which is the study's own, to the results. Where their verdicts
+  differ, that of the fall becomes 'undecided'.
+  """
+  name, own = results['best'], {}
+  for number in range(1, config.study.seeds):
+    own[number] = ml_collections.ConfigDict(config.to_dict())
+    own[number].seed = streams.seed(config.seed, 'repetition', number)
+  jobs: dict[str, Callable[[], dict]] = {}
+  for number, again in own.items():
+    folder = _repetition_dir(workdir, number)
+    jobs[f'dcgan {number}'] = functools.partial(_gan, again, images, parts, folder)
+    jobs[f'{name} {number}'] = functools.partial(_classifier, again, name, images, [parts], folder)
+  if jobs:
+    _stage(f'{name} and DCGAN with other seeds')
+  concurrent_jobs.run(jobs)
+  rows = [_repetition(config.seed, results)]
+  for number, again in own.items():
+    folder = _repetition_dir(workdir, number)
+    suspects = _suspects(again, images, parts, folder)
+    best = inference.load(_classifier_dir(folder, name, 0))
+    rows.append(_repetition(again.seed, experiment.measure_fall(best, suspects, again)))
+  results['repetitions'] = rows
+  results['fall']['verdict'] = agreed([row['verdict'] for row in rows])
+
+
+def agreed(verdicts: Sequence[str]) -> str:
+  """The verdict of all repetitions, or that they do not agree."""
+  return verdicts[0] if len(set(verdicts)) == 1 else UNDECIDED
+
+
+def _repetition(seed: int, measured: dict) -> dict:
+  fall = measured['fall']
+  return {
+    'seed': seed,
+    'originals': measured['originals']['accuracy'],
+    'deepfakes': measured['deepfakes']['accuracy'],
+    **{key: fall[key] for key in ('points', 'ci99', 'p_value', 'verdict')},
+  }
+
+
+def _repetition_dir(workdir: Path, number: int) -> Path:
+  return workdir / 'repetitions' / str(number)
+
+
+def best_classifier(rows: dict[str, dict], images: Sequence[int]) -> str:
+  """Highest validation accuracy; among networks within one image of it, the smallest.
+
+  A lead of one image is luck. Networks are compared on the folds that all of them were trained on:
+  one fold is easier than another. The test part has no say.
+
+  Args:
+    rows: of results.json, with `validation_accuracy_by_fold` and `parameters`.
+    images: of the validation part of each fold.
+  """
+  shared = min(len(row['validation_accuracy_by_fold']) for row in rows.values())
+  accuracy = {
+    name: np.mean(row['validation_accuracy_by_fold'][:shared]) for name, row in rows.items()
+  }
+  least = max(accuracy.values()) - 1 / sum(images[:shared]) - ROUNDING
+  close = [name for name, value in accuracy.items() if value >= least]
+  return min(close, key=lambda name: rows[name]['parameters'])
+
+
+def _stage(name: str) -> None:
+  print(f'--- {name}', flush=True)
+
+
+def _classifier_dir(workdir: Path, name: str, fold: int) -> Path:
+  return workdir / 'classifiers' / name / f'fold{fold}'
+
+
+def _classifier(config, name: str, images: ImageSet, folds: list[Split], workdir: Path) -> dict:
+  own = classifier.for_network(config, name, streams.seed(config.seed, 'classifier', name))
+  count = config.study.per_model[name].folds or config.study.folds
+  return classifier.cross_validate(own, images, folds[:count], workdir / 'classifiers' / name)
+
+
+def _gan(config, images: ImageSet, parts: Split, workdir: Path) -> dict:
+  own, folder = config_lib.for_stage(config, 'gan', 'gan'), workdir / 'dcgan'
+  own.seed = streams.seed(config.seed, 'dcgan')
+  own.train.log_every = config.train.log_every
+  return workdir_lib.once(folder, own, functools.partial(generator.fit, own, images, parts, folder))
+
+
+def _suspects(config, images: ImageSet, parts: Split, workdir: Path) -> Suspects:
+  """The deepfakes on trial, in the class mix of the originals that they stand against."""
+  own = ml_collections.ConfigDict(config.to_dict())
+  own.task, own.generate.checkpoint = 'generate', str(workdir / 'dcgan')
+  own.seed = streams.seed(config.seed, 'deepfakes')
+  mix = class_counts(images.labels[parts.test], len(images.class_names))
+  generation.run(own, workdir / 'deepfakes', mix)
+  fakes, labels = _draw_fakes(workdir, config.generate.count, mix, own.seed)
+  return Suspects(fakes, labels, images, parts)
+
+
+def _draw_fakes(workdir: Path, count: int, mix: np.ndarray, seed: int):
+  trained = sampling.load(workdir / 'dcgan')
+  labels = labels_in_mix(mix, count)
+  return controls.through_png(trained.sampler.sample(labels, seed)), labels
+
+
+def _quality(config, suspects: Suspects) -> dict:
+  """The deepfakes against every real that the GAN has not learnt from.
+
+  The validation part chose among its checkpoints, a handful, and is a third of the reference:
+  more reals sharpen the distances by more than that choice can flatter them.
+  """
+  images, parts = suspects.originals, suspects.parts
+
+  def reals(rows: np.ndarray) -> sample_quality.Reals:
+    return sample_quality.Reals(
+      controls.through_png(images.images[rows]), images.labels[rows], parts.groups[rows]
+    )
+
+  return sample_quality.measure(
+    phantom_extractor(config.data.image_size),
+    suspects.images,
+    suspects.labels,
+    reals=reals(np.concatenate([parts.test, parts.val])),
+    train=reals(parts.train),
+    seed=config.seed,
+  )
+
+
+def _retrain(config, name: str, suspects: Suspects, workdir: Path) -> dict:
+  """The best architecture trained on other deepfakes, tested on the suspects and the originals.
+
+  With as many as there are suspects (the paper's 500), and under `as_many_as_originals` with as
+  many as it had originals; fakes that choose the checkpoint come on top.
+  """
+  counts = {
+    'as_many_as_suspects': len(suspects.images),
+    'as_many_as_originals': len(suspects.parts.train),
+  }
+  rows = concurrent_jobs.run(
+    {
+      label: functools.partial(_train_on_fakes, config, name, suspects, workdir, count, label)
+      for label, count in counts.items()
+    }
+  )
+  return {**rows['as_many_as_suspects'], 'as_many_as_originals': rows['as_many_as_originals']}
+
+
+def _train_on_fakes(config, name, suspects: Suspects, workdir, count: int, label: str) -> dict:
+  held_back = max(1, round(config.split.val_fraction * count))
+  seed, originals = streams.seed(config.seed, 'retrained', label), suspects.originals
+  mix = class_counts(originals.labels[suspects.parts.train], len(originals.class_names))
+  fakes, fake_labels = _draw_fakes(workdir, count + held_back, mix, seed)
+  together, parts = _stack(fakes, fake_labels, suspects, held_back, seed)
+  folder = workdir / 'retrained' / label
+  own = classifier.for_network(config, name, seed)
+  workdir_lib.once(folder, own, functools.partial(classifier.fit, own, together, parts, folder))
+  with np.load(folder / 'predictions.npz', allow_pickle=False) as file:
+    predictions = dict(file)
+  fake = np.arange(len(parts.test)) < len(suspects.images)
+  on = {
+    kind: classifier.report({k: v[mask] for k, v in predictions.items()}, together.class_names)
+    for kind, mask in (('deepfakes', fake), ('originals', ~fake))
+  }
+  return {
+    'train_images': len(parts.train),
+    'accuracy_on_deepfakes': on['deepfakes']['accuracy'],
+    'ci95_on_deepfakes': on['deepfakes']['ci95'],
+    'accuracy_on_originals': on['originals']['accuracy'],
+    'ci95_on_originals': on['originals']['ci95'],
+  }
+
+
+def _stack(
+  fakes: np.ndarray, fake_labels: np.ndarray, suspects: Suspects, held_back: int, seed: int
+) -> tuple[ImageSet, Split]:
+  """Training fakes, then the suspects, then the held-out originals, as one image set."""
+  made = [
+    (fakes, fake_labels, 'training fake'),
+    (suspects.images, suspects.labels, 'suspect'),
+  ]
+  together = suspects.test
+  groups = [suspects.test_groups]
+  for pixels, labels, kind in reversed(made):
+    groups.insert(0, np.arange(len(labels)) + 1 + max(g.max() for g in groups))
+    together = together.preceded_by(pixels, labels, kind)
+  rows = np.arange(len(together))
+  order = streams.generator(seed, 'held back').permutation(len(fakes))
+  train, val = np.sort(order[held_back:]), np.sort(order[:held_back])
+  return together, Split(train, val, rows[len(fakes) :], np.concatenate(groups), 'fakes')
+
+
+def _figures(config, suspects: Suspects, workdir: Path) -> None:
+  """Real and fake side by side, eight of each class."""
+  real = suspects.test
+  for label in range(len(real.class_names)):
+    rows = np.nonzero(real.labels == label)[0]
+    chosen = streams.generator(config.seed, 'figures', label).permutation(rows)[:8]
+    fakes = np.nonzero(suspects.labels == label)[0][:8]
+    image_grids.save_grid(workdir / 'figures' / f'real_{label}.png', real.images[chosen], 8)
+    image_grids.save_grid(workdir / 'figures' / f'fake_{label}.png', suspects.images[fakes], 8)

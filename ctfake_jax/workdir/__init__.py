@@ -1,0 +1,1 @@
+"""What a run leaves: JSON, lock, config record, metric log, checkpoints."""
