@@ -4,11 +4,12 @@
 command line overrides those (`--config.train.epochs=5`).
 """
 
-from ctfake_jax.config.keys import defaults
+from ctfake_jax.config.keys import KEYS, defaults, parse_grey_range
 from ctfake_jax.config.names import (
   BENCH_METHODS,
   CLASSIFIERS,
   EDITS,
+  EVERY_FOLD,
   FAMILIES,
   GENERATORS,
   METHODS_ON_REALS,
@@ -16,10 +17,8 @@ from ctfake_jax.config.names import (
   TASKS,
 )
 from ctfake_jax.config.rules import (
-  EVERY_FOLD,
   FEWEST_DEEPFAKES,
   check_record,
-  parse_grey_range,
   validate,
 )
 from ctfake_jax.config.saved import (
@@ -39,6 +38,7 @@ __all__ = [
   'FAMILIES',
   'FEWEST_DEEPFAKES',
   'GENERATORS',
+  'KEYS',
   'METHODS_ON_REALS',
   'MODELS',
   'SCHEDULES',

@@ -37,3 +37,6 @@ BENCH_METHODS = (
   *('fall_of_50', 'max_softmax', 'energy', 'mahalanobis', 'neighbours', 'spectrum', 'svm'),
   *('random_forest', 'decision_tree', 'reservoir', 'diffusion_residual', *MODELS, 'detector'),
 )
+# Scanners of the phantom.
+SCANNERS = ('A', 'B', 'C', 'D')
+EVERY_FOLD = -1  # of split.fold: each in turn, pooled

@@ -4,32 +4,10 @@ from typing import Any
 
 import ml_collections
 
-from ctfake_jax.config.keys import defaults, leaves
-from ctfake_jax.config.names import GENERATORS
+from ctfake_jax.config.keys import KEYS, defaults, leaves
 from ctfake_jax.config.rules import check_record, check_type
 from ctfake_jax.types import UserError
 
-# Keys that may change between a run and its continuation in the same workdir.
-SAFE_TO_CHANGE = (
-  'dry_run',
-  'model.views',
-  'train.epochs',
-  'train.log_every',
-  'train.keep_checkpoints',
-  'gan.updates',
-  *(f'{name}.keep_checkpoints' for name in GENERATORS),
-  'study.retrain',
-  'study.seeds',
-  'detection.ignore_leaks',
-  *(f'detection.{key}' for key in ('seconds_per_file', 'decoder_mib', 'workers')),
-  *(f'explain.{key}' for key in ('count', 'stage', 'superpixels', 'lime_samples')),
-  'bench.methods',
-  'bench.winners_seeds',
-  'distributed',
-  'mesh.coordinator',
-  'mesh.num_processes',
-  'mesh.process_id',
-)
 # Length of a training -> its schedule: under a falling one, what is done had other rates than the
 # steps of a straight run of the new length.
 SCHEDULES = {'train.epochs': 'train.schedule', 'gan.updates': 'gan.schedule'}
@@ -53,7 +31,7 @@ def changed_keys(old: dict, new: dict) -> list[str]:
 
 def _may_change(key: str, old: dict, new: dict) -> bool:
   if key not in SCHEDULES:
-    return key in SAFE_TO_CHANGE
+    return key in KEYS and KEYS[key].may_change
   configs = [{**dict(leaves(defaults())), **dict(leaves(config))} for config in (old, new)]
   constant = all(values[SCHEDULES[key]] == 'constant' for values in configs)
   # A warmup is cut to half of a short training.

@@ -15,6 +15,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from ctfake_jax import config as config_lib
+from ctfake_jax.data.sources.phantom import scanner
 from ctfake_jax.fakes import families as fakes
 from ctfake_jax.models import registry
 from ctfake_jax.tasks import dry_run
@@ -77,6 +78,7 @@ def test_names_in_the_config_are_those_that_exist():
   assert all(callable(tasks.find(task)) for task in config_lib.TASKS)
   assert set(config_lib.MODELS) == set(registry.MODELS)
   assert tuple(fakes.FAMILIES) == config_lib.FAMILIES
+  assert config_lib.KEYS['phantom.scanners'].rule.holds(tuple(scanner.SCANNERS))
 
 
 @pytest.mark.parametrize(
@@ -96,6 +98,10 @@ def test_names_in_the_config_are_those_that_exist():
     ('split.fold', -2),
     ('split.fold', -1),
     ('study.classifiers', ('cnn', 'cnn')),
+    ('study.per_model.cnn.epochs', -3),
+    ('phantom.scanners', ('Z',)),
+    ('split.seed', -1),
+    ('mesh.num_processes', 0),
   ],
 )
 def test_an_impossible_value_is_named_with_its_key(key, value):
@@ -103,6 +109,14 @@ def test_an_impossible_value_is_named_with_its_key(key, value):
   config.update_from_flattened_dict({key: value})
   with pytest.raises(UserError, match=rf'config\.{key} = '):
     config_lib.validate(config)
+
+
+@pytest.mark.parametrize('key', config_lib.KEYS)
+def test_a_key_has_a_default_within_its_rule_and_a_meaning(key):
+  row = config_lib.KEYS[key]
+  default = None if isinstance(row.default, type) else row.default
+  assert row.rule.holds(default)
+  assert row.meaning
 
 
 def test_an_unknown_key_is_named():

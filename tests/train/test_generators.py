@@ -127,7 +127,7 @@ def test_each_image_of_a_batch_is_rebuilt_by_the_next_member():
   apply = jax.jit(lambda images: network.apply(variables, images, key))
   rebuilt = apply(batch)
   members = len(autoencoder.MEMBERS)
-  assert members == 8, 'config.RULES asks autoencoder.batch_size for a multiple of 8'
+  assert members == 8, 'config.KEYS asks autoencoder.batch_size for a multiple of 8'
   for i in range(members):
     changed = apply(batch.at[i::members].set(0.0))
     others = np.delete(np.arange(8), np.s_[i::members])
