@@ -20,13 +20,14 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'Where results go; default runs/C
 EXIT_ERROR = 1
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: schedulers requeue the job
 EXIT_INTERRUPTED = 130  # by Ctrl-C, as shells have it
+KEYS = flags.DEFINE_bool('keys', False, 'Print every key with its value in --config and stop.')
 DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of a user error.')
 
 
 def parse(argv: list[str]) -> list[str]:
-  """Flags, with what ml_collections raises over a config key turned into one message."""
+  """Flags, with what absl and ml_collections raise over one turned into one message."""
   try:
-    return app.parse_flags_with_usage(argv)
+    return flags.FLAGS(argv)
   except Exception as error:  # a config file is code, and may raise anything
     if '--debug' in argv:
       raise
@@ -41,7 +42,7 @@ def _mistake(error: Exception) -> str:
   if reason[:1] in ('"', "'") and reason[-1:] == reason[:1]:
     reason = reason[1:-1]
   if isinstance(error, (KeyError, AttributeError)):
-    reason = f'no such key in the config: {reason}'
+    reason = f'no such key in the config: {reason}; --keys lists them'
   return 'flags: ' + reason.replace('\\n', '; ').replace("\\'", "'")
 
 
@@ -57,6 +58,8 @@ def main(argv: list[str]) -> int:
     return _fail(f'--config={named}: no such file; launch.py without arguments lists the configs')
   if CONFIG.value is None:
     return _fail(f'--config={named}: its get_config() returns nothing')
+  if KEYS.value:
+    return _list_keys()
   from ctfake_jax.runtime import malloc
 
   malloc.reuse_freed_memory()
@@ -90,7 +93,7 @@ def _a_thread_remains() -> bool:
 def _reported(error: BaseException) -> int | None:
   """The exit code, once the user is told; None for what is unexpected."""
   if isinstance(error, KeyboardInterrupt):
-    print('interrupted; run the same command again', file=sys.stderr)
+    print('interrupted; the same command goes on from the last checkpoint', file=sys.stderr)
     return EXIT_INTERRUPTED
   if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
     return _fail(
@@ -110,6 +113,9 @@ def _run() -> None:
   from ctfake_jax.workdir import files as workdir_files
 
   config_lib.validate(CONFIG.value)
+  given = config_flags.get_override_values(flags.FLAGS['config'])
+  if unread := config_lib.unread(CONFIG.value.task, given):
+    print(f'careful: {CONFIG.value.task} does not read {", ".join(unread)}', file=sys.stderr)
   mesh.start(CONFIG.value)
   compilation_cache.enable()
   preemption.install()
@@ -139,8 +145,19 @@ def _stop_early(*_) -> NoReturn:
   os._exit(EXIT_PREEMPTED)
 
 
+def _list_keys() -> int:
+  """Every key with its value, meaning and rule, the sections in the order in which data flow."""
+  from ctfake_jax import config as config_lib
+
+  values = dict(config_lib.leaves(CONFIG.value))
+  for key, row in config_lib.KEYS.items():
+    print(f'--config.{key}={values.get(key)}\n    {row.meaning}; {row.rule.allowed}')
+  return 0
+
+
 def _usage() -> int:
-  print('python launch.py --config=configs/TASK.py [--workdir=DIR] [--config.key=value ...]\n')
+  print('python launch.py --config=configs/TASK.py [--workdir=DIR] [--config.key=value ...]')
+  print('  --keys lists what can be set\n')
   for path in sorted(Path(__file__).parent.glob('configs/*.py')):
     first = path.read_text().split('"""')[1].strip().splitlines()[0]
     print(f'  configs/{path.name:18s} {first}')

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ctfake_jax import config as config_lib
 from ctfake_jax.tasks import dry_run
+from ctfake_jax.types import UserError
 
 TINY = [
   '--config.phantom.patients=40',
@@ -72,7 +73,8 @@ def test_without_arguments_it_says_what_can_be_run():
   ('config', 'flags', 'words'),
   [
     ('cnn', ['--config.train.batch_size=0'], 'config.train.batch_size = 0'),
-    ('cnn', ['--config.train.epoch=3'], 'epoch'),
+    ('cnn', ['--config.train.epoch=3'], '--keys lists them'),
+    ('cnn', ['--config.data.image_size=33.5'], 'image_size'),
     ('cnn', ['--config.data.source=folders', '--config.data.path=nowhere'], 'nowhere'),
     ('cnn', ['stray'], 'stray'),
     ('no_such_config', [], 'no_such_config.py: no such file'),
@@ -148,7 +150,11 @@ def test_folders_train_evaluate_and_predict_beside_a_broken_file(tmp_path):
     'evaluate', f'--workdir={tmp_path / "e"}', *data, f'--config.checkpoint={tmp_path / "cnn"}'
   )
   assert done.returncode == 0, done.stderr[-2000:]
-  assert json.loads((tmp_path / 'e' / 'results.json').read_text())['n'] == 61
+  evaluated = json.loads((tmp_path / 'e' / 'results.json').read_text())
+  assert evaluated['n'] == 61
+  # Two files are one image, and each is in a part of its own or both in one.
+  assert 61 - results['n'] <= evaluated['trained_on'] <= 62 - results['n']
+  assert f'careful: {evaluated["trained_on"]} of 61 images' in done.stdout
 
   done = launch(
     'predict',
@@ -222,6 +228,46 @@ def test_a_killed_study_is_resumed_and_reported(tmp_path):
   files = sorted((tmp_path / 'more' / 'dicom').rglob('*.dcm'))
   assert len(files) == 8
   assert all(pydicom.dcmread(path).SyntheticData == 'YES' for path in files)
+
+
+def test_keys_are_listed_with_the_configs_values():
+  done = launch('cnn', '--keys', '--config.gan.width=7')
+  assert done.returncode == 0
+  assert (
+    '--config.gan.width=7\n    channels next to the image; a number from 1 to 512' in done.stdout
+  )
+  assert all(f'--config.{key}=' in done.stdout for key in config_lib.KEYS)
+
+
+def test_keys_that_a_task_passes_over_are_said(tmp_path):
+  done = launch(
+    *('predict', f'--workdir={tmp_path}', '--config.checkpoint=nowhere', '--config.input=x.png'),
+    '--config.gan.width=7',
+  )
+  assert 'careful: predict does not read gan.width' in done.stderr
+
+
+@pytest.mark.parametrize('task', config_lib.TASKS)
+def test_every_task_has_keys_that_it_reads(task):
+  assert config_lib.unread(task, ['seed', 'mesh.process_id', 'bench.nothing']) in (
+    [],
+    ['bench.nothing'],
+  )
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'task': 'gan', 'gan.batch_size': 1000}, 'gan.batch_size = 1000: only'),
+    ({'train.batch_size': 1000}, 'train.batch_size = 1000: only'),
+  ],
+)
+def test_a_dry_run_refuses_what_training_would(changes, message):
+  config = config_lib.defaults()
+  config.phantom.patients, config.phantom.slices_per_patient = 20, 1
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(UserError, match=message):
+    list(dry_run.describe(config))
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@
 command line overrides those (`--config.train.epochs=5`).
 """
 
-from ctfake_jax.config.keys import KEYS, defaults, parse_grey_range
+from ctfake_jax.config.keys import KEYS, defaults, leaves, parse_grey_range
 from ctfake_jax.config.names import (
   BENCH_METHODS,
   CLASSIFIERS,
@@ -19,6 +19,7 @@ from ctfake_jax.config.names import (
 from ctfake_jax.config.rules import (
   FEWEST_DEEPFAKES,
   check_record,
+  unread,
   validate,
 )
 from ctfake_jax.config.saved import (
@@ -50,6 +51,8 @@ __all__ = [
   'differing_keys',
   'for_stage',
   'from_dict',
+  'leaves',
   'parse_grey_range',
+  'unread',
   'validate',
 ]

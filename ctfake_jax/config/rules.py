@@ -4,12 +4,13 @@
 must satisfy, too.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import ml_collections
 
 from ctfake_jax.config.keys import KEYS, Rule, defaults, leaves
-from ctfake_jax.config.names import CLASSIFIERS, EDITS, EVERY_FOLD
+from ctfake_jax.config.names import CLASSIFIERS, EDITS, EVERY_FOLD, GENERATORS
 from ctfake_jax.types import UserError
 
 FEWEST_DEEPFAKES = 40
@@ -79,6 +80,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
     raise UserError(
       f'config.data.image_size = {config.data.image_size}: the generator needs {side.allowed}'
     )
+
+
+def unread(task: str, keys: Iterable[str]) -> list[str]:
+  """Those of dotted `keys` that a task passes over."""
+  read = (*_ALWAYS_READ, *_READ[task])
+  return [key for key in keys if not key.startswith(read)]
 
 
 def _check_mesh(mesh: ml_collections.ConfigDict) -> None:
@@ -151,3 +158,30 @@ def check_type(key: str, value: Any, default: Any) -> None:
     raise UserError(
       f'config.{key} = {value!r}: must be {type(default).__name__}, not {type(value).__name__}'
     )
+
+
+_ALWAYS_READ = ('task', 'seed', 'distributed', 'dry_run', 'mesh.')
+_DATA = ('data.', 'phantom.', 'split.')
+_LOOP = ('train.log_every', 'train.steps_at_once')
+_CLASSIFIER = ('augment.', 'model.', 'train.')
+_GENERATORS = tuple(f'{name}.' for name in GENERATORS)
+_DECODING = ('data.', 'detection.', 'prior_fake', 'detector', 'input')
+# What each task reads, by how a key begins.
+_READ: dict[str, tuple[str, ...]] = {
+  'classifier': (*_DATA, *_CLASSIFIER),
+  **{name: (*_DATA, *_LOOP, f'{name}.') for name in GENERATORS},
+  'generate': (*_DATA, 'generate.'),
+  'evaluate': (*_DATA, 'checkpoint'),
+  'predict': ('data.', 'checkpoint', 'input'),
+  'export': ('checkpoint',),
+  'study': (*_DATA, *_CLASSIFIER, 'gan.', 'generate.', 'study.'),
+  'benchmark': ('data.', *_CLASSIFIER, 'gan.', 'benchmark.'),
+  'detector': (*_DATA, *_LOOP, *_GENERATORS, 'detection.', 'explain.', 'prior_fake'),
+  'detect': _DECODING,
+  'recalibrate': (*_DECODING, 'split.'),
+  'explain': (*_DECODING, 'explain.', 'checkpoint'),
+  'detector_bench': (
+    *(*_DATA, *_CLASSIFIER, *_GENERATORS),
+    *('detection.', 'bench.', 'explain.', 'prior_fake'),
+  ),
+}

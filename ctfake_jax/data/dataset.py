@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -125,7 +125,8 @@ def gather(
   if labelled:
     _check_labels(result)
     if mesh_lib.is_main_process():
-      _remark_on_alike(source.class_names)
+      for remark in alike_classes(source.class_names):
+        print(remark)
   return result
 
 
@@ -141,12 +142,19 @@ def _first(unreadable: Sequence[UnreadableImageError]) -> str:
   return '; '.join(str(error) for error in unreadable[:FEW_REASONS])
 
 
-def _remark_on_alike(class_names: Sequence[str]) -> None:
+def alike_classes(class_names: Sequence[str]) -> Iterator[str]:
+  """Remarks on classes whose names are nearly the same."""
   for names in layout.alike(class_names):
-    print(
+    yield (
       f'careful: the classes {", ".join(map(repr, names))} differ by case or spelling alone; if '
       'they are one, give them one name'
     )
+
+
+def check_classes(class_names: Sequence[str]) -> None:
+  """Raises UserError where there is nothing to tell apart."""
+  if len(class_names) < 2:
+    raise UserError(f'only one class ({", ".join(class_names)}): need at least two')
 
 
 def _say_what_is_missing(
@@ -187,7 +195,7 @@ def _read(
     except UnreadableImageError as error:
       _put_text(facts['words'][row], error.reason)
       continue
-    _put_text(facts['words'][row], '\n'.join(image.remarks))
+    _put_text(facts['words'][row], '\n'.join(view.remarks(image)))
     seen = view(image)
     facts['small'][row], facts['digests'][row] = look(seen)
     facts['readable'][row], facts['size'][row] = True, image.pixels.shape
@@ -248,8 +256,7 @@ def _check_labels(images: ImageSet) -> None:
       'sort them into class folders or give data.labels_csv'
     )
   counts = np.bincount(images.labels, minlength=len(images.class_names))
-  if len(counts) < 2:
-    raise UserError(f'only one class ({", ".join(images.class_names)}): need at least two')
+  check_classes(images.class_names)
   for name, count in zip(images.class_names, counts):
     if not count:
       raise UserError(f'class {name!r} has no readable image: remove it or add images')

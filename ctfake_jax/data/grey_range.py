@@ -10,11 +10,10 @@ import ml_collections
 import numpy as np
 
 from ctfake_jax import config as config_lib
-from ctfake_jax.data.preprocess import GreyRange
+from ctfake_jax.data.preprocess import LEAST_SHARE, GreyRange
 from ctfake_jax.runtime import mesh as mesh_lib
 from ctfake_jax.types import Source, UnreadableImageError, UserError
 
-LEAST_SHARE = 0.1  # of the type's range; sets that use less are not trained on in silence
 _SAMPLED = 200  # images
 _LEVELS = 65536  # of grey in [0, 1]
 _TAILS = 0.001  # of the pixels, at either end
@@ -34,12 +33,9 @@ def settle(data: ml_collections.ConfigDict, source: Source) -> str:
     data.grey_range = 'type' if data.grey_range == 'auto' else data.grey_range
     return ''
   found = ranges[0]
-  narrow = [r for r in ranges if r.share < LEAST_SHARE]
-  if data.grey_range == 'type' and narrow:
-    raise UserError(
-      f"config.data.grey_range = 'type': pictures use {narrow[0].share:.1%} of their type's range, "
-      f'{narrow[0]}, and would be nearly one grey; set --config.data.grey_range=auto to scale by '
-      'the range that the set uses'
+  if data.grey_range == 'type':
+    refuse_narrow(
+      ranges, 'set --config.data.grey_range=auto to scale by the range that the set uses'
     )
   if data.grey_range == 'auto':
     if not config_lib.parse_grey_range(str(found)):
@@ -50,6 +46,16 @@ def settle(data: ml_collections.ConfigDict, source: Source) -> str:
     scale = 'their type' if own else f'data.grey_range = {data.grey_range}'
     print(f'grey values use {found} ({found.share:.1%}); scaled by {scale}')
   return str(found)
+
+
+def refuse_narrow(ranges: list[GreyRange], remedy: str) -> None:
+  """Raises UserError where pictures that are scaled by their type use little of its range."""
+  for own in ranges:
+    if own.share < LEAST_SHARE:
+      raise UserError(
+        f"config.data.grey_range = 'type': pictures use {own.share:.1%} of their type's range, "
+        f'{own}, and would be nearly one grey; {remedy}'
+      )
 
 
 def find(source: Source) -> list[GreyRange]:

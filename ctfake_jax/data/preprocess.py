@@ -14,6 +14,10 @@ from PIL import Image
 from ctfake_jax import config as config_lib
 from ctfake_jax.types import Plane, Slice, UserError
 
+LEAST_SIDE = 0.5  # of the side that is seen; a detector's robustness is measured down to it
+LEAST_SHARE = 0.1  # of a type's range; pictures that use less are not taken in silence
+ONE_VALUE, TWO_VALUES = 'one grey value everywhere', 'two grey values only: a mask?'
+
 
 @dataclasses.dataclass(frozen=True)
 class GreyRange:
@@ -80,6 +84,31 @@ class Preprocess:
       f'is stored in values up to {image.white}, the range {self.grey} was found in values up to '
       f'{self.grey.white}; store all pictures alike'
     )
+
+  def remarks(self, image: Slice) -> tuple[str, ...]:
+    """What is odd about a slice that can be shown, its own remarks first."""
+    low, high = image.pixels.min(), image.pixels.max()
+    found = list(image.remarks)
+    if low == high:
+      found.append(ONE_VALUE)
+    elif ((image.pixels == low) | (image.pixels == high)).all():
+      found.append(TWO_VALUES)
+    elif image.unit == 'grey' and self.grey is None:
+      dark, bright = np.quantile(image.pixels[::4, ::4], (0.001, 0.999))
+      if bright - dark < LEAST_SHARE:
+        found.append("uses little of its type's range (12-bit CT in 16 bits?): see data.grey_range")
+    if self.shows_few(image.pixels.shape):
+      found.append(self.too_few)
+    return tuple(found)
+
+  def shows_few(self, shape: tuple[int, ...]) -> bool:
+    """Whether an image of `shape` has less than half the side that is seen."""
+    return min(shape) < LEAST_SIDE * self.size
+
+  @property
+  def too_few(self) -> str:
+    """A remark."""
+    return f'too few pixels: less than half of {self.size} x {self.size}'
 
   def __call__(self, image: Slice) -> np.ndarray:
     """float32[size, size, 1] in [-1, 1]."""

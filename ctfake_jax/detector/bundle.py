@@ -19,7 +19,7 @@ import ml_collections
 import numpy as np
 
 from ctfake_jax import config as config_lib
-from ctfake_jax.data.preprocess import Preprocess
+from ctfake_jax.data.preprocess import ONE_VALUE, TWO_VALUES, Preprocess
 from ctfake_jax.data.sources.sandboxed import Decoded
 from ctfake_jax.detector import calibration, training
 from ctfake_jax.detector.calibration import Scaling, Threshold
@@ -47,7 +47,6 @@ ALARMS = {
   'false-alarm rate may be higher',
 }
 BATCH_SIZE = 64
-LEAST_SHARE = 0.5  # of the side that the network sees; robustness is measured down to it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,14 +81,14 @@ class Detector:
 
   def obstacles(self, decoded: Decoded) -> list[str]:
     """Why no score could decide on this image."""
-    found, size, (height, width) = [], self.view.size, decoded.native_size
+    found = []
     if decoded.unit != self.unit:
       found.append(f'{decoded.unit} values, the detector learnt from {self.unit} values')
-    if min(height, width) < LEAST_SHARE * size:
-      found.append(f'{height} x {width} pixels are too few, the detector looks at {size} x {size}')
+    if self.view.shows_few(decoded.native_size):
+      found.append(self.view.too_few)
     if decoded.pixels is not None and decoded.pixels.min() == decoded.pixels.max():
-      found.append('one grey value everywhere')
-    return found
+      found.append(ONE_VALUE)
+    return found + [remark for remark in decoded.remarks if remark == TWO_VALUES]
 
   def examine(self, seen: Sequence[Decoded], prior: float) -> dict[str, np.ndarray]:
     """What is said of n decoded images, the only place where verdicts are made.
@@ -118,7 +117,10 @@ class Detector:
     obstacles = [[*self.obstacles(d), *self._outside(row)] for d, row in zip(seen, rows)]
     verdicts = [decide(*each) for each in zip(judged, obstacles, (d.synthetic for d in seen))]
     reasons = np.empty(len(seen), object)
-    reasons[:] = [(*d.remarks, *own, *_reasons(row)) for own, d, row in zip(obstacles, seen, rows)]
+    reasons[:] = [
+      tuple(dict.fromkeys((*d.remarks, *own, *_reasons(row))))
+      for own, d, row in zip(obstacles, seen, rows)
+    ]
     return {
       **found,
       'features': features,

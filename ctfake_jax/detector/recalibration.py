@@ -31,6 +31,7 @@ from ctfake_jax.workdir import files as workdir_lib
 ALARM = 0.01  # p-value
 PERMUTATIONS = 500
 COMPARED = 2000
+LOOSE = 3  # times the promised rate that the bound on it may be, without a word
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
@@ -57,6 +58,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     print(
       f'{new.threshold.groups} independent reals (patients or near-duplicate groups) are for '
       f'{promised:.2%} false alarms, not the {asked:.2%} asked for'
+    )
+  bound = new.threshold.rate_bound
+  if bound > LOOSE * promised:
+    print(
+      f'careful: {new.threshold.groups} independent reals promise {promised:.2%} false alarms on '
+      f'average, but this detector may raise up to {bound:.2%} (95 % confidence): more narrow it'
     )
   for name, alarm in results['alarms'].items():
     if alarm['raised']:

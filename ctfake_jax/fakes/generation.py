@@ -161,6 +161,12 @@ def _on_reals(config: ml_collections.ConfigDict) -> tuple[Fakes, Maker, dict]:
   if c.method == 'reconstructions':
     trained = sampling.load(Path(c.checkpoint))
   reals = dataset.load(config)
+  largest, side = int(reals.native_sizes.max()), config.data.image_size
+  if largest > side:
+    print(
+      f'what is made has {side} x {side} pixels, its originals up to {largest}: '
+      'data.image_size sets it'
+    )
   facts = {}
   if trained:
     _check_same_view(config, trained, reals)

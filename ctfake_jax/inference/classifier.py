@@ -21,11 +21,16 @@ from ctfake_jax.workdir import checkpoints
 from ctfake_jax.workdir import files as workdir_lib
 
 BATCH_SIZE = 64
+TRAINED_ON = 'trained_on.json'
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """A classifier ready for use: `trained.view(slice)` makes its input, `predict` its output."""
+  """A classifier ready for use: `trained.view(slice)` makes its input, `predict` its output.
+
+  Attributes:
+    trained_on: `fingerprints.digests` of the images that it learnt from or was chosen by.
+  """
 
   model: nn.Module
   variables: dict
@@ -33,6 +38,7 @@ class Trained:
   class_names: tuple[str, ...]
   unit: str
   view: Preprocess
+  trained_on: frozenset[str] = frozenset()
 
   @property
   def network(self) -> nn.Module:
@@ -55,7 +61,9 @@ def load(workdir: Path) -> Trained:
   model = registry.classifier(config.model, len(class_names))
   variables = checkpoints.restore_part(workdir, results['best_step'], 'ema')
   view = Preprocess.from_config(config.data)
-  return Trained(model, variables, config, class_names, saved['unit'], view)
+  seen = workdir / TRAINED_ON
+  trained_on = workdir_lib.read_json(seen)['digests'] if seen.exists() else ()
+  return Trained(model, variables, config, class_names, saved['unit'], view, frozenset(trained_on))
 
 
 def run(model: nn.Module, variables: dict, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

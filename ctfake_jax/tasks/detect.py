@@ -27,7 +27,8 @@ BATCH_SIZE = 64
 FEWEST_OF_A_BATCH = 5  # of images that can say where a batch comes from
 UNREADABLE = 'unreadable'
 COLUMNS = (
-  *('path', 'p_fake', 'verdict', 'score', 'threshold', 'false_alarm_rate', 'domain', 'reasons'),
+  *('path', 'p_fake', 'verdict', 'score', 'threshold', 'false_alarm_rate', 'domain'),
+  *('says_synthetic', 'reasons'),
 )
 
 
@@ -127,10 +128,12 @@ def _judge(waiting: list[Decoded], detector: Detector, prior: float) -> Iterator
   for decoded in waiting:
     path = workdir_lib.csv_safe(decoded.path)
     if decoded.pixels is None:
-      yield [path, '', UNREADABLE, '', *fixed, '', workdir_lib.csv_safe(decoded.reason)], False
+      reason = workdir_lib.csv_safe(decoded.reason)
+      yield [path, '', UNREADABLE, '', *fixed, '', '', reason], False
       continue
     judged = next(found)
     p_fake, score, domain = (f'{judged[name]:.6f}' for name in ('p_fake', 'score', 'domain'))
     reasons = '; '.join(judged['reasons'])
-    row = [path, p_fake, judged['verdict'], score, *fixed, domain, reasons]
+    says = 'YES' if decoded.synthetic else ''
+    row = [path, p_fake, judged['verdict'], score, *fixed, domain, says, reasons]
     yield row, bool(judged['outside'])

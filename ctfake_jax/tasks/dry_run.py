@@ -24,7 +24,7 @@ from ctfake_jax.detector_bench import methods
 from ctfake_jax.detector_bench import run as bench
 from ctfake_jax.models import registry
 from ctfake_jax.runtime import mesh as mesh_lib
-from ctfake_jax.train import classifier
+from ctfake_jax.train import classifier, loop
 from ctfake_jax.train.generator import FAMILIES
 
 TIMED_STEPS = 3
@@ -62,6 +62,11 @@ def describe(config: ml_collections.ConfigDict) -> Iterator[str]:
   if words := walker.in_words(getattr(source, 'skipped', {})):
     yield words
   yield from (f'  {name}: {counts[label]}' for label, name in enumerate(source.class_names))
+  dataset.check_classes(source.class_names)
+  yield from dataset.alike_classes(source.class_names)
+  parts = collections.Counter(record.split for record in source.records if record.split)
+  if parts:
+    yield 'parts as the source gives them: ' + ', '.join(f'{k} {n}' for k, n in parts.items())
   total = 0.0
   for job in jobs(config, len(source.class_names), len(source)):
     line, seconds = _cost(job, config.data.image_size)
@@ -75,6 +80,7 @@ def jobs(config: ml_collections.ConfigDict, classes: int, images: int) -> Iterat
   held_out = 1 / config.split.folds if config.split.folds else config.split.test_fraction
   train_images = round(images * (1 - held_out) * (1 - config.split.val_fraction))
   if config.task == 'classifier':
+    loop.check_batch_size('train.batch_size', config.train.batch_size, train_images)
     every = config.split.fold == config_lib.EVERY_FOLD
     yield _classifier_job(config, classes, train_images, config.split.folds if every else 1)
   if config.task == 'study':
@@ -87,6 +93,8 @@ def jobs(config: ml_collections.ConfigDict, classes: int, images: int) -> Iterat
     for _ in range(config.study.seeds):
       yield _generator_job(config_lib.for_stage(config, 'gan', 'gan'), classes)
   if config.task in FAMILIES:
+    batch_size = config[config.task].batch_size
+    loop.check_batch_size(f'{config.task}.batch_size', batch_size, train_images)
     yield _generator_job(config, classes)
   if config.task in _DETECTING:
     for name in detector_dataset.networks(config):

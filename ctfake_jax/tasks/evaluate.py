@@ -10,7 +10,8 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from ctfake_jax.data import dataset, splits
+from ctfake_jax.data import dataset, grey_range, splits
+from ctfake_jax.data.fingerprints import digests
 from ctfake_jax.evaluation import baselines, metrics
 from ctfake_jax.inference import classifier as inference
 from ctfake_jax.types import ImageSet, UserError
@@ -21,12 +22,23 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """Writes results.json: accuracy with its interval over groups, per class, AUROC, confusion."""
   workdir_lib.refuse_others(workdir, config)
   trained = inference.load(Path(config.checkpoint))
-  images = dataset.gather(dataset.open_source(config), trained.view, unit=trained.unit)
+  source = dataset.open_source(config)
+  if trained.view.grey is None:
+    remedy = 'the network was not trained on such: train one with data.grey_range=auto'
+    grey_range.refuse_narrow(grey_range.find(source), remedy)
+  images = dataset.gather(source, trained.view, unit=trained.unit)
   images = in_order_of(images, trained.class_names)
+  known = sum(name in trained.trained_on for name in digests(images))
+  if known:
+    print(
+      f'careful: {known} of {len(images)} images are among those that the network was trained on '
+      'or chosen by; the accuracy is not that on new images'
+    )
   by, groups = splits.group(images, config.split)
   results = {
     'data': baselines.describe(images),
     'groups_by': by,
+    'trained_on': known,
     **metrics.classification_report(
       images.labels,
       trained.predict(images.images),

@@ -19,7 +19,7 @@ import optax
 
 from ctfake_jax import config as config_lib
 from ctfake_jax.data import dataset, splits
-from ctfake_jax.data.fingerprints import identity
+from ctfake_jax.data.fingerprints import digests, identity
 from ctfake_jax.data.loader import open_feed
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.data.splits import Split
@@ -209,6 +209,8 @@ def fit(
   """
   workdir_lib.record_config(workdir, config, identity(images, Preprocess.from_config(config.data)))
   train, val = images.take(parts.train), images.take(parts.val)
+  trained_on = {'digests': sorted({*digests(train), *digests(val)})}
+  workdir_lib.write_json(workdir / inference.TRAINED_ON, trained_on)
   model = build(config, len(images.class_names))
   state, progress = _train(config, model, train, val, workdir)
   tested, predictions = test(model, state.ema, images, parts.test, parts.groups)
@@ -246,12 +248,7 @@ def build(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
 
 def _train(config, model, train: ImageSet, val: ImageSet, workdir: Path):
   batch_size = config.train.batch_size
-  mesh_lib.check_batch_size('train.batch_size', batch_size)
-  if len(train) < batch_size:
-    raise UserError(
-      f'config.train.batch_size = {batch_size}: only {len(train)} training images; '
-      'lower it or add data'
-    )
+  loop.check_batch_size('train.batch_size', batch_size, len(train))
   steps_per_epoch = max(1, len(train) // batch_size)
   tx = make_optimizer(config, steps_per_epoch)
   mesh = mesh_lib.data_mesh()

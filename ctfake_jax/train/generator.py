@@ -34,7 +34,7 @@ from ctfake_jax.inference.generator import make_sampler
 from ctfake_jax.runtime import mesh as mesh_lib
 from ctfake_jax.runtime import streams
 from ctfake_jax.train import autoencoder, diffusion, gan, loop, vae
-from ctfake_jax.types import ImageSet, UserError
+from ctfake_jax.types import ImageSet
 from ctfake_jax.workdir import files as workdir_lib
 
 FAMILIES: dict[str, ModuleType] = {
@@ -63,7 +63,8 @@ def fit(config: ml_collections.ConfigDict, images: ImageSet, parts: Split, workd
   """Trains on `parts.train`, keeps the generator nearest to `parts.val`; writes results.json."""
   workdir_lib.record_config(workdir, config, identity(images, Preprocess.from_config(config.data)))
   train, val = images.take(parts.train), images.take(parts.val)
-  _check_sizes(config, train)
+  batch_size = config[config.task].batch_size
+  loop.check_batch_size(f'{config.task}.batch_size', batch_size, len(train))
   networks = FAMILIES[config.task].build(config, len(images.class_names))
   state, progress = _train(config, networks, train, val, workdir)
   result = {
@@ -76,15 +77,6 @@ def fit(config: ml_collections.ConfigDict, images: ImageSet, parts: Split, workd
   }
   workdir_lib.write_json(workdir / 'results.json', result)
   return result
-
-
-def _check_sizes(config, train: ImageSet) -> None:
-  key, batch_size = f'{config.task}.batch_size', config[config.task].batch_size
-  mesh_lib.check_batch_size(key, batch_size)
-  if len(train) < batch_size:
-    raise UserError(
-      f'config.{key} = {batch_size}: only {len(train)} training images; lower it or add data'
-    )
 
 
 def _train(config, networks: Any, train: ImageSet, val: ImageSet, workdir: Path):

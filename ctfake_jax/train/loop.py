@@ -49,6 +49,15 @@ class Schedule:
     return self.at_once if done % self.at_once == 0 and quiet and last <= self.total else 1
 
 
+def check_batch_size(key: str, batch_size: int, images: int) -> None:
+  """Raises UserError where a batch cannot be split over the devices, or is more than all images."""
+  mesh_lib.check_batch_size(key, batch_size)
+  if images < batch_size:
+    raise UserError(
+      f'config.{key} = {batch_size}: only {images} training images; lower it or add data'
+    )
+
+
 def steps_at_once(train: ml_collections.ConfigDict) -> int:
   """As `config.train` says; by itself, as many as hide an accelerator's dispatch."""
   default = 1 if jax.default_backend() == 'cpu' else 10

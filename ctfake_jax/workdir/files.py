@@ -25,6 +25,11 @@ from ctfake_jax import config as config_lib
 from ctfake_jax.types import UserError
 
 COMMAND = 'command.json'
+_BEFORE_WORK = (
+  'config.json',
+  'split.json',
+  'trained_on.json',
+)  # what a run leaves before its first step
 # With their full-width twins.
 _FORMULAS = ('=', '+', '-', '@', '\t', '\r', '\n', '\uff1d', '\uff0b', '\uff0d', '\uff20')
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'ctfake-jax')
@@ -73,9 +78,12 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def record_config(workdir: Path, config: ml_collections.ConfigDict, facts: dict) -> None:
-  """Writes config.json with `facts`, or checks that a run here may go on with these keys."""
+  """Writes config.json with `facts`, or checks that a run here may go on with these keys.
+
+  A run that was stopped before it left anything else has not begun.
+  """
   path, resolved = workdir / 'config.json', config_lib.as_dict(config)
-  if path.exists():
+  if path.exists() and _begun(workdir):
     saved = read_json(path)
     if saved.get('data', facts.get('data')) != facts.get('data'):
       raise UserError(
@@ -89,6 +97,10 @@ def record_config(workdir: Path, config: ml_collections.ConfigDict, facts: dict)
       )
     _warn_of_another_machine(saved)
   write_json(path, {'config': resolved, **facts, **environment()})
+
+
+def _begun(workdir: Path) -> bool:
+  return any(p.name not in _BEFORE_WORK and not p.name.startswith('.') for p in workdir.iterdir())
 
 
 def _why_not_longer(changed: list[str]) -> str:

@@ -1,5 +1,6 @@
 """12-bit CT in 16-bit pictures: the range is found, said, recorded and never swapped in silence."""
 
+import dataclasses
 import struct
 import zlib
 
@@ -9,7 +10,13 @@ from PIL import Image
 
 from ctfake_jax import config as config_lib
 from ctfake_jax.data import dataset, grey_range
-from ctfake_jax.data.preprocess import GreyRange, Preprocess, from_uint8
+from ctfake_jax.data.preprocess import (
+  ONE_VALUE,
+  TWO_VALUES,
+  GreyRange,
+  Preprocess,
+  from_uint8,
+)
 from ctfake_jax.data.sources import array_record
 from ctfake_jax.data.sources.image_folder import FolderSource
 from ctfake_jax.data.sources.sandboxed import Limits, decode_all
@@ -168,3 +175,27 @@ def test_what_is_no_range_is_named(text):
 def test_a_range_maps_its_ends_and_clips():
   seen = GreyRange(100, 300, 1000)(np.float32([0, 0.1, 0.2, 0.3, 1]))
   np.testing.assert_allclose(seen, [0, 0, 0.5, 1, 1], atol=1e-6)
+
+
+def test_odd_pictures_are_remarked_one_by_one():
+  view = Preprocess(32, -600.0, 1500.0, 'crop')
+  ramp = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
+
+  def remarks(pixels, view=view):
+    return view.remarks(Slice(np.asarray(pixels, np.float32), 'grey', None, remarks=('own',)))
+
+  assert remarks(ramp) == ('own',)
+  assert remarks(0 * ramp)[1:] == (ONE_VALUE,)
+  assert remarks(ramp > 0.5)[1:] == (TWO_VALUES,)
+  assert remarks(ramp[:15, :40])[1:] == (view.too_few,)
+  (narrow,) = remarks(ramp / 16)[1:]
+  assert 'data.grey_range' in narrow
+  of_12_bits = dataclasses.replace(view, grey=GreyRange(0, 4095, 65535))
+  assert remarks(ramp / 16, of_12_bits) == ('own',)
+
+
+def test_pictures_that_use_little_of_their_range_are_not_evaluated():
+  narrow = [GreyRange(0, 200, 255), GreyRange(0, 4095, 65535)]
+  with pytest.raises(UserError, match=r'6\.2% .*; do this'):
+    grey_range.refuse_narrow(narrow, 'do this')
+  grey_range.refuse_narrow(narrow[:1], 'do this')

@@ -738,7 +738,7 @@ def test_an_image_that_no_score_can_decide_on_is_unsure(made):
   assert detector.obstacles(judgeable) == []
   for change, reason in [
     ({'unit': 'grey'}, 'grey values, the detector learnt from HU'),
-    ({'native_size': (40, 15)}, '40 x 15 pixels are too few, the detector looks at 32 x 32'),
+    ({'native_size': (40, 15)}, 'too few pixels: less than half of 32 x 32'),
     ({'pixels': np.full((32, 32), 7, np.uint8)}, 'one grey value everywhere'),
   ]:
     (found,) = detector.obstacles(dataclasses.replace(judgeable, **change))

@@ -41,7 +41,25 @@ def test_rows_after_the_restored_step_are_dropped(tmp_path):
   assert [row['step'] for row in workdir_files.read_rows(tmp_path / 'metrics.jsonl')] == [1, 2]
 
 
+def test_a_run_that_was_refused_has_not_begun(tmp_path):
+  """What keeps it from running is mended in the same workdir."""
+  config = config_lib.defaults()
+  workdir_files.record_config(tmp_path, config, {})
+  workdir_files.write_json(tmp_path / 'split.json', {})
+  config.train.batch_size += 1
+  workdir_files.record_config(tmp_path, config, {})
+  begin(tmp_path)
+  config.train.batch_size += 1
+  with pytest.raises(UserError, match=r'train\.batch_size'):
+    workdir_files.record_config(tmp_path, config, {})
+
+
+def begin(workdir):
+  (workdir / 'metrics.jsonl').touch()
+
+
 def test_a_config_may_change_where_it_is_safe_only(tmp_path):
+  begin(tmp_path)
   config = config_lib.defaults()
   config.train.schedule = 'constant'
   workdir_files.record_config(tmp_path, config, {'class_names': ['a', 'b']})
@@ -69,6 +87,7 @@ def test_a_finished_stage_is_kept_until_its_config_changes(tmp_path):
 
 
 def test_going_on_with_other_threads_warns(tmp_path, capsys, monkeypatch):
+  begin(tmp_path)
   workdir_files.record_config(tmp_path, config_lib.defaults(), {})
   workdir_files.record_config(tmp_path, config_lib.defaults(), {})
   assert not capsys.readouterr().err
@@ -79,6 +98,7 @@ def test_going_on_with_other_threads_warns(tmp_path, capsys, monkeypatch):
 
 def test_other_images_in_a_begun_workdir_are_refused(tmp_path):
   config = config_lib.defaults()
+  begin(tmp_path)
   workdir_files.record_config(tmp_path, config, {'data': 'abc'})
   with pytest.raises(UserError, match='other images'):
     workdir_files.record_config(tmp_path, config, {'data': 'abd'})

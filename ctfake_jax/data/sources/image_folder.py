@@ -7,7 +7,7 @@ asked for, so a broken one is found at `source[i]`, which raises `UnreadableImag
 What a file becomes:
   8-bit grey v / 255, 16-bit grey v / 65535, 12-bit TIFF v / 4095, 1-bit 0 or 1;
   colour and palettes the luma 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601-7, section 2.5.1), of
-  which Pillow keeps the upper 8 bits where a channel has 16; alpha is ignored;
+  which Pillow keeps the upper 8 bits where a channel has 16; alpha is left out, with a remark;
   float TIFF as it is, if finite and within [0, 1]; WhiteIsZero TIFF turned so that 1 is white;
   EXIF and TIFF orientation are applied.
 Refused, with the reason: several pages or frames in one file (which of them bears the label is
@@ -28,6 +28,7 @@ _DICOM_AMONG_PICTURES = (
   'is DICOM among pictures; keep DICOM in a folder of its own and read it as DICOM'
 )
 _FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP')
+SEE_THROUGH = 'its transparency is left out'
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF 6.0, section 8
 
 
@@ -107,7 +108,8 @@ class FolderSource:
     except UnreadableImageError:
       raise
     except Exception as error:  # Pillow's parsers let through whatever a broken file sets off.
-      raise UnreadableImageError(shown, _reason(error)) from error
+      path = self._root / self.records[index].path
+      raise UnreadableImageError(shown, _reason(error, path)) from error
 
   def _list_what_is_refused(self, entries: list[walker.Entry]) -> None:
     for entry in entries:
@@ -160,10 +162,18 @@ def _decode(path: pathlib.Path, shown: str, max_pixels: int) -> Slice:
     tags = dict(getattr(image, 'tag_v2', {}))
     bits = _significant_bits(path) if image.format == 'PNG' else None
     white = _white(image.mode, tags)
+    remarks = (SEE_THROUGH,) if _see_through(image) else ()
     pixels = _grey(ImageOps.exif_transpose(image), tags)
   if not (pixels.min() >= 0 and pixels.max() <= 1):  # so written that NaN fails too
     raise UnreadableImageError(shown, 'has float values outside [0, 1] or NaN; rescale them')
-  return Slice(pixels, 'grey', None, white, bits)
+  return Slice(pixels, 'grey', None, white, bits, remarks)
+
+
+def _see_through(image: Image.Image) -> bool:
+  """Whether its alpha channel hides something."""
+  if not image.has_transparency_data:
+    return False
+  return bool(np.asarray(image.convert('RGBA').getchannel('A')).min() < 255)
 
 
 def _white(mode: str, tags: dict) -> int:
@@ -214,9 +224,13 @@ def _luma(image: Image.Image) -> np.ndarray:
   return rgb @ np.array([299, 587, 114], np.float32) / np.float32(255 * 1000)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, path: pathlib.Path) -> str:
   """What went wrong, without the file's absolute path."""
   if isinstance(error, UnidentifiedImageError):
+    if program := walker.packed_by(path):
+      return f'is packed by {program}: unpack it'
+    if path.suffix.lower() not in walker.PICTURE_SUFFIXES:
+      return f'is neither DICOM nor a {", ".join(_FORMATS)} file'
     return f'is not a readable {", ".join(_FORMATS)} file; replace or remove it'
   if isinstance(error, OSError) and error.strerror:
     return f'cannot be read ({error.strerror})'

@@ -21,11 +21,16 @@ _PARTS = {
 # What may stand before or after: train_data, Training set, testing-images, dataset_val, Test01.
 _AROUND = '(?:data|sets?|images?|imgs?|img|pictures|slices|scans?|ct|split|png|jpe?g|dicom|dcm)*'
 _PART = re.compile(f'{_AROUND}({"|".join(sorted(_PARTS, key=len, reverse=True))}){_AROUND}')
+_FOLD = re.compile(r'(?:k-?|cv[-_ ]?)?(?:folds?|splits?)[-_ ]?\d+', re.IGNORECASE)
 # Words of parts without a fixed meaning; too short ones are left to the user.
 _NEARLY = {'trn', 'tst', 'eval', 'evaluation', 'holdout', 'heldout', 'unseen'}
 _MASKS = re.compile('masks?|segmentations?|annotations?|groundtruths?')
 # These are masks beside what is called images only.
 _PERHAPS_MASKS = re.compile('labels?|segs?|gts?|contours?|overlays?|rois?|targets?')
+_MASK_SUFFIX = re.compile(
+  r'(.+?)[-_. ]?(?:masks?|segmentations?|segs?|annotations?|labels?|gts?|contours?|rois?)',
+  re.IGNORECASE,
+)
 _IMAGES = re.compile(
   '(?:ct|original|source|raw)*(?:images?|imgs?|pictures?|pics?|photos?|scans?|slices?|cts?|data|raw)'
 )
@@ -133,8 +138,12 @@ def refuse_empty(layout: Layout, filled: set[str], remark: str) -> None:
 def refuse_masks(root: str, paths: Iterable[str], chosen: Sequence[str] = ()) -> None:
   """Raises UserError where images at `paths` lie in a folder of masks beside other images.
 
+  Or where one is called as another and a word for masks, `1_mask.png` beside `1.png`.
+
   Folders in `chosen`, the classes that the user named, are taken at their word.
   """
+  paths = list(paths)
+  _refuse_masks_by_name(root, paths)
   beside: dict[tuple[str, ...], set[str]] = {}
   for path in paths:
     folders = tuple(path.split('/'))
@@ -144,16 +153,38 @@ def refuse_masks(root: str, paths: Iterable[str], chosen: Sequence[str] = ()) ->
   for parent, names in sorted(beside.items()):
     images = any(_IMAGES.fullmatch(_letters(name)) for name in names) or '' in names
     for name in sorted(names - {'', *chosen}):
-      sure = any(_MASKS.fullmatch(word) for word in _words(name)) or _MASKS.fullmatch(
-        _letters(name)
-      )
-      if len(names) > 1 and (sure or (images and _PERHAPS_MASKS.fullmatch(_letters(name)))):
+      if len(names) > 1 and _says_masks(name, perhaps=images):
         others = ', '.join(repr(walker.shown(n)) for n in sorted(names - {name, ''})[:3])
         raise UserError(
           f'{root}: {walker.shown("/".join((*parent, name)))!r} looks like masks or annotations, '
-          f'beside {others or "images"}; name the folders that hold classes with '
-          "--config.data.classes=\"('a','b')\", or give a folder without it"
+          f'beside {others or "images"}; {_remedy(parent)}'
         )
+
+
+def _says_masks(name: str, *, perhaps: bool) -> bool:
+  words = [*_words(name), _letters(name)]
+  return any(_MASKS.fullmatch(w) or (perhaps and _PERHAPS_MASKS.fullmatch(w)) for w in words)
+
+
+def _remedy(parent: tuple[str, ...]) -> str:
+  if parent:  # below a class: its folder is taken whole
+    return 'move the masks out of the folder of the class'
+  return (
+    "name the folders that hold classes with --config.data.classes=\"('a','b')\", or give a "
+    'folder without it'
+  )
+
+
+def _refuse_masks_by_name(root: str, paths: Iterable[str]) -> None:
+  """Raises UserError where a file is called as another one beside it, and a word for masks."""
+  stems = {path.rpartition('.')[0]: path for path in paths}
+  for stem, path in stems.items():
+    found = _MASK_SUFFIX.fullmatch(stem)
+    if found and found[1] in stems:
+      raise UserError(
+        f'{root}: {walker.shown(path)!r} looks like a mask of {walker.shown(stems[found[1]])!r}; '
+        'keep masks in another folder'
+      )
 
 
 def alike(names: Iterable[str]) -> list[tuple[str, ...]]:
@@ -197,6 +228,12 @@ def _refuse_unclear(root: str, tops: Sequence[str]) -> None:
     raise UserError(
       f'{root}: split folders ({_names(parts)}) lie beside others ({_names(others)});'
       ' use either split/class/image or class/image throughout, or name the classes wanted with'
+      " --config.data.classes=\"('a','b')\""
+    )
+  if len(others) > 1 and all(_FOLD.fullmatch(name) for name in others):
+    raise UserError(
+      f'{root}: {_names(others)} look like folds, which are not classes; put the images of each '
+      'class into one folder (split.folds makes folds), or, if these are classes, name them with'
       " --config.data.classes=\"('a','b')\""
     )
   seeming = {name: _mentioned(name) for name in others if _mentioned(name)}

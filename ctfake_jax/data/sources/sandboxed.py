@@ -245,7 +245,7 @@ def _see(source: Source, index: int, view: Preprocess) -> Decoded:
     found,
     path=record.provenance,
     patient_id=record.patient_id,
-    remarks=image.remarks,
+    remarks=view.remarks(image),
     synthetic=image.synthetic,
   )
 

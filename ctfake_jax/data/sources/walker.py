@@ -34,6 +34,9 @@ _UNSHOWABLE = ('Cc', 'Cs', 'Zl', 'Zp')
 _TURNS = frozenset('\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069')
 
 
+_ARCHIVES = {b'\x1f\x8b': 'gzip', b'PK\x03\x04': 'zip', b'BZh': 'bzip2', b'\xfd7zXZ': 'xz'}
+
+
 class Entry(NamedTuple):
   """Something below the root.
 
@@ -101,6 +104,13 @@ def say(skipped: Mapping[str, int]) -> None:
   """Prints `in_words`, where there is something to say."""
   if words := in_words(skipped):
     print(words, flush=True)
+
+
+def packed_by(path: Path) -> str:
+  """The program that packed a file, by its first bytes; '' where it is no archive."""
+  with path.open('rb') as file:
+    head = file.read(5)
+  return next((name for magic, name in _ARCHIVES.items() if head.startswith(magic)), '')
 
 
 def shown(path: str) -> str:

@@ -143,6 +143,28 @@ def test_grey_stored_in_another_type_gives_the_same_numbers(tmp_path, mode):
   np.testing.assert_array_equal(decode(path), values / np.float32(255))
 
 
+@pytest.mark.parametrize(('alpha', 'remarks'), [(255, ()), (7, (image_folder.SEE_THROUGH,))])
+def test_transparency_that_is_left_out_is_remarked(tmp_path, alpha, remarks):
+  put(tmp_path / 'x.png', Image.new('RGBA', (2, 3), (1, 2, 3, alpha)))
+  source = image_folder.FolderSource(tmp_path, max_pixels=LIMIT, unlabelled_ok=True)
+  assert source[0].remarks == remarks
+
+
+@pytest.mark.parametrize(
+  ('name', 'content', 'reason'),
+  [
+    ('x.png', b'\x1f\x8b\x08\x00', 'is packed by gzip: unpack it'),
+    ('x.png', b'text', 'is not a readable PNG'),
+    ('notes.txt', b'text', 'is neither DICOM nor a PNG'),
+  ],
+)
+def test_what_is_no_picture_is_named_as_what_it_is(tmp_path, name, content, reason):
+  (tmp_path / name).write_bytes(content)
+  source = image_folder.FolderSource(tmp_path / name, max_pixels=LIMIT, unlabelled_ok=True)
+  with pytest.raises(UnreadableImageError, match=reason):
+    source[0]
+
+
 def test_palette_with_transparency(tmp_path):
   image = Image.new('P', (2, 1))
   image.putpalette([255, 0, 0, 0, 0, 255])

@@ -206,6 +206,10 @@ def test_parts_are_read_from_either_kind(tmp_path, source_of):
     (['train_fold1/a/x', 'test_fold1/a/x'], 'look like parts'),
     (['images/x', 'annotations/x'], r'looks like masks.*data\.classes'),
     (['a/images/x', 'a/masks/x', 'b/x'], 'looks like masks'),
+    (['a/x', 'a/lung_seg/x', 'b/x'], 'looks like masks.*move the masks out'),
+    (['a/x', 'a/x_mask', 'b/x'], r"'a/x_mask\S*' looks like a mask of 'a/x"),
+    (['a/1', 'b/2', 'b/2-Segmentation'], 'looks like a mask of'),
+    (['fold1/a/x', 'fold2/a/x'], 'look like folds.*split.folds'),
   ],
 )
 def test_what_looks_like_parts_or_masks_and_cannot_be_is_refused(

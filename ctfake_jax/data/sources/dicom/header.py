@@ -23,6 +23,7 @@ from pydicom.datadict import dictionary_description
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 
+from ctfake_jax.data.sources import walker
 from ctfake_jax.types import Plane, Unit, Vector
 
 # A whole chest in 32 pixels has up to 16 mm a pixel; anything far above that is a mistake.
@@ -85,6 +86,8 @@ def read(
   path: pathlib.Path, max_pixels: int, *, stop_before_pixels: bool = False
 ) -> pydicom.Dataset:
   """A file's attributes, pixels still encoded; raises pydicom's and `RefusalError`."""
+  if program := walker.packed_by(path):
+    raise RefusalError(f'is packed by {program}: unpack it')
   try:
     meta = read_file_meta_info(path)
   except InvalidDicomError:
