@@ -20,7 +20,7 @@ from PIL import Image
 from ctfake_jax import config as config_lib
 from ctfake_jax.data import splits
 from ctfake_jax.data.dataset import gather, load
-from ctfake_jax.data.preprocess import Preprocess, to_uint8
+from ctfake_jax.data.preprocess import TWO_VALUES, Preprocess, to_uint8
 from ctfake_jax.data.sources.sandboxed import Decoded, seen
 from ctfake_jax.detector import (
   audit,
@@ -740,6 +740,7 @@ def test_an_image_that_no_score_can_decide_on_is_unsure(made):
     ({'unit': 'grey'}, 'grey values, the detector learnt from HU'),
     ({'native_size': (40, 15)}, 'too few pixels: less than half of 32 x 32'),
     ({'pixels': np.full((32, 32), 7, np.uint8)}, 'one grey value everywhere'),
+    ({'remarks': (TWO_VALUES,)}, 'a mask?'),
   ]:
     (found,) = detector.obstacles(dataclasses.replace(judgeable, **change))
     assert reason in found
@@ -754,12 +755,21 @@ def test_patients_of_a_site_are_its_folders_where_that_is_said(made, tmp_path):
     (tmp_path / f'patient{i % 2}' / 'study').mkdir(parents=True, exist_ok=True)
     Image.fromarray(to_uint8(image[..., 0])).save(tmp_path / f'patient{i % 2}/study/{i}.png')
   Image.new('L', (32, 32)).save(tmp_path / 'patient0' / 'black.png')
+  mask = Image.fromarray((np.eye(32) * 255).astype(np.uint8))
+  mask.save(tmp_path / 'patient0' / 'lung.png')
   _, images = recalibration.reals(config, detector)
   by, groups = splits.group(images, config.split)
   assert (by, groups.tolist()) == ('patient', [0, 0, 0, 1, 1, 1])
-  assert [error.path for error in images.unreadable] == ['patient0/black.png']
+  assert [e.path for e in images.unreadable] == ['patient0/black.png', 'patient0/lung.png']
   with pytest.raises(UserError, match=r'no image can be taken; patient0/black\.png: grey values'):
     recalibration.reals(config, bundle.load(made[0]))
+  mask.save(tmp_path / 'patient0' / 'study' / '0_mask.png')
+  Image.fromarray(np.arange(1024, dtype=np.uint8).reshape(32, 32)).save(
+    tmp_path / 'patient0' / 'study' / '2_seg.png'
+  )
+  with pytest.raises(UserError, match=r"2_seg\.png' looks like a mask"):
+    recalibration.reals(config, detector)
+  (tmp_path / 'patient0' / 'study' / '2_seg.png').unlink()
   shutil.copyfile(tmp_path / 'patient0' / 'study' / '0.png', tmp_path / 'whose.png')
   with pytest.raises(UserError, match=r'whose\.png lies in no folder of a patient'):
     recalibration.reals(config, detector)
