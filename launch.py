@@ -42,8 +42,16 @@ def _mistake(error: Exception) -> str:
   if reason[:1] in ('"', "'") and reason[-1:] == reason[:1]:
     reason = reason[1:-1]
   if isinstance(error, (KeyError, AttributeError)):
-    reason = f'no such key in the config: {reason}; --keys lists them'
+    reason = f'no such key in the config: {reason}; --keys lists them{_new_names()}'
   return 'flags: ' + reason.replace('\\n', '; ').replace("\\'", "'")
+
+
+def _new_names() -> str:
+  """What keys of the command line are called today."""
+  from ctfake_jax.config import RENAMED
+
+  given = [argument.partition('=')[0].removeprefix('--config.') for argument in sys.argv]
+  return ''.join(f'; {key} is now {RENAMED[key]}' for key in given if key in RENAMED)
 
 
 def main(argv: list[str]) -> int:

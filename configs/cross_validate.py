@@ -24,13 +24,13 @@ def get_config():
   config.augment.scale = 0.05
   config.augment.rotate_degrees = 4.0
   config.augment.intensity = 0.05
-  config.augment.sharp = 0.5
+  config.augment.integer_shift_fraction = 0.5
   config.model.cnn.widths = (32, 48, 96, 192, 256)
   config.model.cnn.stem_stride = 2  # halves the image at once
   config.model.cnn.convs = (1, 2)
   config.model.views = 5
   config.train.epochs = 30
   config.train.eval_every_epochs = 5
-  config.train.choose = 'last'
+  config.train.select_checkpoint = 'last'
   config.train.label_smoothing = 0.1
   return config

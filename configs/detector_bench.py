@@ -18,7 +18,7 @@ def get_config():
   config.bench.methods = tuple(m for m in config_lib.BENCH_METHODS if m not in LARGE)
   config.phantom.patients = 500
   config.phantom.slices_per_patient = 2
-  config.detection.fakes_to_learn = config.detection.fakes_per_family = 150
+  config.detection.train_fakes_per_family = config.detection.eval_fakes_per_family = 150
   config.gan.width = 16
   config.gan.batch_size = 32
   config.gan.updates = 800

@@ -20,7 +20,7 @@ def get_config():
   config.gan.eval_every = 1000
   config.gan.augment = True
   config.gan.schedule = 'cosine'
-  config.gan.label_loss = 0.0
+  config.gan.aux_classifier_weight = 0.0
   config.vae.width = 32
   config.vae.updates = 2000
   config.vae.eval_every = 1000

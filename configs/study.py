@@ -21,7 +21,7 @@ def get_config():
   config.gan.batch_size = 16
   config.gan.augment = False
   config.gan.eval_every = 500
-  config.augment.sharp = 0.5
+  config.augment.integer_shift_fraction = 0.5
   config.train.epochs = 14
   config.train.eval_every_epochs = 2
   config.study.seeds = 3

@@ -21,12 +21,14 @@ def get_config():
   config.augment.scale = 0.05
   config.augment.rotate_degrees = 4.0
   config.augment.intensity = 0.05
-  config.augment.sharp = 0.5
+  config.augment.integer_shift_fraction = 0.5
   config.gan.width = 64
   config.gan.batch_size = 16
   config.gan.updates = 6000
   config.gan.ema_decay = 0.999
-  config.gan.label_loss = 0.0  # at 0.3 labels are clearer, but the images lie farther from reals
+  config.gan.aux_classifier_weight = (
+    0.0  # at 0.3 labels are clearer, but the images lie farther from reals
+  )
   config.gan.eval_every = 500
   config.study.per_model.mobilenetv2.learning_rate = 5e-3
   config.study.per_model.resnet50.folds = 1

@@ -75,6 +75,7 @@ def test_without_arguments_it_says_what_can_be_run():
     ('cnn', ['--config.train.batch_size=0'], 'config.train.batch_size = 0'),
     ('cnn', ['--config.train.epoch=3'], '--keys lists them'),
     ('cnn', ['--config.data.image_size=33.5'], 'image_size'),
+    ('cnn', ['--config.augment.sharp=0.5'], 'is now augment.integer_shift_fraction'),
     ('cnn', ['--config.data.source=folders', '--config.data.path=nowhere'], 'nowhere'),
     ('cnn', ['stray'], 'stray'),
     ('no_such_config', [], 'no_such_config.py: no such file'),

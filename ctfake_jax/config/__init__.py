@@ -14,6 +14,7 @@ from ctfake_jax.config.names import (
   GENERATORS,
   METHODS_ON_REALS,
   MODELS,
+  RENAMED,
   TASKS,
 )
 from ctfake_jax.config.rules import (
@@ -42,6 +43,7 @@ __all__ = [
   'KEYS',
   'METHODS_ON_REALS',
   'MODELS',
+  'RENAMED',
   'SCHEDULES',
   'TASKS',
   'as_dict',

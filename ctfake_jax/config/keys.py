@@ -205,7 +205,7 @@ KEYS: dict[str, Key] = {
   'augment.shift': Key(0.06, between(0, 0.5), 'of the side, each way'),
   'augment.scale': Key(0.1, between(0, 0.5), '1 +- this'),
   'augment.rotate_degrees': Key(8.0, between(0, 180), 'each way'),
-  'augment.sharp': Key(
+  'augment.integer_shift_fraction': Key(
     0.0, between(0, 1), 'share of images that move by whole pixels only: resampling blurs'
   ),
   'augment.flip': Key(False, EITHER, 'left-right; a chest is not symmetric'),
@@ -251,7 +251,7 @@ KEYS: dict[str, Key] = {
   'train.class_weights': Key(True, EITHER, 'loss weighted by inverse class frequency'),
   'train.ema_decay': Key(0.99, between(0, 0.99999), 'moving average of parameters; 0: off'),
   'train.eval_every_epochs': Key(1, at_least(1), 'between two looks at the validation part'),
-  'train.choose': Key(
+  'train.select_checkpoint': Key(
     'loss',
     one_of('loss', 'last'),
     'checkpoint: the least validation loss, or the last, for small val parts',
@@ -266,7 +266,7 @@ KEYS: dict[str, Key] = {
   'gan.width': Key(64, between(1, 512), 'channels next to the image'),
   'gan.latent': Key(100, between(1, 4096), 'numbers that an image is made from'),
   'gan.conditional': Key(True, EITHER, 'both networks see the label'),
-  'gan.label_loss': Key(
+  'gan.aux_classifier_weight': Key(
     0.3, between(0, 100), "weight of the cross-entropy of reals' classes, if conditional; 0: off"
   ),
   'gan.learning_rate_generator': Key(2e-4, between(1e-8, 1), 'peak'),
@@ -332,8 +332,8 @@ KEYS: dict[str, Key] = {
   'detection.ignore_leaks': Key(
     False, EITHER, 'go on though shortcuts tell real from fake', may_change=True
   ),
-  'detection.fakes_to_learn': Key(1000, at_least(8), 'of each family, for the network'),
-  'detection.fakes_per_family': Key(
+  'detection.train_fakes_per_family': Key(1000, at_least(8), 'of each family, for the network'),
+  'detection.eval_fakes_per_family': Key(
     300, at_least(8), 'in each other part that needs some, at most one a real'
   ),
   'detection.width': Key(48, between(1, 512), 'channels next to the image, at half its resolution'),
@@ -367,7 +367,7 @@ KEYS: dict[str, Key] = {
     BENCH_METHODS, some_of(*BENCH_METHODS), 'columns of the table', may_change=True
   ),
   'bench.network_updates': Key(400, at_least(1), "of each network beside the shipped detector's"),
-  'bench.winners_seeds': Key(3, at_least(1), 'trainings of the two best methods', may_change=True),
+  'bench.top_two_seeds': Key(3, at_least(1), 'trainings of the two best methods', may_change=True),
   'explain.count': Key(16, at_least(1), 'images, the first of the input', may_change=True),
   'explain.stage': Key('', TEXT, "of Grad-CAM; '': the deepest of use", may_change=True),
   'explain.superpixels': Key(48, between(2, 10000), 'of LIME', may_change=True),
@@ -376,7 +376,7 @@ KEYS: dict[str, Key] = {
   ),
   'input': Key('', TEXT, 'predict, detect, explain, recalibrate: image or folder'),
   'detector': Key('', TEXT, 'detect, explain, recalibrate: workdir of a detector'),
-  'prior_fake': Key(
+  'fake_prevalence': Key(
     0.5, between(1e-6, 1 - 1e-6), 'detector, detect: share of fakes that p_fake assumes'
   ),
   'checkpoint': Key('', TEXT, 'predict, evaluate, explain, export: workdir of the training'),

@@ -40,3 +40,13 @@ BENCH_METHODS = (
 # Scanners of the phantom.
 SCANNERS = ('A', 'B', 'C', 'D')
 EVERY_FOLD = -1  # of split.fold: each in turn, pooled
+# Keys that had another name once, in records and commands of before.
+RENAMED = {
+  'augment.sharp': 'augment.integer_shift_fraction',
+  'train.choose': 'train.select_checkpoint',
+  'gan.label_loss': 'gan.aux_classifier_weight',
+  'prior_fake': 'fake_prevalence',
+  'detection.fakes_to_learn': 'detection.train_fakes_per_family',
+  'detection.fakes_per_family': 'detection.eval_fakes_per_family',
+  'bench.winners_seeds': 'bench.top_two_seeds',
+}

@@ -66,10 +66,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
     raise UserError('config.split.random_labels = True: a control of single classifiers only')
   if config.task == 'detector_bench' and config.detection.fakes_folder:
     raise UserError('config.detection.fakes_folder: the bench makes its own fakes; leave it empty')
-  if config.train.choose == 'last' and config.train.early_stop_evals:
+  if config.train.select_checkpoint == 'last' and config.train.early_stop_evals:
     raise UserError(
       f'config.train.early_stop_evals = {config.train.early_stop_evals}: the last checkpoint is '
-      'asked for; set train.choose=loss, or early_stop_evals=0'
+      'asked for; set train.select_checkpoint=loss, or early_stop_evals=0'
     )
   if config.task == 'study':
     _check_study(config)
@@ -165,7 +165,7 @@ _DATA = ('data.', 'phantom.', 'split.')
 _LOOP = ('train.log_every', 'train.steps_at_once')
 _CLASSIFIER = ('augment.', 'model.', 'train.')
 _GENERATORS = tuple(f'{name}.' for name in GENERATORS)
-_DECODING = ('data.', 'detection.', 'prior_fake', 'detector', 'input')
+_DECODING = ('data.', 'detection.', 'fake_prevalence', 'detector', 'input')
 # What each task reads, by how a key begins.
 _READ: dict[str, tuple[str, ...]] = {
   'classifier': (*_DATA, *_CLASSIFIER),
@@ -176,12 +176,12 @@ _READ: dict[str, tuple[str, ...]] = {
   'export': ('checkpoint',),
   'study': (*_DATA, *_CLASSIFIER, 'gan.', 'generate.', 'study.'),
   'benchmark': ('data.', *_CLASSIFIER, 'gan.', 'benchmark.'),
-  'detector': (*_DATA, *_LOOP, *_GENERATORS, 'detection.', 'explain.', 'prior_fake'),
+  'detector': (*_DATA, *_LOOP, *_GENERATORS, 'detection.', 'explain.', 'fake_prevalence'),
   'detect': _DECODING,
   'recalibrate': (*_DECODING, 'split.'),
   'explain': (*_DECODING, 'explain.', 'checkpoint'),
   'detector_bench': (
     *(*_DATA, *_CLASSIFIER, *_GENERATORS),
-    *('detection.', 'bench.', 'explain.', 'prior_fake'),
+    *('detection.', 'bench.', 'explain.', 'fake_prevalence'),
   ),
 }

@@ -5,6 +5,7 @@ from typing import Any
 import ml_collections
 
 from ctfake_jax.config.keys import KEYS, defaults, leaves
+from ctfake_jax.config.names import RENAMED
 from ctfake_jax.config.rules import check_record, check_type
 from ctfake_jax.types import UserError
 
@@ -20,8 +21,13 @@ def differing_keys(old: dict, new: dict) -> list[str]:
 
   A key that was unknown when a config was saved had its default.
   """
-  a, b = ({**dict(leaves(defaults())), **dict(leaves(config))} for config in (old, new))
+  a, b = (_resolved(config) for config in (old, new))
   return sorted(k for k in a.keys() | b.keys() if _plain(a.get(k)) != _plain(b.get(k)))
+
+
+def _resolved(config: dict) -> dict[str, Any]:
+  """Dotted keys by today's names, with defaults for those that the config lacks."""
+  return {**dict(leaves(defaults())), **{RENAMED.get(k, k): v for k, v in leaves(config)}}
 
 
 def changed_keys(old: dict, new: dict) -> list[str]:
@@ -32,7 +38,7 @@ def changed_keys(old: dict, new: dict) -> list[str]:
 def _may_change(key: str, old: dict, new: dict) -> bool:
   if key not in SCHEDULES:
     return key in KEYS and KEYS[key].may_change
-  configs = [{**dict(leaves(defaults())), **dict(leaves(config))} for config in (old, new)]
+  configs = [_resolved(config) for config in (old, new)]
   constant = all(values[SCHEDULES[key]] == 'constant' for values in configs)
   # A warmup is cut to half of a short training.
   whole = key != 'train.epochs' or all(2 * v['train.warmup_epochs'] <= v[key] for v in configs)
@@ -63,7 +69,11 @@ def as_dict(config: ml_collections.ConfigDict) -> dict:
 def from_dict(saved: dict) -> ml_collections.ConfigDict:
   """The config that `as_dict` wrote, on top of today's defaults; raises as `check_record`."""
   config, known = defaults(), dict(leaves(defaults()))
-  values = {k: tuple(v) if isinstance(v, list) else v for k, v in leaves(saved) if v is not None}
+  values = {
+    RENAMED.get(k, k): tuple(v) if isinstance(v, list) else v
+    for k, v in leaves(saved)
+    if v is not None
+  }
   if unknown := sorted(values.keys() - known.keys()):
     raise UserError(
       f'a recorded config has keys that this version does not know ({", ".join(unknown)}): use the '

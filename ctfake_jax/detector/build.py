@@ -119,9 +119,9 @@ def calibrate(
 
 def test(detector: Detector, shown: Exhibits, config: ml_collections.ConfigDict) -> dict:
   """Figures on images that nothing was fitted to, judged as `detect` judges them."""
-  found = detector.examine(shown.decoded(detector.view, detector.unit), config.prior_fake)
+  found = detector.examine(shown.decoded(detector.view, detector.unit), config.fake_prevalence)
   scores, fake = found['score'], shown.fake
-  probability, prior = found['p_fake'], config.prior_fake
+  probability, prior = found['p_fake'], config.fake_prevalence
   error = {
     'value': calibration.calibration_error(probability, fake, prior, shown.groups),
     'ci95': calibration.calibration_interval(probability, fake, shown.groups, prior),
@@ -173,7 +173,7 @@ def reasons(
   detector: Detector, shown: Exhibits, config: ml_collections.ConfigDict, workdir: Path
 ) -> dict:
   """Explains images of each family; leaves pictures in explanations/ and says how true they are."""
-  c, witness = config.explain, detector.witness(config.prior_fake)
+  c, witness = config.explain, detector.witness(config.fake_prevalence)
   rows: list[dict] = []
   stage = witness.stage(config.data.image_size, c.stage)
   options = {'superpixels': c.superpixels, 'samples': c.lime_samples, 'seed': config.seed}

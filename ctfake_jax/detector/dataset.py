@@ -241,13 +241,13 @@ def gather(
 ) -> Exhibits:
   """The reals of a part, the strangers' fakes for it, and fakes of each of `detection.families`.
 
-  All in the class mix of the part's reals. To learn from, `detection.fakes_to_learn`, several of a
-  real where need be; elsewhere `detection.fakes_per_family`, at most as many as there are reals.
-  The threshold needs none.
+  All in the class mix of the part's reals. To learn from, `detection.train_fakes_per_family`,
+  several of a real where need be; elsewhere `detection.eval_fakes_per_family`, at most as many as
+  there are reals. The threshold needs none.
   """
   own, c = reals.images.take(reals.parts[part]), config.detection
   data = fingerprint(own)
-  count = c.fakes_to_learn if part == 'learn' else min(c.fakes_per_family, len(own))
+  count = c.train_fakes_per_family if part == 'learn' else min(c.eval_fakes_per_family, len(own))
   sets = [reals.show(part, REAL)]
   if others and part != REALS_ALONE:
     sets.append(others.show(part, FOLDER))

@@ -131,7 +131,7 @@ def recalibrate(
   asked = calibration.asked_rate(config, old.threshold.false_alarm_rate)
   rate = calibration.nearest_rate(groups, asked)
   _refuse_rare_alarms(rate, len(old.reference))
-  found = old.examine(seen, config.prior_fake)
+  found = old.examine(seen, config.fake_prevalence)
   one = calibration.one_per_group(np.arange(len(seen)), groups, config.seed)
   features = found['features'][one]
   usual = site_adaptation.usual_scores(old.learnt, old.reference, len(features), config.seed)

@@ -143,7 +143,7 @@ def _cell(
   folder = workdir / 'cells' / name / unit / f'seed{seed}'
   own = ml_collections.ConfigDict(config.to_dict())
   # A cell depends on neither the other methods nor on how many seeds winners get.
-  own.bench.methods, own.bench.winners_seeds = (name,), 1
+  own.bench.methods, own.bench.top_two_seeds = (name,), 1
   return workdir_lib.once(
     folder, own, lambda: _measure_cell(own, shown, workdir, folder, name, unit, seed)
   )
@@ -175,14 +175,16 @@ def _judge(config, scorer: Scorer, seen: dict[str, Exhibits], test: Exhibits, fo
   decoded = test.decoded(Preprocess.from_config(config.data), unit='')
   views = from_uint8(np.stack([d.views[1:] for d in decoded]))[..., None]
   re_encoded = np.stack([scorer.score(views[:, i]) for i in range(views.shape[1])], 1)
-  judged, _ = calibration.verdicts(scores, re_encoded, scaling, threshold.value, config.prior_fake)
+  judged, _ = calibration.verdicts(
+    scores, re_encoded, scaling, threshold.value, config.fake_prevalence
+  )
   fake, alarm, verdicts, kept = test.fake, scores > threshold.value, judged, None
   if scorer.within_domain:
     known = domain.fit(seen['learn'], seen['choose'], reals.images[one], config.seed)
     outside = known.scores(domain.features_of(test.images)) > known.limit
     verdicts = np.where(outside, calibration.UNSURE, judged)
     kept = _kept(judged[fake], outside[fake])
-  probability = scaling.p_fake(scores, config.prior_fake)
+  probability = scaling.p_fake(scores, config.fake_prevalence)
   folder.mkdir(parents=True, exist_ok=True)
   np.savez(folder / 'scores.npz', allow_pickle=False, scores=scores, fake=fake, groups=test.groups)
   found = scores[fake] > _limit(rate, scores[~fake])
@@ -198,12 +200,15 @@ def _judge(config, scorer: Scorer, seen: dict[str, Exhibits], test: Exhibits, fo
     'kept': kept,
     'unsure': float((verdicts == calibration.UNSURE).mean()),
     'calibration_error_before': calibration.calibration_error(
-      calibration.UNSCALED.p_fake(scores, config.prior_fake), fake, config.prior_fake, test.groups
+      calibration.UNSCALED.p_fake(scores, config.fake_prevalence),
+      fake,
+      config.fake_prevalence,
+      test.groups,
     )
     if scorer.logits
     else None,
     'calibration_error': calibration.calibration_error(
-      probability, fake, config.prior_fake, test.groups
+      probability, fake, config.fake_prevalence, test.groups
     ),
     'ms_per_image': 1e3 * seconds / len(test),
     'parameters': scorer.parameters,
@@ -271,7 +276,7 @@ def _winners(config, shown, workdir: Path, results: dict) -> dict | None:
   by_seed = {
     name: [
       _row({unit: _cell(config, shown, workdir, name, unit, seed) for unit in results['units']})
-      for seed in range(config.seed, config.seed + config.bench.winners_seeds)
+      for seed in range(config.seed, config.seed + config.bench.top_two_seeds)
     ]
     for name in best
   }

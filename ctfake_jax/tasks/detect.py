@@ -51,7 +51,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   with open(unfinished, 'w', newline='', encoding='utf-8') as handle:
     writer = csv.writer(handle)
     writer.writerow(COLUMNS)
-    rows = _rows(images, detector, config.prior_fake)
+    rows = _rows(images, detector, config.fake_prevalence)
     for row, elsewhere in progress_bar.bar('judging', rows):
       counts[row[COLUMNS.index('verdict')]] += 1
       outside += elsewhere
@@ -72,7 +72,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     'calibration_groups': threshold.groups,
     'guarantee': threshold.guarantee,
     'warnings': warnings,
-    'prior_fake': config.prior_fake,
+    'fake_prevalence': config.fake_prevalence,
     'seconds': time.perf_counter() - begun,
   }
   workdir_lib.sign(workdir, config)

@@ -92,7 +92,7 @@ def summon(config: ml_collections.ConfigDict) -> Explained:
   if config.detector:
     folder = Path(config.detector)
     detector = bundle.load(folder)
-    witness = detector.witness(config.prior_fake)
+    witness = detector.witness(config.fake_prevalence)
     return Explained(witness, detector.view, detector.obstacles, bundle.warnings(folder))
   trained = inference.load(Path(config.checkpoint))
 

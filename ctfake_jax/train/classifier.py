@@ -259,7 +259,7 @@ def _train(config, model, train: ImageSet, val: ImageSet, workdir: Path):
     logits, _ = inference.run(model, state.ema, val.images)
     accuracy = float((logits.argmax(-1) == val.labels).mean())
     loss = float(optax.softmax_cross_entropy_with_integer_labels(logits, val.labels).mean())
-    score = step if config.train.choose == 'last' else -loss
+    score = step if config.train.select_checkpoint == 'last' else -loss
     return score, {'accuracy': accuracy, 'loss': loss}
 
   return loop.run(

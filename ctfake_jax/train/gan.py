@@ -161,8 +161,9 @@ def _discriminator_loss(discriminator: nn.Module, c: ml_collections.ConfigDict) 
   """(params, statistics, reals, fakes, key) -> (loss, (statistics, metrics)).
 
   Told only whether an image is real, a discriminator soon stops looking at the label beside it,
-  and so does the generator. `label_loss` has the projection name the class of every real (of the
-  auxiliary classifier of Odena et al. 2017, arXiv:1610.09585, the half that sees no fakes).
+  and so does the generator. `aux_classifier_weight` has the projection name the class of every
+  real (of the auxiliary classifier of Odena et al. 2017, arXiv:1610.09585, the half that sees no
+  fakes).
   """
 
   def loss_of(params, stats, real, fake, key):
@@ -177,7 +178,7 @@ def _discriminator_loss(discriminator: nn.Module, c: ml_collections.ConfigDict) 
     if 'class_logits' in features:
       logits = features['class_logits']
       named = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-      loss += c.label_loss * named.mean()
+      loss += c.aux_classifier_weight * named.mean()
       metrics['accuracy_label'] = (logits.argmax(-1) == labels).mean()
     return loss, (stats, {'loss_discriminator': loss, **metrics})
 

@@ -240,6 +240,23 @@ def test_saved_configs_come_back():
   assert config_lib.as_dict(config_lib.from_dict(saved)) == saved
 
 
+@pytest.mark.parametrize(('old', 'new'), config_lib.RENAMED.items())
+def test_a_record_with_an_old_name_is_read(old, new):
+  saved = dict(config_lib.leaves(config_lib.as_dict(config_lib.defaults())))
+  before = config_lib.defaults()
+  records = {**saved, old: saved.pop(new)}
+  nested: dict = {}
+  for key, value in records.items():
+    if key != new:
+      *sections, name = key.split('.')
+      place = nested
+      for section in sections:
+        place = place.setdefault(section, {})
+      place[name] = value
+  assert config_lib.as_dict(config_lib.from_dict(nested)) == config_lib.as_dict(before)
+  assert config_lib.changed_keys(nested, config_lib.as_dict(before)) == []
+
+
 @pytest.mark.parametrize('source', ['phantom', 'folders', 'dicom', 'tfds'])
 @pytest.mark.parametrize('task', config_lib.TASKS)
 def test_a_record_needs_no_paths(task, source):
@@ -301,6 +318,6 @@ def test_a_stage_keeps_only_what_it_reads():
 
 def test_the_last_checkpoint_leaves_nothing_to_stop_for():
   config = config_lib.defaults()
-  config.train.choose, config.train.early_stop_evals = 'last', 3
+  config.train.select_checkpoint, config.train.early_stop_evals = 'last', 3
   with pytest.raises(UserError, match=r'config\.train\.early_stop_evals = 3'):
     config_lib.validate(config)

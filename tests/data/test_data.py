@@ -298,7 +298,7 @@ def test_augmentation_is_seeded_and_bounded(tiny_config):
 
 
 def test_sharp_images_move_by_whole_pixels(tiny_config):
-  tiny_config.augment.sharp = 1.0
+  tiny_config.augment.integer_shift_fraction = 1.0
   tiny_config.augment.intensity = 0.0
   images = np.asarray(jax.random.normal(jax.random.key(0), (64, 16, 16, 1))).clip(-1, 1)
   moved = augmented(tiny_config, images=images)
@@ -315,7 +315,7 @@ def test_no_image_is_kept_sharp_by_default(tiny_config):
 
 
 def test_the_share_of_sharp_images_is_as_asked(tiny_config):
-  tiny_config.augment.sharp = 0.25
+  tiny_config.augment.integer_shift_fraction = 0.25
   images = np.asarray(jax.random.uniform(jax.random.key(0), (2000, 8, 8, 1)))
   tiny_config.augment.intensity = 0.0
   sharp = [

@@ -52,7 +52,7 @@ def tiny():
   config.detection.families = ('blended', 'copied')
   config.detection.width, config.detection.updates = 4, 30
   config.detection.eval_every, config.detection.batch_size = 15, 16
-  config.detection.false_alarm_rate, config.detection.fakes_to_learn = 0.1, 100
+  config.detection.false_alarm_rate, config.detection.train_fakes_per_family = 0.1, 100
   config.explain.lime_samples = 32
   return config
 

@@ -21,7 +21,7 @@ def parts(tmp_path_factory):
   config = config_lib.defaults()
   config.task, config.phantom.patients, config.phantom.slices_per_patient = 'detector', 300, 1
   config.detection.families = ('blended', 'copied')
-  config.detection.fakes_to_learn = 100
+  config.detection.train_fakes_per_family = 100
   reals = detector_dataset.originals(config)
   folder = tmp_path_factory.mktemp('domain')
   names = ('learn', 'choose', 'threshold', 'test')

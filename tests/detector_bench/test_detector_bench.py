@@ -115,12 +115,12 @@ def test_a_tiny_table_end_to_end(tmp_path):
   config.task = 'detector_bench'
   config.phantom.patients, config.phantom.slices_per_patient = 60, 2
   config.detection.families = ('blended', 'copied')
-  config.detection.false_alarm_rate, config.detection.fakes_to_learn = 0.1, 100
+  config.detection.false_alarm_rate, config.detection.train_fakes_per_family = 0.1, 100
   config.detection.width, config.detection.updates = 4, 20
   config.detection.eval_every, config.detection.batch_size = 20, 16
   config.model.cnn.widths, config.train.epochs, config.train.batch_size = (4,), 1, 16
   config.bench.methods = ('fall_of_50', 'neighbours', 'svm', 'reservoir', 'cnn', 'detector')
-  config.bench.network_updates, config.bench.winners_seeds = 20, 1
+  config.bench.network_updates, config.bench.top_two_seeds = 20, 1
   config_lib.validate(config)
   results = bench.run(config, tmp_path)
   assert list(results['rows']) == list(config.bench.methods)

@@ -297,7 +297,7 @@ def test_early_stop_ends_a_run(tiny_config, images, tmp_path):
 def test_the_least_loss_or_the_last_checkpoint_is_kept(choose, tiny_config, images, tmp_path):
   # So high a rate that the first epoch is the best by far.
   tiny_config.train.learning_rate, tiny_config.train.schedule = 3.0, 'constant'
-  tiny_config.train.epochs, tiny_config.train.choose = 4, choose
+  tiny_config.train.epochs, tiny_config.train.select_checkpoint = 4, choose
   result = fit(tiny_config, images, tmp_path)
   losses = {row['step']: row['val/loss'] for row in rows(tmp_path) if 'val/loss' in row}
   expected = max(losses) if choose == 'last' else min(losses, key=losses.get)
@@ -359,7 +359,7 @@ def test_a_gan_step_moves_both_networks_and_is_deterministic(gan_config):
 @pytest.mark.slow
 def test_the_label_loss_is_the_cross_entropy_of_the_reals_classes(gan_config):
   losses = []
-  for gan_config.gan.label_loss in (0.0, 3.0):
+  for gan_config.gan.aux_classifier_weight in (0.0, 3.0):
     step, state, data = gan_step(gan_config)
     losses.append(float(step(state, data, jax.random.key(0))[1]['loss_discriminator']))
   # Embeddings start near zero, so that both classes are as likely.

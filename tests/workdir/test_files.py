@@ -77,12 +77,12 @@ def test_a_finished_stage_is_kept_until_its_config_changes(tmp_path):
   assert workdir_files.once(tmp_path, config, dict) == {'made': 1}
   # Written before a key was known.
   recorded = workdir_files.read_json(tmp_path / 'config.json')
-  del recorded['config']['augment']['sharp']
+  del recorded['config']['augment']['integer_shift_fraction']
   workdir_files.write_json(tmp_path / 'config.json', recorded)
   assert workdir_files.once(tmp_path, config, dict) == {'made': 1}
-  config.augment.sharp = 0.25
+  config.augment.integer_shift_fraction = 0.25
   assert workdir_files.once(tmp_path, config, dict) == {}
-  config.augment.sharp, config.train.epochs = 0.0, config.train.epochs + 1
+  config.augment.integer_shift_fraction, config.train.epochs = 0.0, config.train.epochs + 1
   assert workdir_files.once(tmp_path, config, dict) == {}
 
 

@@ -15,7 +15,7 @@ def augment(images: jax.Array, key: jax.Array, config: ml_collections.ConfigDict
   """A random variant of each image within the bounds of `config.augment`."""
   # One draw for all: each call of a generator is much code to compile.
   *geometry, contrast, brightness, blur = jax.random.uniform(key, (8, len(images)), minval=-1.0)
-  sharp = (1 + blur) / 2 < config.sharp
+  sharp = (1 + blur) / 2 < config.integer_shift_fraction
   images = _resample(images, _inverse_maps(geometry, sharp, images, config))
   gain, offset = 1 + config.intensity * contrast, config.intensity * brightness
   return jnp.clip(images * gain[:, None, None, None] + offset[:, None, None, None], -1, 1)
