@@ -11,7 +11,7 @@ import numpy as np
 
 from ctfake_jax.data import grey_range
 from ctfake_jax.data.fingerprints import DIGEST_BYTES, SMALL_SIDE, Survey, look
-from ctfake_jax.data.lazy_images import StoredImages
+from ctfake_jax.data.lazy_images import LazyImages
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.data.sources import layout, walker
 from ctfake_jax.runtime import mesh as mesh_lib
@@ -113,7 +113,7 @@ def gather(
   _say_remarks(records)
   images = facts['images'] if found.all() else facts['images'][indices]
   result = ImageSet(
-    images=StoredImages(source, view, indices, survey) if stream else images,
+    images=LazyImages(source, view, indices, survey) if stream else images,
     labels=np.array([record.label for record in records], np.int32),
     records=records,
     native_sizes=facts['size'][indices],

@@ -9,7 +9,7 @@ from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.types import Source
 
 
-class StoredImages:
+class LazyImages:
   """Stands for float32[n, h, w, 1] in [-1, 1]; only the rows that are indexed are ever read.
 
   `images[3]`, `images[a:b]` and `images[rows]` decode; `subset(rows)` does not. An image that
@@ -43,6 +43,6 @@ class StoredImages:
     del copy
     return self[:].astype(dtype or np.float32, copy=False)
 
-  def subset(self, rows: np.ndarray) -> 'StoredImages':
+  def subset(self, rows: np.ndarray) -> 'LazyImages':
     """The images at `rows`, still unread."""
-    return StoredImages(self._source, self._view, self._indices[rows], self.survey.take(rows))
+    return LazyImages(self._source, self._view, self._indices[rows], self.survey.take(rows))

@@ -27,16 +27,16 @@ BATCHES_AHEAD = 8
 
 
 class Feed(Protocol):
-  """`take(resident, ticket)` is traced into the step and gives {image f32[b, h, w, 1], label}."""
+  """Where batches {image f32[b, h, w, 1], label} come from; the step traces `get_batch`."""
 
   @property
-  def resident(self) -> Any:
+  def device_data(self) -> Any:
     """Arrays that stay on the devices for the whole run."""
 
-  def tickets(self, start: int) -> Iterator[Any]:
-    """What each step from `start` on hands to `take`, already on the devices."""
+  def batch_indices(self, start: int) -> Iterator[Any]:
+    """What each step from `start` on hands to `get_batch`, already on the devices."""
 
-  def take(self, resident: Any, ticket: Any) -> dict[str, jax.Array]:
+  def get_batch(self, device_data: Any, indices: Any) -> dict[str, jax.Array]:
     """The batch of a step."""
 
 
@@ -80,45 +80,45 @@ def _room(mesh: Mesh) -> float:
 
 
 class DeviceFeed:
-  """All images on every device; a ticket is the rows of a batch, gathered inside the step."""
+  """All images on every device; `indices` are the rows of a batch, gathered inside the step."""
 
   def __init__(self, mesh: Mesh, images: ImageSet, batch_size: int, seed: int):
     everywhere = mesh_lib.replicated(mesh)
-    self.resident = jax.device_put(
+    self.device_data = jax.device_put(
       {'image': encode(images.images), 'label': images.labels}, everywhere
     )
     self._rows = functools.partial(rows_at, count=len(images), batch_size=batch_size, seed=seed)
     self._sharding = NamedSharding(mesh, PartitionSpec('data'))
 
-  def tickets(self, start: int) -> Iterator[jax.Array]:
+  def batch_indices(self, start: int) -> Iterator[jax.Array]:
     """Rows int32[b] of each step, split over the devices."""
     step = start
     while True:
       yield _place(self._sharding, self._rows(step))
       step += 1
 
-  def take(self, resident: dict, ticket: jax.Array) -> dict[str, jax.Array]:
+  def get_batch(self, device_data: dict, indices: jax.Array) -> dict[str, jax.Array]:
     """Each device gathers its own rows."""
-    return {'image': decode(resident['image'][ticket]), 'label': resident['label'][ticket]}
+    return {'image': decode(device_data['image'][indices]), 'label': device_data['label'][indices]}
 
 
 class HostFeed:
   """Images in host memory or on disk; threads read and place the batches of the next steps."""
 
   def __init__(self, mesh: Mesh, images: ImageSet, batch_size: int, seed: int):
-    self.resident: dict = {}
+    self.device_data: dict = {}
     self._images, self._batch_size, self._seed = images, batch_size, seed
     self._sharding = NamedSharding(mesh, PartitionSpec('data'))
 
-  def tickets(self, start: int) -> Iterator[dict[str, jax.Array]]:
+  def batch_indices(self, start: int) -> Iterator[dict[str, jax.Array]]:
     """Codes and labels of each step, split over the devices."""
     steps = grain.MapDataset.range(start, np.iinfo(np.int32).max).map(self._batch)
     yield from steps.to_iter_dataset(grain.ReadOptions(READ_THREADS, BATCHES_AHEAD))
 
-  def take(self, resident: dict, ticket: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The ticket is the batch."""
-    del resident
-    return {'image': decode(ticket['image']), 'label': ticket['label']}
+  def get_batch(self, device_data: dict, indices: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """`indices` are the batch themselves."""
+    del device_data
+    return {'image': decode(indices['image']), 'label': indices['label']}
 
   def _batch(self, step: int) -> dict[str, jax.Array]:
     rows = rows_at(step, len(self._images), self._batch_size, self._seed)

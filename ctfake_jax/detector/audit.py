@@ -15,7 +15,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from ctfake_jax.data import file_facts
 from ctfake_jax.data.fingerprints import look
 from ctfake_jax.data.preprocess import resize
-from ctfake_jax.detector.dataset import FOLDER, REAL, Exhibits
+from ctfake_jax.detector.dataset import FOLDER, REAL, DetectorDataset
 from ctfake_jax.evaluation import metrics
 from ctfake_jax.runtime import streams
 from ctfake_jax.types import UserError
@@ -29,7 +29,7 @@ SAME = 0.995  # correlation of 32x32 pixels from which a fake is a copy of a rea
 GREY_NAMES = ('minimum', 'maximum', 'levels', 'low_tail', 'high_tail', 'border_mean', 'border_std')
 
 
-def audit(shown: Exhibits, seed: int) -> dict:
+def audit(shown: DetectorDataset, seed: int) -> dict:
   """For each family the AUROC of what should tell nothing, and the fact that tells most.
 
   Returns:
@@ -101,7 +101,7 @@ def grey_facts(images: np.ndarray) -> np.ndarray:
   )
 
 
-def _audit_family(shown: Exhibits, seed: int) -> dict:
+def _audit_family(shown: DetectorDataset, seed: int) -> dict:
   rng = streams.generator(seed, 'random labels')
   thumbnails = np.stack([resize(image, THUMBNAIL).ravel() for image in shown.images[..., 0]])
   greys = grey_facts(shown.images)
@@ -147,7 +147,7 @@ def _loudest(files: np.ndarray | None, greys: np.ndarray, fake: np.ndarray) -> s
   return None
 
 
-def _copies(shown: Exhibits) -> int:
+def _copies(shown: DetectorDataset) -> int:
   """Whole-image fakes that are one of the reals again: a generator that has memorised.
 
   What was rebuilt from a real, and so is of its group, is meant to resemble it.

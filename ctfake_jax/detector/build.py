@@ -25,7 +25,7 @@ from ctfake_jax.detector import (
 )
 from ctfake_jax.detector import dataset as detector_dataset
 from ctfake_jax.detector.bundle import Detector
-from ctfake_jax.detector.dataset import FOLDER, REAL, Exhibits
+from ctfake_jax.detector.dataset import FOLDER, REAL, DetectorDataset
 from ctfake_jax.evaluation import attribution, baselines, metrics
 from ctfake_jax.fakes import families as fakes
 from ctfake_jax.models import registry
@@ -40,7 +40,7 @@ SHOWN = 2  # images of each family whose verdict is explained
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """Makes the detector directory; returns what results.json holds."""
   reals = detector_dataset.originals(config)
-  others = detector_dataset.strangers(config, reals)
+  others = detector_dataset.external_fakes(config, reals)
   images = reals.images
   calibration.refuse_few_groups(
     reals.groups[reals.parts['threshold']], calibration.asked_rate(config)
@@ -89,7 +89,7 @@ def calibrate(
   images: ImageSet,
   model: nn.Module,
   variables: dict,
-  shown: dict[str, Exhibits],
+  shown: dict[str, DetectorDataset],
 ) -> Detector:
   """Score from `learn` and `choose`, p_fake from `scale`, threshold from reals of `threshold`."""
   learn, choose = shown['learn'], shown['choose']
@@ -117,7 +117,7 @@ def calibrate(
   )
 
 
-def test(detector: Detector, shown: Exhibits, config: ml_collections.ConfigDict) -> dict:
+def test(detector: Detector, shown: DetectorDataset, config: ml_collections.ConfigDict) -> dict:
   """Figures on images that nothing was fitted to, judged as `detect` judges them."""
   found = detector.examine(shown.decoded(detector.view, detector.unit), config.fake_prevalence)
   scores, fake = found['score'], shown.fake
@@ -148,7 +148,7 @@ def test(detector: Detector, shown: Exhibits, config: ml_collections.ConfigDict)
   }
 
 
-def _domain_shares(detector: Detector, found: dict, shown: Exhibits, seed: int) -> dict:
+def _domain_shares(detector: Detector, found: dict, shown: DetectorDataset, seed: int) -> dict:
   """Shares that lie outside of the domain; of reals also as other sites show them."""
   elsewhere = domain.with_other_looks(shown.of(REAL).images, streams.seed(seed, 'test of domain'))
   scores = detector.domain.scores(domain.features_of(elsewhere))
@@ -160,7 +160,7 @@ def _domain_shares(detector: Detector, found: dict, shown: Exhibits, seed: int) 
   }
 
 
-def _patch_auroc(patches: np.ndarray, shown: Exhibits, family: str) -> float | None:
+def _patch_auroc(patches: np.ndarray, shown: DetectorDataset, family: str) -> float | None:
   """How well the patch map tells the synthetic part of a local edit from the rest, pooled."""
   if family == FOLDER or not fakes.FAMILIES[family].local:
     return None
@@ -170,7 +170,7 @@ def _patch_auroc(patches: np.ndarray, shown: Exhibits, family: str) -> float | N
 
 
 def reasons(
-  detector: Detector, shown: Exhibits, config: ml_collections.ConfigDict, workdir: Path
+  detector: Detector, shown: DetectorDataset, config: ml_collections.ConfigDict, workdir: Path
 ) -> dict:
   """Explains images of each family; leaves pictures in explanations/ and says how true they are."""
   c, witness = config.explain, detector.witness(config.fake_prevalence)
@@ -199,7 +199,7 @@ def _verdict_shares(verdicts: np.ndarray, rows: np.ndarray, groups: np.ndarray) 
   }
 
 
-def _counts(shown: Exhibits) -> dict:
+def _counts(shown: DetectorDataset) -> dict:
   names, counts = np.unique(shown.families.astype(str), return_counts=True)
   return dict(zip(names.tolist(), counts.tolist()))
 

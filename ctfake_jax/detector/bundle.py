@@ -25,7 +25,7 @@ from ctfake_jax.detector import calibration, training
 from ctfake_jax.detector.calibration import Scaling, Threshold
 from ctfake_jax.detector.discriminant import Learnt, with_discriminant
 from ctfake_jax.detector.domain import Domain, coarse_features
-from ctfake_jax.evaluation.attribution import Witness
+from ctfake_jax.evaluation.attribution import ExplainableModel
 from ctfake_jax.models import registry
 from ctfake_jax.models.patch_net import DISCRIMINANT, LAST_COMMON_STAGE, scores_of_parts
 from ctfake_jax.runtime import batching
@@ -137,7 +137,7 @@ class Detector:
       f'to {self.domain.limit:.1f} are usual): recalibrate on originals like it'
     ]
 
-  def witness(self, prior: float) -> Witness:
+  def witness(self, prior: float) -> ExplainableModel:
     """The detector as one that can be asked for reasons; its one answer is `fake`."""
 
     def judge(images):
@@ -147,20 +147,20 @@ class Detector:
     def patch_map(images):
       return training.judge(self.model, self.variables, images)[2]
 
-    def judge_parts(image, kept):
+    def predict_masked(image, kept):
       def judged(_, part):
         return scores_of_parts(self.model, self.variables, image, part)
 
       scores = batching.run(judged, kept, batch_size=training.BATCH_SIZE)
       return self.scaling.p_fake(scores, prior)[:, None]
 
-    return Witness(
+    return ExplainableModel(
       self.model,
       self.variables,
       judge,
       ('fake',),
       patch_map,
-      judge_parts,
+      predict_masked,
       usual_stage=LAST_COMMON_STAGE,
     )
 

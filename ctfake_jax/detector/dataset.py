@@ -35,11 +35,11 @@ PARTS = {'learn': 0.45, 'choose': 0.08, 'scale': 0.1, 'threshold': 0.22, 'test':
 REALS_ALONE = 'threshold'  # the part without fakes
 WITH_FAKES = {part: share for part, share in PARTS.items() if part != REALS_ALONE}
 REAL, FOLDER = 'real', 'folder'
-LEAST_STRANGERS = 4  # of somebody's fakes in each part
+LEAST_EXTERNAL_FAKES = 4  # of somebody's fakes in each part
 
 
 @dataclasses.dataclass(frozen=True)
-class Exhibits:
+class DetectorDataset:
   """n images of one part.
 
   Attributes:
@@ -47,7 +47,7 @@ class Exhibits:
     fake: bool[n].
     families: str[n], 'real' or the family.
     groups: int[n].
-    labels: int[n], the originals' class, or that asked of a fake; -1 for strangers' fakes.
+    labels: int[n], the originals' class, or that asked of a fake; -1 for external fakes.
     masks: bool[n, h, w], what is synthetic: nothing of a real, all of a sample.
     file_facts: f64[n, 7] as `data.file_facts` names them, NaN for images that are no files.
     stored: object[n], a function () -> f[h, w], grey levels in [0, 1] at the size that the image is
@@ -66,11 +66,11 @@ class Exhibits:
   def __len__(self) -> int:
     return len(self.fake)
 
-  def take(self, rows: np.ndarray) -> 'Exhibits':
+  def take(self, rows: np.ndarray) -> 'DetectorDataset':
     """The images at `rows` (indices or bool[n])."""
-    return Exhibits(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
+    return DetectorDataset(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
 
-  def of(self, *families: str) -> 'Exhibits':
+  def of(self, *families: str) -> 'DetectorDataset':
     """The images of these families."""
     return self.take(np.isin(self.families, families))
 
@@ -102,14 +102,14 @@ class Stock:
     parts = self.parts
     return Split(parts['learn'], parts['choose'], parts['test'], self.groups, 'detector')
 
-  def show(self, part: str, family: str) -> Exhibits:
+  def show(self, part: str, family: str) -> DetectorDataset:
     """All images of a part, as stored in 8 bits."""
     rows = self.parts[part]
     own = self.images.take(rows)
     fake = family != REAL
     pixels = controls.through_png(np.asarray(own.images))
     paths = [record.path for record in own.records]
-    return Exhibits(
+    return DetectorDataset(
       pixels,
       np.full(len(rows), fake),
       np.full(len(rows), family, dtype=object),
@@ -139,7 +139,7 @@ def originals(config: ml_collections.ConfigDict) -> Stock:
   return Stock(images, groups, deal(groups, config.seed), root, source, view)
 
 
-def strangers(config: ml_collections.ConfigDict, reals: Stock) -> Stock | None:
+def external_fakes(config: ml_collections.ConfigDict, reals: Stock) -> Stock | None:
   """The fakes in `detection.fakes_folder`, dealt by near-duplicates; None where it is not set.
 
   A fake that is a near-duplicate of an original, as an edit of it is, joins its group and part.
@@ -161,11 +161,12 @@ def strangers(config: ml_collections.ConfigDict, reals: Stock) -> Stock | None:
   for part, dealt in _dealt(groups[own], WITH_FAKES, config.seed).items():
     joined = np.isin(groups, reals.groups[reals.parts[part]]) & ~own
     parts[part] = np.sort(np.concatenate([rows[dealt], np.nonzero(joined)[0]]))
-  few = [part for part, found in parts.items() if len(found) < LEAST_STRANGERS]
+  few = [part for part, found in parts.items() if len(found) < LEAST_EXTERNAL_FAKES]
   if few:
     raise UserError(
       f'config.detection.fakes_folder = {folder}: {len(images)} pictures give fewer than '
-      f'{LEAST_STRANGERS} to the parts {", ".join(few)} (near-duplicates stay together); add fakes'
+      f'{LEAST_EXTERNAL_FAKES} to the parts {", ".join(few)} (near-duplicates stay together); '
+      'add fakes'
     )
   return Stock(images, groups, parts, Path(folder), source, view)
 
@@ -208,7 +209,7 @@ def train_generators(config: ml_collections.ConfigDict, reals: Stock, workdir: P
   for name in networks(config):
     own, folder = generator_config(config, name), generator_dir(workdir, name)
     make = functools.partial(generator.fit, own, reals.images, split, folder)
-    workdir_lib.once(folder, own, make)
+    workdir_lib.run_stage_once(folder, own, make)
 
 
 def networks(config: ml_collections.ConfigDict) -> list[str]:
@@ -238,8 +239,8 @@ def gather(
   others: Stock | None,
   part: str,
   workdir: Path,
-) -> Exhibits:
-  """The reals of a part, the strangers' fakes for it, and fakes of each of `detection.families`.
+) -> DetectorDataset:
+  """The reals of a part, the external fakes for it, and fakes of each of `detection.families`.
 
   All in the class mix of the part's reals. To learn from, `detection.train_fakes_per_family`,
   several of a real where need be; elsewhere `detection.eval_fakes_per_family`, at most as many as
@@ -260,7 +261,7 @@ def gather(
     alone = free + np.arange(count)
     free += count
     sets.append(
-      Exhibits(
+      DetectorDataset(
         made.images,
         np.ones(count, bool),
         np.full(count, family, dtype=object),
@@ -274,10 +275,13 @@ def gather(
   return join(sets)
 
 
-def join(sets: list[Exhibits]) -> Exhibits:
+def join(sets: list[DetectorDataset]) -> DetectorDataset:
   """One after the other."""
-  return Exhibits(
-    *(np.concatenate([getattr(s, f.name) for s in sets]) for f in dataclasses.fields(Exhibits))
+  return DetectorDataset(
+    *(
+      np.concatenate([getattr(s, f.name) for s in sets])
+      for f in dataclasses.fields(DetectorDataset)
+    )
   )
 
 
@@ -310,4 +314,4 @@ def _made(
       return fakes.sample(trained, labels_in_mix(mix, count), seed)
     return fakes.from_reals(family.method, trained, reals, count, seed)
 
-  return fakes.kept(workdir / 'fakes' / part / f'{name}.npz', origin, make)
+  return fakes.load_or_create(workdir / 'fakes' / part / f'{name}.npz', origin, make)

@@ -14,7 +14,7 @@ from sklearn.covariance import ledoit_wolf
 
 from ctfake_jax.data.transforms import degradations
 from ctfake_jax.detector import training
-from ctfake_jax.detector.dataset import REAL, Exhibits
+from ctfake_jax.detector.dataset import REAL, DetectorDataset
 from ctfake_jax.models.patch_net import DISCRIMINANT
 
 SITE_SHARE = 0.5  # of a site's own covariance in the one that its directions are made of
@@ -39,7 +39,7 @@ class Learnt:
 
 
 def fit(
-  model: nn.Module, variables: dict, learn: Exhibits, choose: Exhibits, seed: int
+  model: nn.Module, variables: dict, learn: DetectorDataset, choose: DetectorDataset, seed: int
 ) -> tuple[dict, Learnt]:
   """The variables with a discriminant, by which the network answers from now on, and its origin.
 

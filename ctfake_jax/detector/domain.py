@@ -22,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ctfake_jax.data.transforms import degradations, domain_randomization
-from ctfake_jax.detector.dataset import FOLDER, REAL, Exhibits
+from ctfake_jax.detector.dataset import FOLDER, REAL, DetectorDataset
 from ctfake_jax.fakes import families as fakes
 from ctfake_jax.runtime import batching, streams
 
@@ -93,7 +93,7 @@ def generator_of(family: str) -> str:
   return fakes.FAMILIES[family].network or 'edits'
 
 
-def fit(learn: Exhibits, choose: Exhibits, reals: np.ndarray, seed: int) -> Domain:
+def fit(learn: DetectorDataset, choose: DetectorDataset, reals: np.ndarray, seed: int) -> Domain:
   """The domain of a making.
 
   Args:

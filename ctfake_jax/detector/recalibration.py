@@ -39,14 +39,14 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   old = bundle.load(Path(config.detector))
   if workdir.resolve() == Path(config.detector).resolve():
     raise UserError(f'--workdir={workdir} is the old detector: choose another one')
-  workdir_lib.refuse_others(workdir, config)
+  workdir_lib.check_same_command(workdir, config)
   found, images = reals(config, old)
   _, groups = splits.group(images, config.split)
   new, results = recalibrate(old, found, groups, config)
   results['outliers'] = [images.records[row].provenance for row in results['outliers']]
   results['left_out'] = [{'path': e.path, 'reason': e.reason} for e in images.unreadable]
   results['skipped'] = dict(images.skipped)
-  workdir_lib.sign(workdir, config)
+  workdir_lib.record_command(workdir, config)
   _copy_network(Path(config.detector), workdir)
   figures = _figures(Path(config.detector), results)
   bundle.save(new, workdir, figures)
@@ -134,7 +134,9 @@ def recalibrate(
   found = old.examine(seen, config.fake_prevalence)
   one = calibration.one_per_group(np.arange(len(seen)), groups, config.seed)
   features = found['features'][one]
-  usual = site_adaptation.usual_scores(old.learnt, old.reference, len(features), config.seed)
+  usual = site_adaptation.reference_null_scores(
+    old.learnt, old.reference, len(features), config.seed
+  )
   own = site_adaptation.fit(old.learnt, features, old.differences, config.seed)
   threshold = site_adaptation.threshold(own.scores, usual, rate)
   order = np.argsort(-own.scores)

@@ -14,7 +14,7 @@ from ctfake_jax.data.preprocess import Preprocess, from_uint8, to_uint8
 from ctfake_jax.data.transforms import degradations, stored_changes
 from ctfake_jax.detector import training
 from ctfake_jax.detector.bundle import Detector
-from ctfake_jax.detector.dataset import Exhibits
+from ctfake_jax.detector.dataset import DetectorDataset
 from ctfake_jax.evaluation import metrics
 from ctfake_jax.runtime import progress_bar, streams
 
@@ -51,7 +51,9 @@ OF_VIEW: dict[str, tuple[Callable, tuple[float, ...]]] = {
 }
 
 
-def sweep(detector: Detector, shown: Exhibits, seed: int) -> dict[str, list[dict[str, float]]]:
+def sweep(
+  detector: Detector, shown: DetectorDataset, seed: int
+) -> dict[str, list[dict[str, float]]]:
   """Rows {strength, auroc, detection, false_alarms} of each change, and of none at `unchanged`.
 
   Detection and false alarms are the shares of fakes and reals above the detector's threshold, of at
@@ -68,7 +70,7 @@ def sweep(detector: Detector, shown: Exhibits, seed: int) -> dict[str, list[dict
   return found
 
 
-def _changed(view: Preprocess, shown: Exhibits) -> Iterator[tuple[str, float, np.ndarray]]:
+def _changed(view: Preprocess, shown: DetectorDataset) -> Iterator[tuple[str, float, np.ndarray]]:
   """Name, strength and the images f32[n, h, w, 1] after each change, in 8 bits."""
   stored = [levels() for levels in shown.stored]
   for name, (change, strengths) in OF_STORED.items():

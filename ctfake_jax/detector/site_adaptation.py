@@ -104,7 +104,9 @@ def left_out_scores(
   return scores
 
 
-def usual_scores(learnt: Learnt, reference: np.ndarray, count: int, seed: int) -> np.ndarray:
+def reference_null_scores(
+  learnt: Learnt, reference: np.ndarray, count: int, seed: int
+) -> np.ndarray:
   """Scores of reals f[m, d] of the making, `count` of them at a time taken for a site's; standard.
 
   Or half of them, where there are no two times as many.

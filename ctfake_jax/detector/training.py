@@ -22,7 +22,7 @@ import optax
 from ctfake_jax.data.loader import open_feed
 from ctfake_jax.data.transforms import degradations, domain_randomization
 from ctfake_jax.detector import calibration
-from ctfake_jax.detector.dataset import Exhibits
+from ctfake_jax.detector.dataset import DetectorDataset
 from ctfake_jax.evaluation import metrics
 from ctfake_jax.models.patch_net import STRIDE
 from ctfake_jax.runtime import batching, streams
@@ -160,8 +160,8 @@ def patch_losses(logits: jax.Array, synthetic: jax.Array) -> jax.Array:
 def fit(
   config: ml_collections.ConfigDict,
   model: nn.Module,
-  learn: Exhibits,
-  choose: Exhibits,
+  learn: DetectorDataset,
+  choose: DetectorDataset,
   workdir: Path,
   name: str,
 ) -> tuple[dict, dict]:
@@ -216,7 +216,7 @@ def loss_once_scaled(logits: np.ndarray, fake: np.ndarray) -> float:
   return float(0.5 * losses[fake].mean() + 0.5 * losses[~fake].mean())
 
 
-def in_pairs(exhibits: Exhibits, seed: int) -> ImageSet:
+def in_pairs(exhibits: DetectorDataset, seed: int) -> ImageSet:
   """Every fake with its mask and an original behind it, f32[m, h, w, 3] for m fakes."""
   fakes = np.nonzero(exhibits.fake)[0]
   partners = exhibits.images[_originals(exhibits, fakes, seed)]
@@ -231,13 +231,13 @@ def in_pairs(exhibits: Exhibits, seed: int) -> ImageSet:
   )
 
 
-def _originals(exhibits: Exhibits, fakes: np.ndarray, seed: int) -> np.ndarray:
+def _originals(exhibits: DetectorDataset, fakes: np.ndarray, seed: int) -> np.ndarray:
   """For each of `fakes` a row of its group's originals at random, or of all where it has none."""
   rng, reals = streams.generator(seed, 'originals of pairs'), np.nonzero(~exhibits.fake)[0]
   own: dict[int, list[int]] = {}
   for row in reals.tolist():
     own.setdefault(int(exhibits.groups[row]), []).append(row)
-  # Strangers and samples take originals in turn, each as often as the others.
+  # External fakes and samples take originals in turn, each as often as the others.
   anyone = iter(np.resize(rng.permutation(reals), len(fakes)).tolist())
   found = [own.get(int(group)) for group in exhibits.groups[fakes]]
   return np.array([rng.choice(rows) if rows else next(anyone) for rows in found])

@@ -24,7 +24,7 @@ import sklearn.tree
 from ctfake_jax import config as config_lib
 from ctfake_jax.data.transforms import degradations
 from ctfake_jax.detector import discriminant, training
-from ctfake_jax.detector.dataset import REAL, Exhibits
+from ctfake_jax.detector.dataset import REAL, DetectorDataset
 from ctfake_jax.detector_bench.handcrafted_features import named_features, spectra
 from ctfake_jax.evaluation import ood_scores
 from ctfake_jax.inference import classifier as inference
@@ -42,7 +42,7 @@ Score = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Lesson:
+class TrainingContext:
   """What a method may learn from.
 
   Attributes:
@@ -52,15 +52,15 @@ class Lesson:
   """
 
   config: ml_collections.ConfigDict
-  learn: Exhibits
-  choose: Exhibits
+  learn: DetectorDataset
+  choose: DetectorDataset
   bench: Path
   folder: Path
   seed: int
 
 
 @dataclasses.dataclass(frozen=True)
-class Scorer:
+class FittedMethod:
   """A method that has learnt.
 
   Attributes:
@@ -78,7 +78,7 @@ class Scorer:
   within_domain: bool = False
 
 
-def network(name: str, lesson: Lesson) -> Scorer:
+def network(name: str, lesson: TrainingContext) -> FittedMethod:
   """Real against fake by a network: the shipped detector's, or one of `registry.MODELS`."""
   config = ml_collections.ConfigDict(lesson.config.to_dict())
   config.seed = lesson.seed
@@ -100,10 +100,10 @@ def network(name: str, lesson: Lesson) -> Scorer:
 
   size = f'{c.updates} updates of {c.batch_size} at {config.data.image_size} px'
   shipped = name == SHIPPED
-  return Scorer(score, facts['parameters'], size, logits=not shipped, within_domain=shipped)
+  return FittedMethod(score, facts['parameters'], size, logits=not shipped, within_domain=shipped)
 
 
-def learner(features: Score, make: Callable[[int], Any], lesson: Lesson) -> Scorer:
+def learner(features: Score, make: Callable[[int], Any], lesson: TrainingContext) -> FittedMethod:
   """A classical learner on features of the lesson's images, each degraded at random once."""
   images, fake = degradations.at_random(lesson.learn.images, lesson.seed), lesson.learn.fake
   line = sklearn.pipeline.make_pipeline(
@@ -116,10 +116,10 @@ def learner(features: Score, make: Callable[[int], Any], lesson: Lesson) -> Scor
       return line.decision_function(found)
     return line.predict_proba(found)[:, 1]
 
-  return Scorer(score, None)
+  return FittedMethod(score, None)
 
 
-def reservoir(lesson: Lesson) -> Scorer:
+def reservoir(lesson: TrainingContext) -> FittedMethod:
   """Convolutional reservoirs: untrained random filters, several of them, and one linear reader.
 
   After MediFaked (Budhiraja et al. 2022), whose code and sizes are not public.
@@ -153,14 +153,14 @@ def _echo(filters: tuple[jax.Array, ...], images: jax.Array) -> jax.Array:
   return jnp.concatenate(found, -1)
 
 
-def by_labels(kind: str, lesson: Lesson) -> Scorer:
+def by_labels(kind: str, lesson: TrainingContext) -> FittedMethod:
   """How unlike its training an image is to a classifier of the originals' labels."""
   trained = inference.load(lesson.bench / CLASSIFIER)
   if kind in ON_LOGITS:
-    return Scorer(lambda images: ON_LOGITS[kind](outputs(trained, images)[0]), None)
+    return FittedMethod(lambda images: ON_LOGITS[kind](outputs(trained, images)[0]), None)
   reals = lesson.learn.of(REAL)
   fitted = ON_FEATURES[kind](outputs(trained, reals.images)[1], reals.labels)
-  return Scorer(lambda images: fitted(outputs(trained, images)[1]), None)
+  return FittedMethod(lambda images: fitted(outputs(trained, images)[1]), None)
 
 
 def outputs(trained: inference.Trained, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -175,7 +175,7 @@ ON_FEATURES: dict[str, Callable[[np.ndarray, np.ndarray], Score]] = {
 }
 
 
-def diffusion_residual(lesson: Lesson) -> Scorer:
+def diffusion_residual(lesson: TrainingContext) -> FittedMethod:
   """What a diffusion model of originals does not explain in one reverse step.
 
   The model is one of its own, without labels: none that makes fakes here. After Back-in-Time
@@ -190,7 +190,7 @@ def diffusion_residual(lesson: Lesson) -> Scorer:
 
   reals = features(lesson.learn.of(REAL).images)
   fitted = ood_scores.MahalanobisScore.fit(reals, np.zeros(len(reals), int))
-  return Scorer(lambda images: fitted(features(images)), None)
+  return FittedMethod(lambda images: fitted(features(images)), None)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -231,7 +231,7 @@ SHIPPED = 'detector'
 CLASSIFIER = 'classifier'  # folder of the classifier of labels
 RESIDUAL = 'diffusion_of_reals'  # folder of the model behind `diffusion_residual`
 FALL = 'fall_of_50'  # judged by batches, see `run`
-METHODS: dict[str, Callable[[Lesson], Scorer]] = {
+METHODS: dict[str, Callable[[TrainingContext], FittedMethod]] = {
   **{kind: functools.partial(by_labels, kind) for kind in (*ON_LOGITS, *ON_FEATURES)},
   'spectrum': functools.partial(learner, spectra, _logistic),
   'svm': functools.partial(learner, named_features, _svm),

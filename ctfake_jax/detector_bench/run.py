@@ -22,7 +22,7 @@ from ctfake_jax.data.fingerprints import fingerprint
 from ctfake_jax.data.preprocess import Preprocess, from_uint8
 from ctfake_jax.detector import calibration, domain
 from ctfake_jax.detector import dataset as detector_dataset
-from ctfake_jax.detector.dataset import REAL, Exhibits
+from ctfake_jax.detector.dataset import REAL, DetectorDataset
 from ctfake_jax.detector_bench import comparison
 from ctfake_jax.detector_bench.methods import (
   CLASSIFIER,
@@ -31,8 +31,8 @@ from ctfake_jax.detector_bench.methods import (
   ON_FEATURES,
   ON_LOGITS,
   RESIDUAL,
-  Lesson,
-  Scorer,
+  FittedMethod,
+  TrainingContext,
   outputs,
 )
 from ctfake_jax.evaluation import baselines, metrics
@@ -117,7 +117,7 @@ def _train_classifier(
   own.seed = streams.seed(config.seed, 'classifier of labels')
   folder = workdir / CLASSIFIER
   fit = functools.partial(classifier.fit, own, reals.images, reals.split(), folder)
-  workdir_lib.once(folder, own, fit)
+  workdir_lib.run_stage_once(folder, own, fit)
 
 
 def _train_residual(
@@ -128,12 +128,12 @@ def _train_residual(
   own.seed = streams.seed(config.seed, 'diffusion of reals')
   folder = workdir / RESIDUAL
   fit = functools.partial(generator.fit, own, reals.images, reals.split(), folder)
-  workdir_lib.once(folder, own, fit)
+  workdir_lib.run_stage_once(folder, own, fit)
 
 
 def _cell(
   config: ml_collections.ConfigDict,
-  shown: dict[str, Exhibits],
+  shown: dict[str, DetectorDataset],
   workdir: Path,
   name: str,
   unit: str,
@@ -144,7 +144,7 @@ def _cell(
   own = ml_collections.ConfigDict(config.to_dict())
   # A cell depends on neither the other methods nor on how many seeds winners get.
   own.bench.methods, own.bench.top_two_seeds = (name,), 1
-  return workdir_lib.once(
+  return workdir_lib.run_stage_once(
     folder, own, lambda: _measure_cell(own, shown, workdir, folder, name, unit, seed)
   )
 
@@ -156,13 +156,19 @@ def _measure_cell(config, shown, workdir: Path, folder: Path, name: str, unit: s
     result = _fall(workdir, test, config.seed)
   else:
     seen = {part: own.take(~np.isin(own.families, HELD_OUT[unit])) for part, own in shown.items()}
-    lesson = Lesson(config, seen['learn'], seen['choose'], workdir, folder, seed)
+    lesson = TrainingContext(config, seen['learn'], seen['choose'], workdir, folder, seed)
     result = _judge(config, METHODS[name](lesson), seen, test, folder)
   workdir_lib.write_json(folder / 'results.json', result)
   return result
 
 
-def _judge(config, scorer: Scorer, seen: dict[str, Exhibits], test: Exhibits, folder: Path) -> dict:
+def _judge(
+  config,
+  scorer: FittedMethod,
+  seen: dict[str, DetectorDataset],
+  test: DetectorDataset,
+  folder: Path,
+) -> dict:
   """The figures of one cell; leaves the test scores in scores.npz."""
   scaling = calibration.fit_scaling(scorer.score(seen['scale'].images), seen['scale'].fake)
   reals = seen['threshold'].of(REAL)
@@ -227,7 +233,7 @@ def _limit(rate: float, reals: np.ndarray) -> float:
   return float(np.sort(reals)[::-1][int(np.floor(rate * len(reals) + 1e-9))])
 
 
-def _fall(workdir: Path, test: Exhibits, seed: int) -> dict:
+def _fall(workdir: Path, test: DetectorDataset, seed: int) -> dict:
   """The paper's sign: the share of wrong answers in batches of 50, of fakes against of reals."""
   trained = inference.load(workdir / CLASSIFIER)
   wrong = outputs(trained, test.images)[0].argmax(1) != test.labels

@@ -19,7 +19,7 @@ independent, after the change that leaves fewest right (where there are fewer fa
 control patients are drawn). Both comparisons are then of independent samples, with the same
 reference and as much doubt. (Comparing changed images with themselves, image by image, would see
 a fall of a few points where the fakes' fall of the same depth is lost in the noise.) The price is
-power: what it takes is in `images_needed`.
+power: what it takes is in `required_sample_size`.
 """
 
 import math
@@ -137,7 +137,7 @@ def difference_interval(
   return difference - below, difference + above
 
 
-def images_needed(
+def required_sample_size(
   accuracy: float,
   originals: float,
   *,

@@ -158,15 +158,15 @@ def mixed(image: np.ndarray, kept: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Witness:
+class ExplainableModel:
   """A trained network that answers with a probability and can be asked where it comes from.
 
   Attributes:
     judge: probabilities f[n, k] of the k answers to images f32[n, h, w, 1].
     answers: names of the k answers; their logits are those of `network`.
     patch_map: f[n, h', w'] of images, None where the network has none.
-    judge_parts: probabilities f[m, k] where places bool[m, h, w] of an image f32[h, w, 1] are left;
-      None: of the image with the others blurred away.
+    predict_masked: probabilities f[m, k] where places bool[m, h, w] of an image f32[h, w, 1] are
+      left; None: of the image with the others blurred away.
     usual_stage: the last that all of the answer passes through; '' where the deepest is that.
   """
 
@@ -175,7 +175,7 @@ class Witness:
   judge: Callable[[np.ndarray], np.ndarray]
   answers: tuple[str, ...]
   patch_map: Callable[[np.ndarray], np.ndarray] | None = None
-  judge_parts: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+  predict_masked: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
   usual_stage: str = ''
 
   def stage(self, size: int, asked: str) -> str:
@@ -185,15 +185,21 @@ class Witness:
 
 
 def explain(
-  witness: Witness, image: np.ndarray, stage: str, *, superpixels: int, samples: int, seed: int
+  witness: ExplainableModel,
+  image: np.ndarray,
+  stage: str,
+  *,
+  superpixels: int,
+  samples: int,
+  seed: int,
 ) -> tuple[dict[str, np.ndarray], dict]:
   """Maps f[h, w] of f32[h, w, 1] by method, and {answer, probability, areas by method}."""
   probabilities = witness.judge(image[None])[0]
   target = int(probabilities.argmax())
 
   def judge(kept):
-    if witness.judge_parts:
-      return witness.judge_parts(image, kept)[:, target]
+    if witness.predict_masked:
+      return witness.predict_masked(image, kept)[:, target]
     return witness.judge(mixed(image, kept))[:, target]
 
   parts = (witness.network, witness.variables, image[None], np.array([target]), stage)

@@ -95,7 +95,7 @@ def code_digest() -> str:
   return digest.hexdigest()
 
 
-def kept(path: Path, origin: str, make: Callable[[], Fakes]) -> Fakes:
+def load_or_create(path: Path, origin: str, make: Callable[[], Fakes]) -> Fakes:
   """The fakes in the npz `path` if of this origin and code, else those of `make`, put there.
 
   They are kept in 8 bits, so they come back in 8 bits the first time, too.

@@ -13,7 +13,7 @@ import numpy as np
 from ctfake_jax import config as config_lib
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.models import registry
-from ctfake_jax.models.test_time_augmentation import ManyViews
+from ctfake_jax.models.test_time_augmentation import TestTimeAugmentation
 from ctfake_jax.runtime import batching
 from ctfake_jax.runtime import mesh as mesh_lib
 from ctfake_jax.types import UserError
@@ -43,7 +43,7 @@ class Trained:
   @property
   def network(self) -> nn.Module:
     """The classifier itself, which sees one view of an image."""
-    return self.model.network if isinstance(self.model, ManyViews) else self.model
+    return self.model.network if isinstance(self.model, TestTimeAugmentation) else self.model
 
   def predict(self, images: np.ndarray) -> np.ndarray:
     """Class probabilities f32[n, c] of images f32[n, h, w, 1] in [-1, 1]."""

@@ -47,7 +47,11 @@ def classifier(config: Any, num_classes: int) -> nn.Module:
   network = MODELS[config.name](num_classes=num_classes, dtype=DTYPES[config.dtype], **options)
   if config.pretrained:
     network = pretrained.ImagenetInput(network)
-  return test_time_augmentation.ManyViews(network, config.views) if config.views > 1 else network
+  return (
+    test_time_augmentation.TestTimeAugmentation(network, config.views)
+    if config.views > 1
+    else network
+  )
 
 
 def generator(config: Any, num_classes: int) -> tuple[nn.Module, int]:

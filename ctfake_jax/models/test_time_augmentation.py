@@ -12,7 +12,7 @@ DIRECTIONS = ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1)
 SIDES_PER_SHIFT = 40
 
 
-class ManyViews(nn.Module):
+class TestTimeAugmentation(nn.Module):
   """A classifier that is trained as it is and tested on `views` views; parameters are its own.
 
   Attributes:

@@ -17,7 +17,7 @@ _SECTIONS = (
 )
 _TABLES = (
   *('classifiers', 'baselines', 'per_class', 'trial', 'readings'),
-  *('scores', 'images_needed', 'quality', 'repetitions'),
+  *('scores', 'required_sample_size', 'quality', 'repetitions'),
 )
 
 

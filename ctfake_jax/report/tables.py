@@ -164,14 +164,14 @@ def scores(results: Row) -> list[Row]:
   return rows
 
 
-def images_needed(results: Row) -> list[Row]:
+def required_sample_size(results: Row) -> list[Row]:
   """Size of a batch in which each fall would be shown."""
   return [
     {
       'points': points,
       'images': 'out of reach' if images is None else f'{words.count(images)} images',
     }
-    for points, images in (results['fall'].get('images_needed') or {}).items()
+    for points, images in (results['fall'].get('required_sample_size') or {}).items()
   ]
 
 

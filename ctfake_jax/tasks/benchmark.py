@@ -89,9 +89,9 @@ class _Work:
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """The task `benchmark`."""
-  workdir_lib.refuse_others(workdir, config)
+  workdir_lib.check_same_command(workdir, config)
   mesh_lib.check_batch_size('train.batch_size', config.train.batch_size)
-  workdir_lib.sign(workdir, config)
+  workdir_lib.record_command(workdir, config)
   rows: list[dict] = []
   print(f'{"model":14s}{"mode":7s}{"images/s":>10s}{"ms/step":>10s}{"first s":>9s}')
   for name in config.benchmark.models:
@@ -175,13 +175,13 @@ def _training(config, state, train_step, batch_size: int, dtype: str) -> _Work:
   """The step as the loop compiles it, on a feed like the loop's."""
   images = _random_images(batch_size, config.data.image_size)
   feed = DeviceFeed(mesh_lib.data_mesh(), images, batch_size, config.seed)
-  tickets, at_once = feed.tickets(0), loop.steps_at_once(config.train)
+  batch_indices, at_once = feed.batch_indices(0), loop.steps_at_once(config.train)
   steps = loop.Steps(train_step, feed, config.seed)
 
   def calls():
     now = state
     while True:
-      now, metrics = steps(now, [next(tickets) for _ in range(at_once)])
+      now, metrics = steps(now, [next(batch_indices) for _ in range(at_once)])
       yield metrics
 
   return _Work(calls(), lambda: steps.cost, state.parameter_count(), dtype, steps=at_once)

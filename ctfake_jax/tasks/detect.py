@@ -34,7 +34,7 @@ COLUMNS = (
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """Judges all of `config.input` by the detector in `config.detector`."""
-  workdir_lib.refuse_others(workdir, config)
+  workdir_lib.check_same_command(workdir, config)
   detector = bundle.load(Path(config.detector))
   _refuse_another_rate(config, detector)
   warnings = bundle.warnings(Path(config.detector))
@@ -75,7 +75,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     'fake_prevalence': config.fake_prevalence,
     'seconds': time.perf_counter() - begun,
   }
-  workdir_lib.sign(workdir, config)
+  workdir_lib.record_command(workdir, config)
   unfinished.replace(workdir / 'verdicts.csv')
   workdir_lib.write_json(workdir / 'results.json', results)
   return results

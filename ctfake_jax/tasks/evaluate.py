@@ -20,7 +20,7 @@ from ctfake_jax.workdir import files as workdir_lib
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """Writes results.json: accuracy with its interval over groups, per class, AUROC, confusion."""
-  workdir_lib.refuse_others(workdir, config)
+  workdir_lib.check_same_command(workdir, config)
   trained = inference.load(Path(config.checkpoint))
   source = dataset.open_source(config)
   if trained.view.grey is None:
@@ -46,7 +46,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
       class_names=images.class_names,
     ),
   }
-  workdir_lib.sign(workdir, config)
+  workdir_lib.record_command(workdir, config)
   workdir_lib.write_json(workdir / 'results.json', results)
   return results
 

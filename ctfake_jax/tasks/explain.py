@@ -20,7 +20,7 @@ from ctfake_jax.data.sources import walker
 from ctfake_jax.data.sources.sandboxed import Decoded, Limits, decode_all, judgeable
 from ctfake_jax.detector import bundle
 from ctfake_jax.evaluation import attribution
-from ctfake_jax.evaluation.attribution import Witness
+from ctfake_jax.evaluation.attribution import ExplainableModel
 from ctfake_jax.inference import classifier as inference
 from ctfake_jax.runtime import progress_bar
 from ctfake_jax.types import UnreadableImageError, UserError
@@ -40,7 +40,7 @@ class Explained:
     warnings: what whoever reads its answers should know.
   """
 
-  witness: Witness
+  witness: ExplainableModel
   view: Preprocess
   obstacles: Callable[[Decoded], list[str]]
   warnings: list[str]
@@ -48,8 +48,8 @@ class Explained:
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """Explains the answers to `config.input`; leaves explanations/*.png and results.json."""
-  workdir_lib.refuse_others(workdir, config)
-  asked = summon(config)
+  workdir_lib.check_same_command(workdir, config)
+  asked = load_model(config)
   witness, c = asked.witness, config.explain
   for warning in asked.warnings:
     print(f'WARNING: {warning}', flush=True)
@@ -60,7 +60,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   skipped: collections.Counter = collections.Counter()
   for decoded in progress_bar.bar('explaining', _decoded(config, asked, left_out, skipped)):
     if not rows:
-      workdir_lib.sign(workdir, config)
+      workdir_lib.record_command(workdir, config)
       shutil.rmtree(workdir / PICTURES, ignore_errors=True)  # there may have been more
     image = from_uint8(decoded.pixels)[..., None]
     maps, row = attribution.explain(witness, image, stage, **options)
@@ -85,7 +85,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   return results
 
 
-def summon(config: ml_collections.ConfigDict) -> Explained:
+def load_model(config: ml_collections.ConfigDict) -> Explained:
   """The detector or the classifier that the config names."""
   if bool(config.detector) == bool(config.checkpoint):
     raise UserError('explain: set one of --config.detector=DIR and --config.checkpoint=DIR')
@@ -101,7 +101,7 @@ def summon(config: ml_collections.ConfigDict) -> Explained:
     return [] if same else [f'{decoded.unit} values, the network learnt from {trained.unit} values']
 
   parts = (trained.network, trained.variables, trained.predict, trained.class_names)
-  return Explained(Witness(*parts), trained.view, obstacles, [])
+  return Explained(ExplainableModel(*parts), trained.view, obstacles, [])
 
 
 def _decoded(

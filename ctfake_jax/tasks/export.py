@@ -25,12 +25,12 @@ FILE = 'model.jax_export'
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """Writes model.jax_export and export.json of the classifier or generator in config.checkpoint."""
-  workdir_lib.refuse_others(workdir, config)
+  workdir_lib.check_same_command(workdir, config)
   source = Path(config.checkpoint)
   is_generator = 'frechet_validation' in workdir_lib.read_json(source / 'results.json')
   artefact, facts = (_generator if is_generator else _classifier)(source)
   serialised = artefact.serialize()
-  workdir_lib.sign(workdir, config)
+  workdir_lib.record_command(workdir, config)
   path = workdir / FILE
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(serialised)

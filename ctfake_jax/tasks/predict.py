@@ -23,12 +23,12 @@ from ctfake_jax.workdir import files as workdir_lib
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """Writes predictions.csv (path, label, one column a class) and results.json."""
-  workdir_lib.refuse_others(workdir, config)
+  workdir_lib.check_same_command(workdir, config)
   trained = inference.load(Path(config.checkpoint))
   source = open_input(Path(config.input), config.data.max_pixels)
   images = gather(source, trained.view, labelled=False, unit=trained.unit)
   probabilities = trained.predict(images.images)
-  workdir_lib.sign(workdir, config)
+  workdir_lib.record_command(workdir, config)
   write_csv(workdir / 'predictions.csv', images, probabilities, trained.class_names)
   results = {
     'images': len(images),

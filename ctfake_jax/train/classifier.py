@@ -176,7 +176,7 @@ def cross_validate(
     own.seed = streams.seed(config.seed, 'fold', fold)
     folder = workdir / f'fold{fold}'
     train = functools.partial(fit, own, images, parts, folder)
-    rows.append(workdir_lib.once(folder, own, train))
+    rows.append(workdir_lib.run_stage_once(folder, own, train))
     with np.load(folder / 'predictions.npz', allow_pickle=False) as file:
       predictions.append(dict(file))
   pooled = {k: np.concatenate([p[k] for p in predictions]) for k in predictions[0]}

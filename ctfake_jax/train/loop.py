@@ -98,7 +98,7 @@ def run(
   else:
     state, progress = mesh_lib.put_everywhere(state), Progress()
   log = workdir_lib.MetricLog(workdir, start)
-  steps, tickets, done = Steps(train_step, feed, seed), feed.tickets(start), start
+  steps, batch_indices, done = Steps(train_step, feed, seed), feed.batch_indices(start), start
   pending: list[dict] = progress.pending
   begun = time.perf_counter() - progress.seconds
   bar = progress_bar(name, start=start, total=schedule.total)
@@ -112,7 +112,7 @@ def run(
     with preemption.deferred():
       while done < schedule.total and not progress.stopped_early:
         count = schedule.dispatch(done)
-        state, metrics = steps(state, [next(tickets) for _ in range(count)])
+        state, metrics = steps(state, [next(batch_indices) for _ in range(count)])
         pending.append(metrics)
         done += count
         bar.update(count)
@@ -161,20 +161,24 @@ class Steps:
   """Compiled training steps: one program for one step, one for several, each compiled once."""
 
   def __init__(self, train_step: TrainStep, feed: Feed, seed: int):
-    self._step, self._resident = jitted(train_step, feed, seed), feed.resident
+    self._step, self._device_data = jitted(train_step, feed, seed), feed.device_data
     self._compiled: dict[int, Any] = {}
     self._shapes: tuple = ()
     self._cost: flops.Cost | None = None
 
-  def __call__(self, state: Any, tickets: list) -> tuple[Any, dict]:
-    """The state after as many steps as there are tickets; metrics are arrays where several."""
-    count = len(tickets)
-    ticket = tickets[0] if count == 1 else jax.tree.map(lambda *parts: jnp.stack(parts), *tickets)
+  def __call__(self, state: Any, batch_indices: list) -> tuple[Any, dict]:
+    """The state after a step for each of `batch_indices`; metrics are arrays where several."""
+    count = len(batch_indices)
+    indices = (
+      batch_indices[0]
+      if count == 1
+      else jax.tree.map(lambda *parts: jnp.stack(parts), *batch_indices)
+    )
     if count not in self._compiled:
       function = self._step if count == 1 else _scanned(self._step)
-      self._compiled[count] = function.lower(state, self._resident, ticket).compile()
-      self._shapes = flops.shapes((state, self._resident, tickets[0]))
-    return self._compiled[count](state, self._resident, ticket)
+      self._compiled[count] = function.lower(state, self._device_data, indices).compile()
+      self._shapes = flops.shapes((state, self._device_data, batch_indices[0]))
+    return self._compiled[count](state, self._device_data, indices)
 
   @property
   def cost(self) -> flops.Cost:
@@ -186,21 +190,23 @@ class Steps:
 
 
 def _scanned(step: Callable) -> Any:
-  """Several steps in one program, over tickets stacked along a first axis."""
+  """Several steps in one program, over batch_indices stacked along a first axis."""
 
-  def steps(state, resident, tickets):
-    return jax.lax.scan(lambda state, ticket: step(state, resident, ticket), state, tickets)
+  def steps(state, device_data, batch_indices):
+    return jax.lax.scan(
+      lambda state, indices: step(state, device_data, indices), state, batch_indices
+    )
 
   return jax.jit(steps, donate_argnums=0)
 
 
 def jitted(train_step: TrainStep, feed: Feed, seed: int) -> Any:
-  """The jitted (state, resident, ticket) -> (state, metrics); the old state's memory is reused."""
+  """The jitted (state, device_data, indices) -> (state, metrics); the old state is donated."""
   stream = streams.key(seed, 'step')
 
-  def step(state, resident, ticket):
+  def step(state, device_data, indices):
     key = jax.random.fold_in(stream, state.step)
-    return train_step(state, feed.take(resident, ticket), key)
+    return train_step(state, feed.get_batch(device_data, indices), key)
 
   return jax.jit(step, donate_argnums=0)
 

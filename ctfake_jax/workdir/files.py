@@ -109,7 +109,9 @@ def _why_not_longer(changed: list[str]) -> str:
   return ' (a run grows longer under a constant schedule alone: a falling one had other rates)'
 
 
-def once(folder: Path, config: ml_collections.ConfigDict, make: Callable[[], dict]) -> dict:
+def run_stage_once(
+  folder: Path, config: ml_collections.ConfigDict, make: Callable[[], dict]
+) -> dict:
   """The results of a stage that was finished with this config, or `make()`, which writes them."""
   results, recorded = folder / 'results.json', folder / 'config.json'
   if results.exists() and recorded.exists():
@@ -146,7 +148,7 @@ def environment() -> dict:
   }
 
 
-def refuse_others(workdir: Path, config: ml_collections.ConfigDict) -> None:
+def check_same_command(workdir: Path, config: ml_collections.ConfigDict) -> None:
   """For a task that leaves results, no training: the same command may be repeated, no other.
 
   Raises:
@@ -164,7 +166,7 @@ def refuse_others(workdir: Path, config: ml_collections.ConfigDict) -> None:
     raise UserError(f'--workdir={workdir} holds a training: choose another one')
 
 
-def sign(workdir: Path, config: ml_collections.ConfigDict) -> None:
+def record_command(workdir: Path, config: ml_collections.ConfigDict) -> None:
   """Leaves which command the results that follow are of."""
   write_json(workdir / COMMAND, config_lib.as_dict(config))
 

@@ -40,8 +40,10 @@ def test_codes_keep_images_to_half_a_step(seed):
 
 
 def batches(source, start, count):
-  tickets = itertools.islice(source.tickets(start), count)
-  return [jax.device_get(source.take(source.resident, ticket)) for ticket in tickets]
+  batch_indices = itertools.islice(source.batch_indices(start), count)
+  return [
+    jax.device_get(source.get_batch(source.device_data, indices)) for indices in batch_indices
+  ]
 
 
 @pytest.mark.parametrize('start', [0, 5])
@@ -151,9 +153,9 @@ def resident_bytes():
 def test_streaming_takes_no_more_memory_as_it_goes(records):
   slices = int(os.environ.get('CTFAKE_SLICES', '8000'))
   images = dataset.gather(array_record.TfdsSource(records), VIEW, stream=True)
-  tickets = loader.open_feed(mesh.data_mesh(), images, 64, seed=0).tickets(0)
+  batch_indices = loader.open_feed(mesh.data_mesh(), images, 64, seed=0).batch_indices(0)
   sizes = []
   for _ in range(slices // 64):
-    jax.block_until_ready(next(tickets))
+    jax.block_until_ready(next(batch_indices))
     sizes.append(resident_bytes())
   assert sizes[-1] - sizes[len(sizes) // 4] < 2**24

@@ -137,7 +137,7 @@ def audited(tmp_path, suffix, size):
   images = np.random.default_rng(0).normal(0, 0.3, (160, 32, 32, 1)).clip(-1, 1)
   config = two_folders(tmp_path, images[:80], images[80:], suffix, size)
   reals = detector_dataset.originals(config)
-  others = detector_dataset.strangers(config, reals)
+  others = detector_dataset.external_fakes(config, reals)
   shown = detector_dataset.join(
     [
       s
@@ -219,7 +219,7 @@ def test_an_edit_of_an_original_joins_its_part_and_group(tmp_path):
   config = two_folders(tmp_path, images[:80], np.concatenate([edited, images[80:]]))
   config.split.duplicate_correlation = 0.8
   reals = detector_dataset.originals(config)
-  others = detector_dataset.strangers(config, reals)
+  others = detector_dataset.external_fakes(config, reals)
   idle = np.isin(others.groups, reals.groups[reals.parts['threshold']])
   assert 0 < idle.sum() < 30
   used = np.concatenate(list(others.parts.values()))
@@ -243,14 +243,14 @@ def test_fakes_that_are_all_edits_of_originals_are_dealt_with_them(tmp_path):
   config = two_folders(tmp_path, images, edited)
   config.split.duplicate_correlation = 0.8
   reals = detector_dataset.originals(config)
-  others = detector_dataset.strangers(config, reals)
+  others = detector_dataset.external_fakes(config, reals)
   assert others.parts.keys() == detector_dataset.WITH_FAKES.keys()
   for part, rows in others.parts.items():
     np.testing.assert_array_equal(rows, reals.parts[part])
   for path in sorted((tmp_path / 'fake').rglob('*.png'))[3:]:
     path.unlink()
   with pytest.raises(UserError, match=r'fakes_folder.*add fakes'):
-    detector_dataset.strangers(config, reals)
+    detector_dataset.external_fakes(config, reals)
 
 
 @pytest.mark.slow
@@ -613,7 +613,7 @@ def test_more_scores_above_the_threshold_than_promised_raise_an_alarm():
 def test_a_site_without_fakes_gets_probabilities_from_supposed_ones():
   rng, differences = np.random.default_rng(0), 4 * np.eye(2, 6)
   reals, learnt = 5 + rng.normal(size=(200, 6)), discriminant.Learnt(differences, np.eye(6))
-  usual = site_adaptation.usual_scores(learnt, rng.normal(size=(400, 6)), 200, seed=0)
+  usual = site_adaptation.reference_null_scores(learnt, rng.normal(size=(400, 6)), 200, seed=0)
   own = site_adaptation.fit(learnt, reals, differences, seed=0)
   scaling = recalibration._scaling(own, usual)
   fakes = patch_net.distance_towards_fakes(reals + differences[:1], own.centre, own.directions)
@@ -807,7 +807,7 @@ def test_a_detector_is_recalibrated_from_files(made, site_files, tmp_path, capsy
   scores = found.examine(used, 0.5)['score']
   features = old.examine(used, 0.5)['features']
   assert not found.examine(used, 0.5)['outside'].any()
-  usual = site_adaptation.usual_scores(old.learnt, old.reference, 12, config.seed)
+  usual = site_adaptation.reference_null_scores(old.learnt, old.reference, 12, config.seed)
   own = site_adaptation.fit(old.learnt, features, old.differences, config.seed)
   expected = patch_net.distance_towards_fakes(features, own.centre, own.directions)
   np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)

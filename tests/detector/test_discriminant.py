@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ctfake_jax.data.transforms import degradations
 from ctfake_jax.detector import discriminant
-from ctfake_jax.detector.dataset import REAL, Exhibits
+from ctfake_jax.detector.dataset import REAL, DetectorDataset
 from ctfake_jax.models import initializers
 from ctfake_jax.models.patch_net import DISCRIMINANT, PatchNet, distance_towards_fakes
 
@@ -32,7 +32,7 @@ def draw(count, seed):
   images = np.concatenate([m + rng.normal(size=(count, 4)) @ root.T for m in MEANS.values()])
   families = np.repeat(np.array(list(MEANS), object), count)
   none = np.zeros(len(images), int)
-  return Exhibits(
+  return DetectorDataset(
     images=images.reshape(-1, 2, 2, 1).astype(np.float32),
     fake=families != REAL,
     families=families,

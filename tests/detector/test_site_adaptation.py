@@ -105,7 +105,7 @@ def test_the_bound_is_exact_for_a_share(above):
 @pytest.mark.slow
 @pytest.mark.parametrize('planted', [0, 5])
 def test_a_site_gets_about_the_rate_that_was_asked_for(planted):
-  usual = site_adaptation.usual_scores(LEARNT, of_the_making(0), 99, seed=0)
+  usual = site_adaptation.reference_null_scores(LEARNT, of_the_making(0), 99, seed=0)
   assert len(usual) == 100 * site_adaptation.REHEARSALS  # a quarter of the making's at a time
   alarms, found, noticed = [], [], []
   for seed in range(20):
@@ -125,6 +125,6 @@ def test_a_site_gets_about_the_rate_that_was_asked_for(planted):
 
 
 def test_few_reals_of_the_making_are_rehearsed_by_halves():
-  usual = site_adaptation.usual_scores(LEARNT, of_the_making(0, 30), 99, seed=0)
+  usual = site_adaptation.reference_null_scores(LEARNT, of_the_making(0, 30), 99, seed=0)
   assert usual.shape == (15 * site_adaptation.REHEARSALS,)
   assert np.isfinite(usual).all()

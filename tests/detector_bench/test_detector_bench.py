@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
 from ctfake_jax import config as config_lib
-from ctfake_jax.detector.dataset import REAL, Exhibits
+from ctfake_jax.detector.dataset import REAL, DetectorDataset
 from ctfake_jax.detector_bench import comparison, handcrafted_features, methods
 from ctfake_jax.detector_bench import run as bench
 from ctfake_jax.evaluation import metrics, ood_scores
@@ -145,7 +145,7 @@ def exhibits_of(images, families):
   families, count = np.array(families, object), len(images)
   stored = np.empty(count, object)
   stored[:] = [lambda levels=(image[..., 0] + 1) / 2: levels for image in images]
-  return Exhibits(
+  return DetectorDataset(
     images=images.astype(np.float32),
     fake=families != REAL,
     families=families,
@@ -177,7 +177,7 @@ def test_the_detectors_domain_is_learnt_without_the_held_out_generator(tmp_path)
   test = exhibits_of(np.concatenate([images[130:150], flat]), ['real'] * 20 + ['vae'] * 10)
   config = config_lib.defaults()
   config.detection.false_alarm_rate = 0.1
-  brightness = methods.Scorer(lambda x: x.mean((1, 2, 3)).astype(float), None)
+  brightness = methods.FittedMethod(lambda x: x.mean((1, 2, 3)).astype(float), None)
   for within, kept, called in ((False, None, 1.0), (True, 0.0, 0.0)):
     scorer = dataclasses.replace(brightness, within_domain=within)
     cell = bench._judge(config, scorer, seen, test, tmp_path)

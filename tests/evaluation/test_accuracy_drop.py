@@ -153,7 +153,7 @@ def test_power_by_every_outcome(n, m, accuracy, fallen):
 
 
 def test_images_needed_is_the_first_size_that_will_do():
-  got = accuracy_drop.images_needed(0.97, 300)
+  got = accuracy_drop.required_sample_size(0.97, 300)
   for points in (10, 25, 50):
     powers = [
       accuracy_drop.power_of(300, m, 0.97, 0.97 - points / 100)
@@ -165,9 +165,9 @@ def test_images_needed_is_the_first_size_that_will_do():
 
 def test_images_needed_admits_defeat():
   # With 12 originals no number of suspects shows 5 points; 0.4 cannot fall by 50.
-  assert accuracy_drop.images_needed(0.97, 12, fall_points=(5,), cap=500) == {'5': None}
-  assert accuracy_drop.images_needed(0.4, 500, fall_points=(50,)) == {'50': None}
-  assert accuracy_drop.images_needed(0.97, 300, fall_points=(10,), cap=20) == {'10': None}
+  assert accuracy_drop.required_sample_size(0.97, 12, fall_points=(5,), cap=500) == {'5': None}
+  assert accuracy_drop.required_sample_size(0.4, 500, fall_points=(50,)) == {'50': None}
+  assert accuracy_drop.required_sample_size(0.97, 300, fall_points=(10,), cap=20) == {'10': None}
 
 
 def intervals(sums: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

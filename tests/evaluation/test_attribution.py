@@ -94,7 +94,7 @@ def test_a_witness_that_takes_no_places_away_itself_has_them_blurred():
     seen.append(images)
     return np.stack([images.mean((1, 2, 3)), -images.mean((1, 2, 3))], 1)
 
-  witness = attribution.Witness(TwoChannels(), {}, judge, ('bright', 'dark'))
+  witness = attribution.ExplainableModel(TwoChannels(), {}, judge, ('bright', 'dark'))
   attribution.explain(witness, image, 'stage1', superpixels=8, samples=4, seed=0)
   whole_and_none = seen[2][0], seen[2][attribution.CURVE_STEPS]
   np.testing.assert_array_equal(whole_and_none[0], image)

@@ -94,17 +94,17 @@ def test_kept_fakes_are_made_once_and_again_where_they_changed_or_are_damaged(tm
   def same(a, b):
     jax.tree.map(np.testing.assert_array_equal, vars(a), vars(b))
 
-  first = fakes.kept(path, 'seed 1', make)
-  same(first, fakes.kept(path, 'seed 1', make))
+  first = fakes.load_or_create(path, 'seed 1', make)
+  same(first, fakes.load_or_create(path, 'seed 1', make))
   assert len(calls) == 1
   np.testing.assert_array_equal(first.images, controls.through_png(make().images))
   calls.clear()
-  same(first, fakes.kept(path, 'another generator', make))
+  same(first, fakes.load_or_create(path, 'another generator', make))
   assert len(calls) == 1
   path.write_bytes(path.read_bytes()[:-100])
-  same(first, fakes.kept(path, 'another generator', make))
+  same(first, fakes.load_or_create(path, 'another generator', make))
   assert len(calls) == 2
-  same(first, fakes.kept(path, 'another generator', make))
+  same(first, fakes.load_or_create(path, 'another generator', make))
   assert len(calls) == 2
 
 
@@ -114,9 +114,9 @@ def test_kept_fakes_are_made_again_by_other_code(tmp_path, monkeypatch):
       np.full((1, 8, 8, 1), value, np.float32), np.zeros(1, np.int32), np.zeros(1, int)
     )
 
-  before = fakes.kept(tmp_path / 'a.npz', 'same', make(1.0))
+  before = fakes.load_or_create(tmp_path / 'a.npz', 'same', make(1.0))
   monkeypatch.setattr(fakes, 'code_digest', lambda: 'of an edited module')
-  after = fakes.kept(tmp_path / 'a.npz', 'same', make(-1.0))
+  after = fakes.load_or_create(tmp_path / 'a.npz', 'same', make(-1.0))
   assert before.images.mean() == 1
   assert after.images.mean() == -1
 

@@ -120,7 +120,7 @@ def test_bfloat16_keeps_float32_parameters_and_logits(name):
 @pytest.mark.parametrize('count', [5, 9])
 def test_views_are_shifted_averaged_and_share_the_parameters(count):
   plain = tiny('cnn')
-  many = test_time_augmentation.ManyViews(plain, count)
+  many = test_time_augmentation.TestTimeAugmentation(plain, count)
   image = random(2, 40, 40, 1)
   variables, same = (
     initializers.variables(model, jax.random.key(0), image, train=False) for model in (plain, many)

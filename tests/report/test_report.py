@@ -144,7 +144,7 @@ def made_up_results(classes=CLASSES) -> dict:
       'p_value': 1e-6,
       'originals': {'accuracy': 0.97, 'ci95': [0.9, 0.99], 'n': 60, 'groups': 15},
       'suspects': {'accuracy': 0.69, 'ci95': [0.54, 0.8], 'n': 47, 'groups': 47},
-      'images_needed': {'5': None, '10': 1234, '25': 31, '50': 9},
+      'required_sample_size': {'5': None, '10': 1234, '25': 31, '50': 9},
       'verdict': 'fall',
     },
     'controls': {
@@ -358,7 +358,7 @@ def test_plots_are_left_in_figures(study):
 def test_optional_parts_may_be_missing(tmp_path):
   results = made_up_results(('only',))
   del results['deepfakes']['retrained'], results['seconds_of_last_call']
-  del results['baselines']['leak_audit'], results['fall']['images_needed']
+  del results['baselines']['leak_audit'], results['fall']['required_sample_size']
   results['controls'] = {}
   results['fall']['verdict'] = 'fall_without_controls'
   results['classifiers']['cnn'] |= {'auroc': None, 'validation_accuracy': None}

@@ -74,16 +74,16 @@ def test_a_finished_stage_is_kept_until_its_config_changes(tmp_path):
   config = config_lib.defaults()
   workdir_files.record_config(tmp_path, config, {})
   workdir_files.write_json(tmp_path / 'results.json', {'made': 1})
-  assert workdir_files.once(tmp_path, config, dict) == {'made': 1}
+  assert workdir_files.run_stage_once(tmp_path, config, dict) == {'made': 1}
   # Written before a key was known.
   recorded = workdir_files.read_json(tmp_path / 'config.json')
   del recorded['config']['augment']['integer_shift_fraction']
   workdir_files.write_json(tmp_path / 'config.json', recorded)
-  assert workdir_files.once(tmp_path, config, dict) == {'made': 1}
+  assert workdir_files.run_stage_once(tmp_path, config, dict) == {'made': 1}
   config.augment.integer_shift_fraction = 0.25
-  assert workdir_files.once(tmp_path, config, dict) == {}
+  assert workdir_files.run_stage_once(tmp_path, config, dict) == {}
   config.augment.integer_shift_fraction, config.train.epochs = 0.0, config.train.epochs + 1
-  assert workdir_files.once(tmp_path, config, dict) == {}
+  assert workdir_files.run_stage_once(tmp_path, config, dict) == {}
 
 
 def test_going_on_with_other_threads_warns(tmp_path, capsys, monkeypatch):
@@ -106,22 +106,22 @@ def test_other_images_in_a_begun_workdir_are_refused(tmp_path):
 
 def test_results_of_a_trained_network_are_not_overwritten(tmp_path):
   config = config_lib.defaults()
-  workdir_files.refuse_others(tmp_path, config)
+  workdir_files.check_same_command(tmp_path, config)
   (tmp_path / 'config.json').write_text('{}')
   with pytest.raises(UserError, match='holds a training'):
-    workdir_files.refuse_others(tmp_path, config)
+    workdir_files.check_same_command(tmp_path, config)
 
 
 def test_a_command_may_be_repeated_and_no_other_takes_its_place(tmp_path):
   config = config_lib.defaults()
   config.task, config.input = 'detect', 'here'
-  workdir_files.sign(tmp_path, config)
+  workdir_files.record_command(tmp_path, config)
   (tmp_path / 'config.json').write_text('{}')  # as a recalibration leaves it
   config.detection.workers = 1
-  workdir_files.refuse_others(tmp_path, config)
+  workdir_files.check_same_command(tmp_path, config)
   config.input = 'there'
   with pytest.raises(UserError, match=r'results of other values of input: choose another'):
-    workdir_files.refuse_others(tmp_path, config)
+    workdir_files.check_same_command(tmp_path, config)
 
 
 def test_results_are_not_written_among_the_images(tmp_path):

@@ -23,7 +23,7 @@ OTHER_SCANNER = 'D'
 
 
 @dataclasses.dataclass(frozen=True)
-class Suspects:
+class GeneratedTestSet:
   """Deepfakes f32[m, h, w, 1] with the classes asked for, and the originals they stand against."""
 
   images: np.ndarray
@@ -44,7 +44,7 @@ class Suspects:
 
 
 def measure_fall(
-  best: inference.Trained, suspects: Suspects, config: ml_collections.ConfigDict
+  best: inference.Trained, suspects: GeneratedTestSet, config: ml_collections.ConfigDict
 ) -> dict:
   """Keys `originals`, `deepfakes`, `fall`, `controls`, `per_image` of results.json."""
   test, groups = suspects.test, suspects.test_groups
@@ -61,7 +61,7 @@ def measure_fall(
     right_test, groups, others, right_fakes, changed, seed=config.seed
   )
   reference = right_test[~others], groups[~others]
-  fall['images_needed'] = fall_lib.images_needed(
+  fall['required_sample_size'] = fall_lib.required_sample_size(
     float(np.mean(reference[0])), fall_lib.worth(*reference)
   )
   originals = _report(on_test, test.labels, groups, best.class_names)
@@ -84,7 +84,7 @@ def measure_fall(
 
 
 def harmless_changes(
-  suspects: Suspects, rows: np.ndarray, config: ml_collections.ConfigDict
+  suspects: GeneratedTestSet, rows: np.ndarray, config: ml_collections.ConfigDict
 ) -> dict[str, np.ndarray]:
   """The held-out originals at `rows` as they are, and after each change that keeps them real."""
   images = suspects.test.images[rows]
@@ -106,7 +106,7 @@ def _control(result: dict) -> dict:
 
 
 def random_labels(
-  best: inference.Trained, suspects: Suspects, config: ml_collections.ConfigDict
+  best: inference.Trained, suspects: GeneratedTestSet, config: ml_collections.ConfigDict
 ) -> dict[str, dict]:
   """Accuracy on the deepfakes when the labels asked for are shuffled: what chance gives."""
   rng, rows = streams.generator(config.seed, 'shuffled labels'), {}
@@ -117,7 +117,7 @@ def random_labels(
   return rows
 
 
-def _on_other_scanner(config: ml_collections.ConfigDict, suspects: Suspects) -> np.ndarray:
+def _on_other_scanner(config: ml_collections.ConfigDict, suspects: GeneratedTestSet) -> np.ndarray:
   """The test patients, scanned on a machine that the training never saw."""
   other = ml_collections.ConfigDict(config.to_dict())
   other.phantom.scanners = (OTHER_SCANNER,)
@@ -142,7 +142,7 @@ Outputs = tuple[np.ndarray, np.ndarray]
 
 
 def _per_image(
-  best: inference.Trained, suspects: Suspects, originals: Outputs, fakes: Outputs
+  best: inference.Trained, suspects: GeneratedTestSet, originals: Outputs, fakes: Outputs
 ) -> dict:
   """AUROC, deepfake against original, of label-free scores of one image."""
   train = suspects.originals.take(suspects.parts.train)

@@ -30,7 +30,7 @@ from ctfake_jax.inference import generator as sampling
 from ctfake_jax.report import study as study_page
 from ctfake_jax.runtime import concurrent_jobs, streams
 from ctfake_jax.tasks.study import experiment
-from ctfake_jax.tasks.study.experiment import Suspects
+from ctfake_jax.tasks.study.experiment import GeneratedTestSet
 from ctfake_jax.train import classifier, generator
 from ctfake_jax.types import ImageSet
 from ctfake_jax.workdir import files as workdir_lib
@@ -172,10 +172,12 @@ def _gan(config, images: ImageSet, parts: Split, workdir: Path) -> dict:
   own, folder = config_lib.for_stage(config, 'gan', 'gan'), workdir / 'dcgan'
   own.seed = streams.seed(config.seed, 'dcgan')
   own.train.log_every = config.train.log_every
-  return workdir_lib.once(folder, own, functools.partial(generator.fit, own, images, parts, folder))
+  return workdir_lib.run_stage_once(
+    folder, own, functools.partial(generator.fit, own, images, parts, folder)
+  )
 
 
-def _suspects(config, images: ImageSet, parts: Split, workdir: Path) -> Suspects:
+def _suspects(config, images: ImageSet, parts: Split, workdir: Path) -> GeneratedTestSet:
   """The deepfakes on trial, in the class mix of the originals that they stand against."""
   own = ml_collections.ConfigDict(config.to_dict())
   own.task, own.generate.checkpoint = 'generate', str(workdir / 'dcgan')
@@ -183,7 +185,7 @@ def _suspects(config, images: ImageSet, parts: Split, workdir: Path) -> Suspects
   mix = class_counts(images.labels[parts.test], len(images.class_names))
   generation.run(own, workdir / 'deepfakes', mix)
   fakes, labels = _draw_fakes(workdir, config.generate.count, mix, own.seed)
-  return Suspects(fakes, labels, images, parts)
+  return GeneratedTestSet(fakes, labels, images, parts)
 
 
 def _draw_fakes(workdir: Path, count: int, mix: np.ndarray, seed: int):
@@ -192,7 +194,7 @@ def _draw_fakes(workdir: Path, count: int, mix: np.ndarray, seed: int):
   return controls.through_png(trained.sampler.sample(labels, seed)), labels
 
 
-def _quality(config, suspects: Suspects) -> dict:
+def _quality(config, suspects: GeneratedTestSet) -> dict:
   """The deepfakes against every real that the GAN has not learnt from.
 
   The validation part chose among its checkpoints, a handful, and is a third of the reference:
@@ -215,7 +217,7 @@ def _quality(config, suspects: Suspects) -> dict:
   )
 
 
-def _retrain(config, name: str, suspects: Suspects, workdir: Path) -> dict:
+def _retrain(config, name: str, suspects: GeneratedTestSet, workdir: Path) -> dict:
   """The best architecture trained on other deepfakes, tested on the suspects and the originals.
 
   With as many as there are suspects (the paper's 500), and under `as_many_as_originals` with as
@@ -234,7 +236,9 @@ def _retrain(config, name: str, suspects: Suspects, workdir: Path) -> dict:
   return {**rows['as_many_as_suspects'], 'as_many_as_originals': rows['as_many_as_originals']}
 
 
-def _train_on_fakes(config, name, suspects: Suspects, workdir, count: int, label: str) -> dict:
+def _train_on_fakes(
+  config, name, suspects: GeneratedTestSet, workdir, count: int, label: str
+) -> dict:
   held_back = max(1, round(config.split.val_fraction * count))
   seed, originals = streams.seed(config.seed, 'retrained', label), suspects.originals
   mix = class_counts(originals.labels[suspects.parts.train], len(originals.class_names))
@@ -242,7 +246,9 @@ def _train_on_fakes(config, name, suspects: Suspects, workdir, count: int, label
   together, parts = _stack(fakes, fake_labels, suspects, held_back, seed)
   folder = workdir / 'retrained' / label
   own = classifier.for_network(config, name, seed)
-  workdir_lib.once(folder, own, functools.partial(classifier.fit, own, together, parts, folder))
+  workdir_lib.run_stage_once(
+    folder, own, functools.partial(classifier.fit, own, together, parts, folder)
+  )
   with np.load(folder / 'predictions.npz', allow_pickle=False) as file:
     predictions = dict(file)
   fake = np.arange(len(parts.test)) < len(suspects.images)
@@ -260,7 +266,7 @@ def _train_on_fakes(config, name, suspects: Suspects, workdir, count: int, label
 
 
 def _stack(
-  fakes: np.ndarray, fake_labels: np.ndarray, suspects: Suspects, held_back: int, seed: int
+  fakes: np.ndarray, fake_labels: np.ndarray, suspects: GeneratedTestSet, held_back: int, seed: int
 ) -> tuple[ImageSet, Split]:
   """Training fakes, then the suspects, then the held-out originals, as one image set."""
   made = [
@@ -278,7 +284,7 @@ def _stack(
   return together, Split(train, val, rows[len(fakes) :], np.concatenate(groups), 'fakes')
 
 
-def _figures(config, suspects: Suspects, workdir: Path) -> None:
+def _figures(config, suspects: GeneratedTestSet, workdir: Path) -> None:
   """Real and fake side by side, eight of each class."""
   real = suspects.test
   for label in range(len(real.class_names)):

@@ -236,7 +236,7 @@ def test_masks_are_not_taken_for_somebodys_fakes(tmp_path):
   config = config_lib.defaults()
   config.detection.fakes_folder = str(tmp_path)
   with pytest.raises(UserError, match="'masks' looks like masks"):
-    detector_dataset.strangers(config, None)
+    detector_dataset.external_fakes(config, None)
 
 
 def test_an_empty_class_folder_is_named(tmp_path, source_of):
