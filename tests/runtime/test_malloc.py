@@ -6,7 +6,7 @@ import sys
 import pytest
 
 CHURN = """
-import resource, ctfake_jax.allocator as allocator
+import resource, ctfake_jax.runtime.malloc as malloc
 {call}
 for _ in range(20):
   block = bytearray(2**26)
@@ -24,4 +24,4 @@ def faults(call):
 
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='glibc only')
 def test_freed_memory_is_used_again_without_new_page_faults():
-  assert faults('assert allocator.reuse_freed_memory()') < 0.5 * faults('pass')
+  assert faults('assert malloc.reuse_freed_memory()') < 0.5 * faults('pass')

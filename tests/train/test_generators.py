@@ -81,7 +81,7 @@ def test_a_generator_trains_is_kept_and_samples_what_is_asked(
 ):
   config, broken = configured(name), (UnreadableImageError('a.png', 'cut off'),)
   images = dataclasses.replace(make_images(64, size=SIZE), unreadable=broken)
-  monkeypatch.setattr(generator.pipeline, 'load', lambda _: images)
+  monkeypatch.setattr(generator.dataset, 'load', lambda _: images)
   result = generator.run(config, tmp_path)
   assert result['data']['unreadable'] == [{'path': 'a.png', 'reason': 'cut off'}]
   assert result['best_step'] in (2, 4)
@@ -102,7 +102,7 @@ def test_autoencoders_learn_to_rebuild_and_have_no_samples(configured, tmp_path,
   config, images = configured('autoencoder'), make_images(64, size=SIZE)
   config.autoencoder.updates, config.autoencoder.eval_every = 60, 60
   config.autoencoder.width, config.autoencoder.learning_rate = 4, 5e-3
-  monkeypatch.setattr(generator.pipeline, 'load', lambda _: images)
+  monkeypatch.setattr(generator.dataset, 'load', lambda _: images)
   generator.run(config, tmp_path)
   rows = workdir_files.read_rows(tmp_path / 'metrics.jsonl')
   errors = [row['absolute_error'] for row in rows if 'absolute_error' in row]
