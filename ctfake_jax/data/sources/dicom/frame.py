@@ -8,6 +8,7 @@ What a frame becomes (sections of DICOM PS3.3):
   stored values go through Rescale Slope and Intercept, or the Modality LUT, to HU before anything
     else (C.11.1), per frame where there are functional groups (C.7.6.16); where Slope or Intercept
     is missing, values are HU only if one way alone makes a plausible CT of them, which is remarked;
+    the way is that of the series, and a file that plainly needs another is refused;
   padding (C.7.5.1.1.2, compared with stored values) and whatever lies below -1024 HU become
     -1024 HU, as air around the patient: scanners differ in what they put there;
   MONOCHROME1 says that a display shows low values bright (C.7.6.3.1.2). That step comes after the
@@ -18,8 +19,10 @@ What a frame becomes (sections of DICOM PS3.3):
   rows and columns are turned to run to the patient's left and to posterior (C.7.6.2.1.1).
 """
 
+import collections
 import dataclasses
 import struct
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pydicom
@@ -56,20 +59,19 @@ class _Codestream:
   signed: bool | None
 
 
-def decode(ds: pydicom.Dataset, frame: int) -> Slice:
+def decode(ds: pydicom.Dataset, frame: int, intercept: float | None = None) -> Slice:
   """The pixels of a frame whose header has passed `check_file` and `check_axial`.
 
+  `intercept` is what a series without Rescale Intercept was found to need (`intercept_of_series`).
   Raises `RefusalError`, and whatever a decoder raises on damaged data.
   """
-  cells = _cells(ds, frame)
-  stored = _read_bits(ds, cells, ds.BitsStored, shifted=True)
-  padding = _padding(ds, cells, stored)
+  stored, padding = _stored(ds, frame)
   unit = dicom_header.unit(ds, frame)
   remarks: list[str] = []
   # What does not fit a float32 becomes infinite, which the next check names.
   with np.errstate(over='ignore', invalid='ignore'):
     if unit == 'HU':
-      values, remarks = _hu(ds, frame, stored, padding)
+      values, remarks = _hu(ds, frame, stored, padding, intercept)
     else:
       values = _grey(ds, stored)
     values = values.astype(np.float32)
@@ -94,6 +96,30 @@ def decode(ds: pydicom.Dataset, frame: int) -> Slice:
     remarks=tuple(remarks),
     orientation=plane.display,
   )
+
+
+def intercept_of_series(votes: Iterable[Sequence[float]]) -> float | None:
+  """The intercept that most slices need, of `plausible_intercepts` of each; None for no majority.
+
+  A slice that several intercepts or none would suit (an apex with hardly any air) has no vote.
+  """
+  counts = collections.Counter(plain[0] for plain in votes if len(plain) == 1)
+  most, count = counts.most_common(1)[0] if counts else (None, 0)
+  return most if 2 * count > counts.total() else None
+
+
+def plausible_intercepts(ds: pydicom.Dataset, frame: int) -> list[float]:
+  """The intercepts by which the values of a frame without Rescale Intercept can be HU."""
+  stored, padding = _stored(ds, frame)
+  slope, _ = dicom_header.rescale(ds, frame)
+  return _plausible(stored[~padding] * (1.0 if slope is None else slope), _USUAL_INTERCEPTS)
+
+
+def _stored(ds: pydicom.Dataset, frame: int) -> tuple[np.ndarray, np.ndarray]:
+  """Stored values [h, w] and the mask of those that are padding."""
+  cells = _cells(ds, frame)
+  stored = _read_bits(ds, cells, ds.BitsStored, shifted=True)
+  return stored, _padding(ds, cells, stored)
 
 
 def _cells(ds: pydicom.Dataset, frame: int) -> np.ndarray:
@@ -182,7 +208,11 @@ def _between(values: np.ndarray, ends: np.ndarray) -> np.ndarray:
 
 
 def _hu(
-  ds: pydicom.Dataset, frame: int, stored: np.ndarray, padding: np.ndarray
+  ds: pydicom.Dataset,
+  frame: int,
+  stored: np.ndarray,
+  padding: np.ndarray,
+  of_series: float | None,
 ) -> tuple[np.ndarray, list[str]]:
   """HU, and what had to be supposed."""
   if ds.get('ModalityLUTSequence'):
@@ -193,13 +223,28 @@ def _hu(
   missing = {'Slope': slope, 'Intercept': intercept}
   names = 'no Rescale ' + ' and '.join(name for name, given in missing.items() if given is None)
   slope = 1.0 if slope is None else slope
-  tried = _USUAL_INTERCEPTS if intercept is None else (intercept,)
-  plausible = [b for b in tried if _only_hu((stored * slope + b)[~padding])]
-  if len(plausible) != 1:
+  scaled = stored * slope
+  found = _plausible(scaled[~padding], _USUAL_INTERCEPTS if intercept is None else (intercept,))
+  if intercept is None and of_series is not None:
+    if found and of_series not in found:
+      raise RefusalError(
+        f'{names}, and the values are {_way(slope, found[0])} in a series of '
+        f'{_way(slope, of_series)}'
+      )
+    found = [of_series]
+  if len(found) != 1:
     raise RefusalError(f'{names}, and the values are not plainly HU')
+  return scaled + found[0], [f'{names}; values taken as {_way(slope, found[0])}']
+
+
+def _way(slope: float, intercept: float) -> str:
+  """What stored values are where these make HU of them."""
   way = 'HU' if slope == 1 else f'HU / {slope:g}'
-  raised = f' + {-plausible[0]:g}' if plausible[0] else ''
-  return stored * slope + plausible[0], [f'{names}; values taken as {way}{raised}']
+  return f'{way} + {-intercept:g}' if intercept else way
+
+
+def _plausible(scaled: np.ndarray, intercepts: Sequence[float]) -> list[float]:
+  return [intercept for intercept in intercepts if _only_hu(scaled + intercept)]
 
 
 def _only_hu(hu: np.ndarray) -> bool:

@@ -265,6 +265,13 @@ def unit(ds: pydicom.Dataset, frame: int) -> Unit:
   return 'HU' if kind == 'HU' else 'grey'
 
 
+def lacks_intercept(ds: pydicom.Dataset, frame: int) -> bool:
+  """Whether values are HU, but neither a table nor Rescale Intercept leads to them."""
+  if ds.get('ModalityLUTSequence') or unit(ds, frame) != 'HU':
+    return False
+  return rescale(ds, frame)[1] is None
+
+
 def rescale(ds: pydicom.Dataset, frame: int) -> tuple[float | None, float | None]:
   """Rescale Slope and Intercept (C.11.1.1.2), None for each that is missing or empty."""
   pair = [numbers(ds, frame, key) for key in ('RescaleSlope', 'RescaleIntercept')]

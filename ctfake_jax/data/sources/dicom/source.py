@@ -35,6 +35,9 @@ from ctfake_jax.types import (
 )
 
 
+_MOST_VOTERS = 16  # slices decoded to find what a series without Rescale Intercept needs
+
+
 class _Frame(NamedTuple):
   path: str  # relative to the root, with forward slashes
   number: int  # from 0
@@ -43,6 +46,7 @@ class _Frame(NamedTuple):
   patient_id: str | None
   plane: Plane
   unit: Unit
+  lacks_intercept: bool
   instance_number: int
   instance: Instance
 
@@ -97,6 +101,7 @@ class DicomSource:
     self._root = walker.base(root)
     self._max_pixels, self._synthetic_ok = max_pixels, synthetic_ok
     self._last: tuple[str, pydicom.Dataset] | None = None
+    self._intercepts: dict[str, float | None] = {}  # found for series that lack one
     self.unreadable: list[UnreadableImageError] = []
     self.skipped: collections.Counter[str] = collections.Counter()
     # What a CSV row may name without an image: labels of refused files are no mistake.
@@ -139,10 +144,25 @@ class DicomSource:
     frame = self._frames[index]
     try:
       with dicom_header.quiet_pydicom():
-        image = dicom_frame.decode(self._open(frame.path), frame.number)
+        intercept = self._intercept(frame.series) if frame.lacks_intercept else None
+        image = dicom_frame.decode(self._open(frame.path), frame.number, intercept)
         return _marked(image, dicom_kind.synthetic(self._open(frame.path), frame.number))
     except Exception as error:  # decoders raise whatever a broken file sets off
       raise UnreadableImageError(frame.shown, _reason(error)) from error
+
+  def _intercept(self, series: str) -> float | None:
+    """What the slices of a series without Rescale Intercept need, by a vote of some of them."""
+    if series not in self._intercepts:
+      voters = [f for f in self._frames if f.series == series and f.lacks_intercept]
+      step = -(-len(voters) // _MOST_VOTERS)
+      self._intercepts[series] = dicom_frame.intercept_of_series(map(self._vote, voters[::step]))
+    return self._intercepts[series]
+
+  def _vote(self, frame: _Frame) -> list[float]:
+    try:
+      return dicom_frame.plausible_intercepts(self._open(frame.path), frame.number)
+    except Exception:  # named when the slice itself is asked for
+      return []
 
   def _open(self, path: str) -> pydicom.Dataset:
     """The file with its pixels still encoded; the last one is kept for its other frames."""
@@ -204,6 +224,7 @@ class DicomSource:
         _pseudonym(header),
         plane,
         dicom_header.unit(header, number),
+        dicom_header.lacks_intercept(header, number),
         int((dicom_header.numbers(header, number, 'InstanceNumber') or (0,))[0]),
         _instance(header, number, count, synthetic),
       )

@@ -613,6 +613,31 @@ def test_missing_rescale_is_refused_by_name_otherwise(tmp_path, stored, changes)
     _source(path)[0]
 
 
+def _series_without_rescale(folder, stored):
+  for i, values in enumerate(stored):
+    place = {'SeriesInstanceUID': '1.2.3', 'ImagePositionPatient': [0, 0, i], 'InstanceNumber': i}
+    ds = _ct(values, RescaleSlope=None, RescaleIntercept=None, **place)
+    _save(ds, folder / f'{i}.dcm')
+  return _source(folder)
+
+
+@pytest.mark.parametrize('raised', [0, 1024])
+def test_missing_intercept_is_decided_once_per_series(tmp_path, raised):
+  apex = np.where(_chest_hu() < -500, 30, _chest_hu())  # no air: alone it is not plainly HU
+  hu = [apex, *(_chest_hu() + i for i in range(3)), _chest_hu() + 1024 - 2 * raised]
+  source = _series_without_rescale(tmp_path, [values + raised for values in hu])
+  for i in range(4):
+    np.testing.assert_array_equal(source[i].pixels, np.maximum(hu[i], -1024))
+  ways = ('HU', r'HU \+ 1024') if raised else (r'HU \+ 1024', 'HU')
+  with pytest.raises(UnreadableImageError, match=f'4.dcm.*are {ways[0]} in a series of {ways[1]}'):
+    source[4]
+
+
+def test_a_series_without_a_majority_is_judged_slice_by_slice(tmp_path):
+  source = _series_without_rescale(tmp_path, [_chest_hu(), _chest_hu() + 1024])
+  np.testing.assert_array_equal(source[0].pixels, source[1].pixels)
+
+
 @pytest.mark.parametrize(('intercept', 'word'), [(0, 'air'), (-2500, 'tissue')])
 def test_a_chest_has_air_and_tissue(tmp_path, intercept, word):
   path = _save(_ct(_chest_hu() + 1024, RescaleIntercept=intercept), tmp_path / 'one.dcm')
