@@ -69,12 +69,14 @@ class Fakes:
     labels: int32[m], the class asked for or that of the source.
     sources: int[m], rows of the reals they were made from; -1 for samples.
     masks: bool[m, h, w], what was changed; None where all was.
+    donors: int[m], rows of the reals whose tissue was put in; None where there are none.
   """
 
   images: np.ndarray
   labels: np.ndarray
   sources: np.ndarray
   masks: np.ndarray | None = None
+  donors: np.ndarray | None = None
 
 
 # What the pixels of fakes hang on, below the package.
@@ -146,8 +148,8 @@ def from_reals(
   """`count` fakes by one of `config.METHODS_ON_REALS`; reals come in their class mix."""
   rows = rows_in_mix(reals.labels, count, seed)
   if method in local_edits.EDITS:
-    images, masks = local_edits.edit(reals, rows, method, seed)
-    return Fakes(images, reals.labels[rows], rows, masks)
+    made = local_edits.edit(reals, rows, method, seed)
+    return Fakes(made.images, reals.labels[rows], rows, made.masks, made.donors)
   if trained is None:
     raise UserError(f'reconstructions need a trained {_REBUILDERS}: name its workdir')
   images = reconstruct(trained, np.asarray(reals.images)[rows], reals.labels[rows], seed)

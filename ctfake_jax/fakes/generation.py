@@ -8,8 +8,8 @@ checkpoint, config, and of every file its label, its source where it has one, an
 label is what the conditional generator was asked for, or the source's; an unconditional generator
 was asked for nothing, and its classes are named `unlabelled`.
 
-DICOM of what was made from an image lies where that image lies and refers to it by pseudonyms of
-the workdir's key; DICOM of samples has the spacing of the images that the generator learnt from.
+DICOM of what was made from an image lies where that image lies and refers to it, and to the image
+whose tissue was put in, by pseudonyms of the workdir's key; DICOM of samples has the spacing of the images that the generator learnt from.
 """
 
 import dataclasses
@@ -167,7 +167,7 @@ def _on_reals(config: ml_collections.ConfigDict) -> tuple[Fakes, Maker, dict]:
       f'what is made has {side} x {side} pixels, its originals up to {largest}: '
       'data.image_size sets it'
     )
-  facts = {}
+  facts: dict = {}
   if trained:
     _check_same_view(config, trained, reals)
     facts = _checkpoint(config, trained)
@@ -175,7 +175,10 @@ def _on_reals(config: ml_collections.ConfigDict) -> tuple[Fakes, Maker, dict]:
     Maker.trained(trained, c.method, reals.records) if trained else Maker.editor(config, reals)
   )
   made = fakes.from_reals(c.method, trained, reals, c.count, config.seed)
-  return made, maker, {**facts, 'sources': [reals.records[i].provenance for i in made.sources]}
+  facts['sources'] = [reals.records[i].provenance for i in made.sources]
+  if made.donors is not None:
+    facts['donors'] = [reals.records[i].provenance for i in made.donors]
+  return made, maker, facts
 
 
 def _checkpoint(config: ml_collections.ConfigDict, trained: TrainedGenerator) -> dict:
@@ -240,7 +243,7 @@ def write_dicoms(
     else:
       source = maker.records[made.sources[i]]
       turn = source.plane.display.inverse if source.plane else AS_STORED
-      change = _change(config.generate.method, maker.view, source, made, i)
+      change = _change(config.generate.method, maker, made, i)
       statement = dicom_statements.edited(
         source, change, **facts, number=number, pseudonyms=pseudonyms
       )
@@ -251,16 +254,15 @@ def write_dicoms(
   return rows
 
 
-def _change(
-  method: str, view: Preprocess, source: Record, made: Fakes, row: int
-) -> dicom_statements.Change:
+def _change(method: str, maker: Maker, made: Fakes, row: int) -> dicom_statements.Change:
+  view, plane = maker.view, maker.records[made.sources[row]].plane
   share = 1.0 if made.masks is None else float(made.masks[row].mean())
-  plane = source.plane
+  donor = None if made.donors is None else maker.records[made.donors[row]]
   # By its spacing as displayed: a crop alone does not change that.
   resampled = plane is None or (
     view.seen(plane).spacing_mm != plane.turned(plane.display).spacing_mm
   )
-  return dicom_statements.Change(_DONE[method], share, resampled, view.range_hu)
+  return dicom_statements.Change(_DONE[method], share, resampled, view.range_hu, donor)
 
 
 def _check_hounsfield(maker: Maker) -> None:

@@ -7,6 +7,7 @@ equals its original.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -77,7 +78,24 @@ EDITS: dict[str, Edit] = {
 }
 
 
-def edit(images: ImageSet, rows: np.ndarray, kind: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+WITH_DONOR = ('blended',)  # edits that put another image's tissue in
+
+
+class Edited(NamedTuple):
+  """Edited images.
+
+  Attributes:
+    images: f32[m, h, w, 1] in [-1, 1].
+    masks: bool[m, h, w], what was changed.
+    donors: int[m], rows of the images whose tissue was put in; None for edits without one.
+  """
+
+  images: np.ndarray
+  masks: np.ndarray
+  donors: np.ndarray | None
+
+
+def edit(images: ImageSet, rows: np.ndarray, kind: str, seed: int) -> Edited:
   """The images at `rows`, each with one patch changed.
 
   Args:
@@ -85,32 +103,34 @@ def edit(images: ImageSet, rows: np.ndarray, kind: str, seed: int) -> tuple[np.n
     rows: int[m].
     kind: a key of `EDITS`.
     seed: of masks, patches and their sources.
-
-  Returns:
-    Images f32[m, h, w, 1] in [-1, 1] and masks bool[m, h, w].
   """
   pixels = np.asarray(images.images)[..., 0]
-  edited, masks = [], []
+  edited, masks, donors = [], [], []
   for i, row in enumerate(
     progress_bar.bar(f'editing, {kind}', rows, patience=progress_bar.PATIENCE)
   ):
     rng = streams.generator(seed, 'edit', i)
-    result, mask = _visible(EDITS[kind], pixels, int(row), rng)
+    result, mask, donor = _visible(EDITS[kind], pixels, int(row), rng)
     edited.append(result)
     masks.append(mask)
-  return np.stack(edited)[..., None].astype(np.float32), np.stack(masks)
+    donors.append(donor)
+  return Edited(
+    np.stack(edited)[..., None].astype(np.float32),
+    np.stack(masks),
+    np.array(donors) if kind in WITH_DONOR else None,
+  )
 
 
 def _visible(change: Edit, pixels: np.ndarray, row: int, rng: np.random.Generator):
   """The first of some random edits that changes enough to be seen, or the strongest of them."""
-  image, strongest = pixels[row], (-1.0, pixels[row], np.zeros(pixels[row].shape, bool))
+  image, strongest = pixels[row], (-1.0, pixels[row], np.zeros(pixels[row].shape, bool), row)
   for _ in range(ATTEMPTS):
     mask = random_mask(len(image), rng)
-    other = pixels[rng.integers(len(pixels))]
-    result = np.where(mask, np.clip(change(image, mask, other, rng), -1, 1), image)
+    donor = int(rng.integers(len(pixels)))
+    result = np.where(mask, np.clip(change(image, mask, pixels[donor], rng), -1, 1), image)
     strength = float(np.sqrt(((result - image)[mask] ** 2).mean()))
     if strength > strongest[0]:
-      strongest = (strength, result, mask)
+      strongest = (strength, result, mask, donor)
     if strength >= LEAST_CHANGE:
       break
   return strongest[1:]

@@ -9,6 +9,7 @@ from conftest import make_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import ndimage
 from test_architecture import FILES, imports, module_name
 
 from ctfake_jax import config as config_lib
@@ -35,14 +36,32 @@ def test_a_mask_is_a_modest_patch_away_from_the_border(side, seed):
 @pytest.mark.parametrize('kind', local_edits.EDITS)
 def test_an_edit_changes_its_mask_alone_and_visibly(kind):
   rows = np.array([0, 3, 5])
-  images, masks = local_edits.edit(REALS, rows, kind, seed=1)
+  images, masks, donors = local_edits.edit(REALS, rows, kind, seed=1)
   change = np.abs(images - REALS.images[rows])[..., 0]
   assert change[~masks].max() == 0
   assert np.abs(images).max() <= 1
   for i in range(len(rows)):
     assert np.sqrt((change[i][masks[i]] ** 2).mean()) >= local_edits.LEAST_CHANGE
-  again, _ = local_edits.edit(REALS, rows, kind, seed=1)
-  np.testing.assert_array_equal(images, again)
+  again = local_edits.edit(REALS, rows, kind, seed=1)
+  np.testing.assert_array_equal(images, again.images)
+  assert (donors is None) == (kind != 'blended')
+
+
+def test_the_donor_of_a_blended_edit_is_the_image_whose_tissue_is_seen():
+  rows = np.arange(6)
+  images, masks, donors = local_edits.edit(REALS, rows, 'blended', seed=1)
+  for image, mask, row, donor in zip(images[..., 0], masks, rows, donors):
+    inner = circle_of(mask)
+    found = [np.corrcoef(image[inner], real[inner])[0, 1] for real in REALS.images[..., 0]]
+    assert donor != row
+    assert found[donor] > 0.99
+    assert found[donor] > found[row]
+
+
+def circle_of(mask):
+  """Where nothing of a soft edge is left."""
+  distance = ndimage.distance_transform_edt(mask)
+  return distance >= 0.6 * distance.max()
 
 
 def circle(side, radius):
@@ -88,8 +107,8 @@ def test_kept_fakes_are_made_once_and_again_where_they_changed_or_are_damaged(tm
 
   def make():
     calls.append(1)
-    images, masks = local_edits.edit(REALS, rows, 'copied', seed=1)
-    return fakes.Fakes(images, REALS.labels[rows], rows, masks)
+    made = local_edits.edit(REALS, rows, 'blended', seed=1)
+    return fakes.Fakes(made.images, REALS.labels[rows], rows, made.masks, made.donors)
 
   def same(a, b):
     jax.tree.map(np.testing.assert_array_equal, vars(a), vars(b))

@@ -52,8 +52,8 @@ def _config(root, method='copied'):
 @pytest.mark.parametrize('method', config_lib.EDITS)
 def test_edits_of_patients_lie_where_their_sources_do(patients, tmp_path, method):
   workdir = tmp_path / 'w'
-  generation.run(_config(patients, method), workdir)
-  files = sorted((workdir / 'dicom').rglob('*.dcm'))
+  manifest = generation.run(_config(patients, method), workdir)
+  files = sorted((workdir / 'dicom').rglob('*.dcm'), key=lambda path: path.name)
   assert len(files) == 8
   headers = [pydicom.dcmread(path) for path in files]
   for path, ds in zip(files, headers):
@@ -76,6 +76,12 @@ def test_edits_of_patients_lie_where_their_sources_do(patients, tmp_path, method
   assert len({ds.SeriesInstanceUID for ds in headers}) == 8
   referred = {ds.SourceImageSequence[0].ReferencedSOPInstanceUID for ds in headers}
   assert len(referred) == 8
+  assert {len(ds.SourceImageSequence) for ds in headers} == {2 if method == 'blended' else 1}
+  if method == 'blended':  # both sources by the same pseudonyms
+    by_source = dict(zip(manifest['sources'], headers))
+    for donor, ds in zip(manifest['donors'], headers):
+      assert ds.SourceImageSequence[1] == by_source[donor].SourceImageSequence[0]
+      assert 'another image (the other: a CT image of a patient)' in ds.DerivationDescription
   own = {pydicom.dcmread(p).SOPInstanceUID for p in patients.rglob('Doe*')}
   assert not referred & own
 

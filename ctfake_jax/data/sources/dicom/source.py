@@ -34,7 +34,6 @@ from ctfake_jax.types import (
   UserError,
 )
 
-
 _MOST_VOTERS = 16  # slices decoded to find what a series without Rescale Intercept needs
 
 

@@ -59,12 +59,14 @@ class Change:
     share: of its pixels that were changed, 0 to 1, resampling aside.
     resampled: whether its pixels are others than those of its source.
     range_hu: lowest and highest HU that were kept; what lay outside was set to them.
+    donor: the other image whose tissue was put in, if any.
   """
 
   done: str
   share: float
   resampled: bool
   range_hu: tuple[float, float]
+  donor: Record | None = None
 
 
 def edited(
@@ -81,6 +83,7 @@ def edited(
   patient = source.patient_id or source.provenance
   name = pseudonyms.name('patient', patient)
   shown = _shown(source)
+  donor = f' (the other: {_shown(change.donor)})' if change.donor else ''
   low, high = change.range_hu
   sampling = 'Resampled; ' if change.resampled else ''
   place = '' if source.plane and source.plane.corner_mm else '; position in space not known'
@@ -94,11 +97,11 @@ def edited(
     patient_id=f'EDITED-{name}',
     description='SYNTHETIC: edited image, not as scanned',
     derivation=(
-      f'Derived from {shown}. {change.done}. {sampling}HU limited to {low:g} to {high:g}'
+      f'Derived from {shown}. {change.done}{donor}. {sampling}HU limited to {low:g} to {high:g}'
     ),
     contribution=f'{change.done}; {change.share:.2%} of the pixels were changed',
     comment=f'Edited image; class of its source: {label}{place}',
-    further=_references(source.instance, change, pseudonyms),
+    further=_references(source, change, pseudonyms),
   )
 
 
@@ -115,9 +118,7 @@ def _frame_of_reference(instance: Instance | None, number: str, pseudonyms: Pseu
   return pseudonyms.uid('frame of reference', *(['of', own] if own else ['own', number]))
 
 
-def _references(
-  instance: Instance | None, change: Change, pseudonyms: Pseudonyms
-) -> dict[str, Any]:
+def _references(source: Record, change: Change, pseudonyms: Pseudonyms) -> dict[str, Any]:
   """Derivation Code and Source Image Sequence (C.7.6.1.1.3, C.12.4), which no generated image has.
 
   No code of CID 7203 says that an image was edited.
@@ -125,13 +126,19 @@ def _references(
   found: dict[str, Any] = {'Laterality': None}  # asked for where no body part is named
   if change.resampled:
     found['DerivationCodeSequence'] = [coded(codes.cid7203.SpatialResampling)]
-  if instance and instance.sop_instance_uid:
-    item = Dataset()
-    item.ReferencedSOPClassUID = instance.sop_class_uid
-    item.ReferencedSOPInstanceUID = pseudonyms.uid('instance', instance.sop_instance_uid)
-    if instance.frame:
-      item.ReferencedFrameNumber = instance.frame
-    purpose = codes.cid7202.SourceImageForImageProcessingOperation
-    item.PurposeOfReferenceCodeSequence = [coded(purpose)]
-    found['SourceImageSequence'] = [item]
+  instances = [record.instance for record in (source, change.donor) if record and record.instance]
+  items = [_reference(one, pseudonyms) for one in instances if one.sop_instance_uid]
+  if items:
+    found['SourceImageSequence'] = items
   return found
+
+
+def _reference(instance: Instance, pseudonyms: Pseudonyms) -> Dataset:
+  item = Dataset()
+  item.ReferencedSOPClassUID = instance.sop_class_uid
+  item.ReferencedSOPInstanceUID = pseudonyms.uid('instance', instance.sop_instance_uid)
+  if instance.frame:
+    item.ReferencedFrameNumber = instance.frame
+  purpose = codes.cid7202.SourceImageForImageProcessingOperation
+  item.PurposeOfReferenceCodeSequence = [coded(purpose)]
+  return item
