@@ -9,7 +9,8 @@ label is what the conditional generator was asked for, or the source's; an uncon
 was asked for nothing, and its classes are named `unlabelled`.
 
 DICOM of what was made from an image lies where that image lies and refers to it, and to the image
-whose tissue was put in, by pseudonyms of the workdir's key; DICOM of samples has the spacing of the images that the generator learnt from.
+whose tissue was put in, by pseudonyms of the workdir's key; DICOM of samples has the spacing of the
+images that the generator learnt from.
 """
 
 import dataclasses
