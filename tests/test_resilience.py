@@ -33,10 +33,7 @@ TASKS = {
 }
 # One worker runs them all and so makes `straight` once.
 pytestmark = pytest.mark.xdist_group('resilience')
-PARTS = {
-  'cnn': ('params', 'batch_stats', 'opt_state', 'ema'),
-  'dcgan': ('generator', 'discriminator', 'opt_generator', 'opt_discriminator', 'ema'),
-}
+PARTS = ('networks', 'opt_states', 'ema')
 
 
 def start(task: str, workdir: Path) -> subprocess.Popen:
@@ -64,14 +61,9 @@ def outcome(workdir: Path) -> tuple[list[dict], dict, dict]:
   text = (workdir / 'metrics.jsonl').read_text().splitlines()
   rows = [{k: v for k, v in json.loads(row).items() if k != 'seconds'} for row in text]
   last = max(int(path.name) for path in (workdir / 'checkpoints').iterdir())
-  state = {part: restore_part(workdir, last, part) for part in PARTS[workdir_task(workdir)]}
+  state = {part: restore_part(workdir, last, part) for part in PARTS}
   progress = json.loads((workdir / f'checkpoints/{last}/progress/metadata').read_text())
   return rows, state, {k: v for k, v in progress.items() if k != 'seconds'}
-
-
-def workdir_task(workdir: Path) -> str:
-  config = json.loads((workdir / 'config.json').read_text())['config']
-  return 'dcgan' if config['task'] == 'gan' else 'cnn'
 
 
 @pytest.fixture(scope='module')

@@ -28,8 +28,9 @@ from ctfake_jax.models.patch_net import STRIDE
 from ctfake_jax.runtime import batching, streams
 from ctfake_jax.runtime import mesh as mesh_lib
 from ctfake_jax.train import loop
-from ctfake_jax.train.classifier import State, init_state
-from ctfake_jax.train.optimizer_step import apply_gradients, kernels, moving_average
+from ctfake_jax.train.classifier import NETWORK, init_state
+from ctfake_jax.train.optimizer_step import apply_gradients, kernels
+from ctfake_jax.train.state import State, advanced
 from ctfake_jax.types import ImageSet
 
 BATCH_SIZE = 64
@@ -47,10 +48,10 @@ def make_train_step(
   The channels are a fake, its mask above 0, and its original.
   """
 
-  def loss_fn(params, state, images, fake, synthetic, key):
+  def loss_fn(params, batch_stats, images, fake, synthetic, key):
     """Mean of the images' losses, those of their patches added; logits and new statistics."""
     (logits, features), updates = model.apply(
-      {'params': params, 'batch_stats': state.batch_stats},
+      {'params': params, 'batch_stats': batch_stats},
       images,
       train=True,
       mutable=['batch_stats'],
@@ -73,24 +74,23 @@ def make_train_step(
       degradations.degrade(pairs[..., :1], key_degrade),
       degradations.degrade(pairs[..., 2:], key_degrade),
     )
-    fake = jnp.arange(len(images)) % 2 == 0
+    fake, old = jnp.arange(len(images)) % 2 == 0, state.networks[NETWORK]
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      state.params,
-      state,
+      old['params'],
+      old['batch_stats'],
       images,
       fake.astype(jnp.float32),
       _alternating(synthetic, jnp.zeros_like(synthetic)),
       key_drop,
     )
-    params, opt_state = apply_gradients(tx, grads, state.opt_state, state.params)
-    now = {'params': params, 'batch_stats': batch_stats}
-    bad = (state.first_bad_step < 0) & ~jnp.isfinite(loss)
-    state = state.replace(
-      step=state.step + 1,
-      **now,
-      opt_state=opt_state,
-      ema=moving_average(state.ema, now, config.detection.ema_decay, state.step),
-      first_bad_step=jnp.where(bad, state.step, state.first_bad_step),
+    params, opt_state = apply_gradients(tx, grads, state.opt_states[NETWORK], old['params'])
+    state = advanced(
+      state,
+      {NETWORK: {'params': params, 'batch_stats': batch_stats}},
+      {NETWORK: opt_state},
+      used=NETWORK,
+      loss=loss,
+      ema_decay=config.detection.ema_decay,
     )
     return state, {'loss': loss, 'accuracy': ((logits > 0) == fake).mean()}
 

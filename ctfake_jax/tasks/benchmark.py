@@ -30,6 +30,7 @@ from ctfake_jax.runtime import batching
 from ctfake_jax.runtime import flops as cost_lib
 from ctfake_jax.runtime import mesh as mesh_lib
 from ctfake_jax.train import classifier, gan, loop
+from ctfake_jax.train.state import State
 from ctfake_jax.types import ImageSet
 from ctfake_jax.workdir import files as workdir_lib
 
@@ -220,11 +221,11 @@ def _infer_gan(config, name: str, batch_size: int) -> _Work:
   batch = {'latent': latent, 'labels': jnp.arange(batch_size) % CLASSES}
   parameters, dtype = state.parameter_count(), own.gan.dtype
   return _inference(
-    sampling.generate, networks.generator, state.generator, batch, parameters, dtype
+    sampling.generate, networks.generator, state.networks['generator'], batch, parameters, dtype
   )
 
 
-def _gan(config, name: str) -> tuple[ml_collections.ConfigDict, gan.Networks, gan.State]:
+def _gan(config, name: str) -> tuple[ml_collections.ConfigDict, gan.Networks, State]:
   own = ml_collections.ConfigDict(config.to_dict())
   own.task, own.gan.name = 'gan', name
   networks = gan.build(own, CLASSES)

@@ -18,8 +18,9 @@ from ctfake_jax.data.transforms.degradations import batched
 from ctfake_jax.models import autoencoder, registry
 from ctfake_jax.models.initializers import variables
 from ctfake_jax.runtime import streams
-from ctfake_jax.train.gan import Networks, State, before_training
-from ctfake_jax.train.optimizer_step import apply_gradients, moving_average
+from ctfake_jax.train.gan import Networks, before_training
+from ctfake_jax.train.optimizer_step import apply_gradients
+from ctfake_jax.train.state import State, advanced
 from ctfake_jax.types import ImageSet
 
 ERROR_WEIGHT, ADVERSARIAL_WEIGHT = 5.0, 0.2
@@ -70,28 +71,29 @@ def make_train_step(
   def train_step(state, batch, key):
     """One update of the members, one of the discriminator on the same images."""
     chex.assert_rank(batch['image'], 4)
+    generator, discriminator = (state.networks[name] for name in ('generator', 'discriminator'))
     (loss, (rebuilt, error)), grads = jax.value_and_grad(rebuilding_loss, has_aux=True)(
-      state.generator['params'], state.discriminator, batch['image'], key
+      generator['params'], discriminator, batch['image'], key
     )
     loss_d, grads_d = jax.value_and_grad(discriminator_loss)(
-      state.discriminator['params'], batch['image'], rebuilt
+      discriminator['params'], batch['image'], rebuilt
     )
     g_params, opt_g = apply_gradients(
-      networks.tx_generator, grads, state.opt_generator, state.generator['params']
+      networks.tx_generator, grads, state.opt_states['generator'], generator['params']
     )
     d_params, opt_d = apply_gradients(
-      networks.tx_discriminator, grads_d, state.opt_discriminator, state.discriminator['params']
+      networks.tx_discriminator,
+      grads_d,
+      state.opt_states['discriminator'],
+      discriminator['params'],
     )
-    generator = {'params': g_params}
-    bad = (state.first_bad_step < 0) & ~jnp.isfinite(loss + loss_d)
-    state = state.replace(
-      step=state.step + 1,
-      generator=generator,
-      discriminator={'params': d_params},
-      opt_generator=opt_g,
-      opt_discriminator=opt_d,
-      ema=moving_average(state.ema, generator, c.ema_decay, state.step),
-      first_bad_step=jnp.where(bad, state.step, state.first_bad_step),
+    state = advanced(
+      state,
+      {'generator': {'params': g_params}, 'discriminator': {'params': d_params}},
+      {'generator': opt_g, 'discriminator': opt_d},
+      used='generator',
+      loss=loss + loss_d,
+      ema_decay=c.ema_decay,
     )
     return state, {'loss': loss, 'absolute_error': error, 'loss_discriminator': loss_d}
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import chex
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -30,24 +29,12 @@ from ctfake_jax.models import initializers, pretrained, registry
 from ctfake_jax.runtime import mesh as mesh_lib
 from ctfake_jax.runtime import streams
 from ctfake_jax.train import loop
-from ctfake_jax.train.optimizer_step import apply_gradients, kernels, moving_average
+from ctfake_jax.train.optimizer_step import apply_gradients, kernels
+from ctfake_jax.train.state import State, advanced, initial
 from ctfake_jax.types import ImageSet, UserError
 from ctfake_jax.workdir import files as workdir_lib
 
-
-class State(flax.struct.PyTreeNode):
-  """Everything a step changes; `ema` holds averaged {params, batch_stats} used for evaluation."""
-
-  step: jax.Array
-  params: dict
-  batch_stats: dict
-  opt_state: optax.OptState
-  ema: dict
-  first_bad_step: jax.Array
-
-  def parameter_count(self) -> int:
-    """Trainable scalars."""
-    return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+NETWORK = 'classifier'  # its name within a State
 
 
 def init_state(model: nn.Module, tx: optax.GradientTransformation, size: int, seed: int) -> State:
@@ -56,14 +43,9 @@ def init_state(model: nn.Module, tx: optax.GradientTransformation, size: int, se
   variables = initializers.variables(
     model, streams.key(seed, 'initialisation'), images, train=False
   )
-  params, batch_stats = variables['params'], variables.get('batch_stats', {})
-  return State(
-    step=jnp.zeros((), jnp.int32),
-    params=params,
-    batch_stats=batch_stats,
-    opt_state=jax.jit(tx.init)(params),
-    ema={'params': params, 'batch_stats': batch_stats},
-    first_bad_step=jnp.full((), -1, jnp.int32),
+  variables = {'batch_stats': {}, **variables}
+  return initial(
+    {NETWORK: variables}, {NETWORK: jax.jit(tx.init)(variables['params'])}, used=NETWORK
   )
 
 
@@ -98,9 +80,9 @@ def make_train_step(
   """The pure step (state, {image, label}, key) -> (state, {loss, accuracy})."""
   classes, smoothing = len(class_weights), config.train.label_smoothing
 
-  def loss_fn(params, state, images, targets, weights, key):
+  def loss_fn(params, batch_stats, images, targets, weights, key):
     (logits, _), updates = model.apply(
-      {'params': params, 'batch_stats': state.batch_stats},
+      {'params': params, 'batch_stats': batch_stats},
       images,
       train=True,
       mutable=['batch_stats'],
@@ -117,20 +99,18 @@ def make_train_step(
     targets = optax.smooth_labels(jax.nn.one_hot(batch['label'], classes), smoothing)
     if config.augment.mixup:
       images, targets = augment.mixup(images, targets, mix, config.augment.mixup)
-    weights = jnp.asarray(class_weights)[batch['label']]
+    weights, old = jnp.asarray(class_weights)[batch['label']], state.networks[NETWORK]
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      state.params, state, images, targets, weights, drop
+      old['params'], old['batch_stats'], images, targets, weights, drop
     )
-    params, opt_state = apply_gradients(tx, grads, state.opt_state, state.params)
-    now = {'params': params, 'batch_stats': batch_stats}
-    bad = (state.first_bad_step < 0) & ~jnp.isfinite(loss)
-    state = state.replace(
-      step=state.step + 1,
-      params=params,
-      batch_stats=batch_stats,
-      opt_state=opt_state,
-      ema=moving_average(state.ema, now, config.train.ema_decay, state.step),
-      first_bad_step=jnp.where(bad, state.step, state.first_bad_step),
+    params, opt_state = apply_gradients(tx, grads, state.opt_states[NETWORK], old['params'])
+    state = advanced(
+      state,
+      {NETWORK: {'params': params, 'batch_stats': batch_stats}},
+      {NETWORK: opt_state},
+      used=NETWORK,
+      loss=loss,
+      ema_decay=config.train.ema_decay,
     )
     return state, {'loss': loss, 'accuracy': (logits.argmax(-1) == batch['label']).mean()}
 
@@ -286,7 +266,7 @@ def _first_state(config, model: nn.Module, tx: optax.GradientTransformation) -> 
   if not config.model.pretrained:
     return state
   variables = _pretrained(config, state.ema)
-  return state.replace(**variables, ema=variables)
+  return state.replace(networks={NETWORK: variables}, ema=variables)
 
 
 def test(

@@ -14,25 +14,8 @@ import optax
 from ctfake_jax.models import diffusion, registry
 from ctfake_jax.models.initializers import variables
 from ctfake_jax.runtime import streams
-from ctfake_jax.train.optimizer_step import apply_gradients, moving_average
-
-
-class State(flax.struct.PyTreeNode):
-  """Everything a step changes; `ema` averages the network's variables."""
-
-  step: jax.Array
-  generator: dict
-  opt_state: optax.OptState
-  ema: dict
-  first_bad_step: jax.Array
-
-  def parameter_counts(self) -> dict[str, int]:
-    """Trainable scalars of each network."""
-    return {'generator': self.parameter_count()}
-
-  def parameter_count(self) -> int:
-    """Trainable scalars."""
-    return sum(leaf.size for leaf in jax.tree.leaves(self.generator['params']))
+from ctfake_jax.train.optimizer_step import apply_gradients
+from ctfake_jax.train.state import State, advanced, initial
 
 
 class Networks(flax.struct.PyTreeNode):
@@ -59,13 +42,8 @@ def init_state(networks: Networks, size: int, seed: int) -> State:
   generator = variables(
     networks.generator, streams.key(seed, 'initialisation'), noise, labels, train=False
   )
-  return State(
-    step=jnp.zeros((), jnp.int32),
-    generator=generator,
-    opt_state=jax.jit(networks.tx.init)(generator['params']),
-    ema=generator,
-    first_bad_step=jnp.full((), -1, jnp.int32),
-  )
+  opt_state = jax.jit(networks.tx.init)(generator['params'])
+  return initial({'generator': generator}, {'generator': opt_state}, used='generator')
 
 
 def make_train_step(
@@ -89,17 +67,16 @@ def make_train_step(
   def train_step(state, batch, key):
     """One update."""
     chex.assert_rank([batch['image'], batch['label']], [4, 1])
-    params = state.generator['params']
+    params = state.networks['generator']['params']
     loss, grads = jax.value_and_grad(loss_fn)(params, batch['image'], batch['label'], key)
-    params, opt_state = apply_gradients(networks.tx, grads, state.opt_state, params)
-    generator = {'params': params}
-    bad = (state.first_bad_step < 0) & ~jnp.isfinite(loss)
-    state = state.replace(
-      step=state.step + 1,
-      generator=generator,
-      opt_state=opt_state,
-      ema=moving_average(state.ema, generator, c.ema_decay, state.step),
-      first_bad_step=jnp.where(bad, state.step, state.first_bad_step),
+    params, opt_state = apply_gradients(networks.tx, grads, state.opt_states['generator'], params)
+    state = advanced(
+      state,
+      {'generator': {'params': params}},
+      {'generator': opt_state},
+      used='generator',
+      loss=loss,
+      ema_decay=c.ema_decay,
     )
     return state, {'loss': loss}
 

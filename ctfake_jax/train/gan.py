@@ -22,30 +22,8 @@ from ctfake_jax.data.transforms.augment import discriminator_view
 from ctfake_jax.models import registry
 from ctfake_jax.models.initializers import variables
 from ctfake_jax.runtime import streams
-from ctfake_jax.train.optimizer_step import apply_gradients, moving_average
-
-
-class State(flax.struct.PyTreeNode):
-  """Everything a step changes; `ema` averages the generator's parameters."""
-
-  step: jax.Array
-  generator: dict
-  discriminator: dict
-  opt_generator: optax.OptState
-  opt_discriminator: optax.OptState
-  ema: dict
-  first_bad_step: jax.Array
-
-  def parameter_counts(self) -> dict[str, int]:
-    """Trainable scalars of each network."""
-    return {
-      name: sum(leaf.size for leaf in jax.tree.leaves(getattr(self, name)['params']))
-      for name in ('generator', 'discriminator')
-    }
-
-  def parameter_count(self) -> int:
-    """Trainable scalars of both networks."""
-    return sum(self.parameter_counts().values())
+from ctfake_jax.train.optimizer_step import apply_gradients
+from ctfake_jax.train.state import State, advanced, initial
 
 
 class Networks(flax.struct.PyTreeNode):
@@ -87,14 +65,13 @@ def init_state(networks: Networks, size: int, seed: int) -> State:
 
 def before_training(networks: Networks, generator: dict, discriminator: dict) -> State:
   """The state that these variables start from."""
-  return State(
-    step=jnp.zeros((), jnp.int32),
-    generator=generator,
-    discriminator=discriminator,
-    opt_generator=jax.jit(networks.tx_generator.init)(generator['params']),
-    opt_discriminator=jax.jit(networks.tx_discriminator.init)(discriminator['params']),
-    ema=generator,
-    first_bad_step=jnp.full((), -1, jnp.int32),
+  return initial(
+    {'generator': generator, 'discriminator': discriminator},
+    {
+      'generator': jax.jit(networks.tx_generator.init)(generator['params']),
+      'discriminator': jax.jit(networks.tx_discriminator.init)(discriminator['params']),
+    },
+    used='generator',
   )
 
 
@@ -108,27 +85,28 @@ def make_train_step(
   def train_step(state, batch, key):
     """One update of the discriminator, then one of the generator on the same fakes."""
     chex.assert_rank([batch['image'], batch['label']], [4, 1])
-    keys = jax.random.split(key, 4)
+    keys, opt_states = jax.random.split(key, 4), state.opt_states
+    old_g, old_d = state.networks['generator'], state.networks['discriminator']
     real, real_labels = batch['image'], batch['label']
     latent = jax.random.normal(keys[0], (real.shape[0], c.latent))
     # The mixture of the reals: other proportions would give the fakes away.
     labels = jax.random.permutation(keys[1], real_labels)
 
     def generate(params):
-      stats = state.generator['batch_stats']
+      stats = old_g['batch_stats']
       (images, _), stats = _applied(networks.generator, params, stats, latent, labels)
       return images, stats
 
-    fake, pull_back, g_stats = jax.vjp(generate, state.generator['params'], has_aux=True)
+    fake, pull_back, g_stats = jax.vjp(generate, old_g['params'], has_aux=True)
     d_grads, (d_stats, metrics) = jax.grad(discriminator_loss, has_aux=True)(
-      state.discriminator['params'],
-      state.discriminator['batch_stats'],
+      old_d['params'],
+      old_d['batch_stats'],
       (real, real_labels),
       (fake, labels),
       keys[2],
     )
     d_params, opt_d = apply_gradients(
-      networks.tx_discriminator, d_grads, state.opt_discriminator, state.discriminator['params']
+      networks.tx_discriminator, d_grads, opt_states['discriminator'], old_d['params']
     )
 
     def generator_loss(images):
@@ -138,19 +116,18 @@ def make_train_step(
 
     g_loss, cotangent = jax.value_and_grad(generator_loss)(fake)
     g_params, opt_g = apply_gradients(
-      networks.tx_generator, pull_back(cotangent)[0], state.opt_generator, state.generator['params']
+      networks.tx_generator, pull_back(cotangent)[0], opt_states['generator'], old_g['params']
     )
-    generator = {'params': g_params, 'batch_stats': g_stats}
-    loss = metrics['loss_discriminator'] + g_loss
-    bad = (state.first_bad_step < 0) & ~jnp.isfinite(loss)
-    state = state.replace(
-      step=state.step + 1,
-      generator=generator,
-      discriminator={'params': d_params, 'batch_stats': d_stats},
-      opt_generator=opt_g,
-      opt_discriminator=opt_d,
-      ema=moving_average(state.ema, generator, c.ema_decay, state.step),
-      first_bad_step=jnp.where(bad, state.step, state.first_bad_step),
+    state = advanced(
+      state,
+      {
+        'generator': {'params': g_params, 'batch_stats': g_stats},
+        'discriminator': {'params': d_params, 'batch_stats': d_stats},
+      },
+      {'generator': opt_g, 'discriminator': opt_d},
+      used='generator',
+      loss=metrics['loss_discriminator'] + g_loss,
+      ema_decay=c.ema_decay,
     )
     return state, {'loss_generator': g_loss, **metrics}
 

@@ -19,36 +19,10 @@ import optax
 from ctfake_jax.models import registry
 from ctfake_jax.models.initializers import variables
 from ctfake_jax.runtime import streams
-from ctfake_jax.train.optimizer_step import apply_gradients, moving_average
+from ctfake_jax.train.optimizer_step import apply_gradients
+from ctfake_jax.train.state import State, advanced, initial
 
 SMALLEST_ERROR = 1e-6
-
-
-class State(flax.struct.PyTreeNode):
-  """Everything a step changes; `ema` and `ema_encoder` average the two networks' variables.
-
-  A reconstruction pairs the averages: an encoder of one step speaks another language than the
-  average of many decoders.
-  """
-
-  step: jax.Array
-  generator: dict
-  encoder: dict
-  opt_state: optax.OptState
-  ema: dict
-  ema_encoder: dict
-  first_bad_step: jax.Array
-
-  def parameter_counts(self) -> dict[str, int]:
-    """Trainable scalars of each network."""
-    return {
-      name: sum(leaf.size for leaf in jax.tree.leaves(getattr(self, name)['params']))
-      for name in ('generator', 'encoder')
-    }
-
-  def parameter_count(self) -> int:
-    """Trainable scalars of both networks."""
-    return sum(self.parameter_counts().values())
 
 
 class Networks(flax.struct.PyTreeNode):
@@ -74,14 +48,9 @@ def init_state(networks: Networks, size: int, seed: int) -> State:
   latent, images = np.zeros((2, networks.latent), 'f4'), np.zeros((2, size, size, 1), 'f4')
   generator = variables(networks.generator, key_g, latent, np.zeros(2, np.int32), train=True)
   encoder = variables(networks.encoder, key_e, images, train=True)
-  return State(
-    step=jnp.zeros((), jnp.int32),
-    generator=generator,
-    encoder=encoder,
-    opt_state=jax.jit(networks.tx.init)((generator['params'], encoder['params'])),
-    ema=generator,
-    ema_encoder=encoder,
-    first_bad_step=jnp.full((), -1, jnp.int32),
+  opt_state = jax.jit(networks.tx.init)((generator['params'], encoder['params']))
+  return initial(
+    {'generator': generator, 'encoder': encoder}, {'both': opt_state}, used='generator'
   )
 
 
@@ -96,15 +65,15 @@ def make_train_step(
   """The pure step (state, {image, label}, key) -> (state, losses)."""
   c = config.vae
 
-  def loss_fn(params, state, images, labels, key):
+  def loss_fn(params, old, images, labels, key):
     """Negative evidence bound of an image in nats; new statistics, squared error, divergence."""
     decoder_params, encoder_params = params
     (mean, log_var), encoder_updates = networks.encoder.apply(
-      {**state.encoder, 'params': encoder_params}, images, train=True, mutable=['batch_stats']
+      {**old['encoder'], 'params': encoder_params}, images, train=True, mutable=['batch_stats']
     )
     latent = mean + jnp.exp(0.5 * log_var) * jax.random.normal(key, mean.shape)
     (decoded, _), decoder_updates = networks.generator.apply(
-      {**state.generator, 'params': decoder_params},
+      {**old['generator'], 'params': decoder_params},
       latent,
       labels,
       train=True,
@@ -118,21 +87,23 @@ def make_train_step(
   def train_step(state, batch, key):
     """One update of encoder and decoder together."""
     chex.assert_rank([batch['image'], batch['label']], [4, 1])
-    params = (state.generator['params'], state.encoder['params'])
+    params = tuple(state.networks[name]['params'] for name in ('generator', 'encoder'))
     (loss, (g_updates, e_updates, error, nats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      params, state, batch['image'], batch['label'], key
+      params, state.networks, batch['image'], batch['label'], key
     )
-    (g_params, e_params), opt_state = apply_gradients(networks.tx, grads, state.opt_state, params)
-    generator, encoder = {'params': g_params, **g_updates}, {'params': e_params, **e_updates}
-    bad = (state.first_bad_step < 0) & ~jnp.isfinite(loss)
-    state = state.replace(
-      step=state.step + 1,
-      generator=generator,
-      encoder=encoder,
-      opt_state=opt_state,
-      ema=moving_average(state.ema, generator, c.ema_decay, state.step),
-      ema_encoder=moving_average(state.ema_encoder, encoder, c.ema_decay, state.step),
-      first_bad_step=jnp.where(bad, state.step, state.first_bad_step),
+    (g_params, e_params), opt_state = apply_gradients(
+      networks.tx, grads, state.opt_states['both'], params
+    )
+    state = advanced(
+      state,
+      {
+        'generator': {'params': g_params, **g_updates},
+        'encoder': {'params': e_params, **e_updates},
+      },
+      {'both': opt_state},
+      used='generator',
+      loss=loss,
+      ema_decay=c.ema_decay,
     )
     return state, {'loss': loss, 'root_mean_square_error': jnp.sqrt(error), 'divergence': nats}
 

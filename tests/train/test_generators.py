@@ -69,7 +69,7 @@ def test_steps_move_every_parameter_the_same_way_each_time(name, configured):
   chex.assert_tree_all_finite(metrics)
   assert int(now.step) == steps
   for part in state.parameter_counts():
-    before, after = (getattr(s, part)['params'] for s in (state, now))
+    before, after = (s.networks[part]['params'] for s in (state, now))
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
     assert all(jax.tree.leaves(moved)), moved
 

@@ -224,10 +224,10 @@ def test_one_trace_serves_all_steps(tiny_config):
 def test_steps_do_not_change_their_input_and_gradients_reach_every_parameter(tiny_config):
   tiny_config.train.weight_decay = 0.0
   step, state = make_step(tiny_config)
-  before = leaves(state.params)
+  before = leaves(state.networks)
   after, _ = jax.jit(step)(state, batch(), jax.random.key(0))
-  chex.assert_trees_all_equal(before, leaves(state.params))
-  for old, new in zip(before, leaves(after.params)):
+  chex.assert_trees_all_equal(before, leaves(state.networks))
+  for old, new in zip(before, leaves(after.networks)):
     assert np.abs(old - new).max() > 0
 
 
@@ -351,7 +351,7 @@ def test_a_gan_step_moves_both_networks_and_is_deterministic(gan_config):
   for part in ('generator', 'discriminator'):
     moved = [
       np.abs(a - b).max() > 0
-      for a, b in zip(leaves(getattr(state, part)), leaves(getattr(first, part)))
+      for a, b in zip(leaves(state.networks[part]), leaves(first.networks[part]))
     ]
     assert all(moved), part
 
