@@ -46,7 +46,6 @@ ALARMS = {
   'fakes are among them (look at `outliers`), or they vary more than those of its making; the '
   'false-alarm rate may be higher',
 }
-BATCH_SIZE = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,9 +97,8 @@ class Detector:
       'fake' or 'unsure', and reasons, a tuple of texts each.
     """
     views = np.stack([d.views for d in seen])
-    variables = jax.device_put(self.variables)
     scores, features, patches, coarse = batching.run(
-      lambda _, batch: examine(self.model, variables, batch), views, batch_size=BATCH_SIZE
+      lambda variables, _, batch: examine(self.model, variables, batch), self.variables, views
     )
     scaling, limit = self.scaling, self.threshold.value
     judged, flips = calibration.verdicts(scores[:, 0], scores[:, 1:], scaling, limit, prior)
@@ -148,10 +146,10 @@ class Detector:
       return training.judge(self.model, self.variables, images)[2]
 
     def predict_masked(image, kept):
-      def judged(_, part):
-        return scores_of_parts(self.model, self.variables, image, part)
+      def judged(constants, _, part):
+        return scores_of_parts(self.model, *constants, part)
 
-      scores = batching.run(judged, kept, batch_size=training.BATCH_SIZE)
+      scores = batching.run(judged, (self.variables, image), kept)
       return self.scaling.p_fake(scores, prior)[:, None]
 
     return ExplainableModel(

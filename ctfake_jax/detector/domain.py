@@ -26,7 +26,6 @@ from ctfake_jax.detector.dataset import FOLDER, REAL, DetectorDataset
 from ctfake_jax.fakes import families as fakes
 from ctfake_jax.runtime import batching, streams
 
-BATCH_SIZE = 64
 THUMBNAIL, BLOCKS, BORDER = 8, 16, 32  # images are shrunk to these sides
 LEVELS = np.linspace(0.02, 0.98, 17).tolist()  # quantiles of blocks
 BORDER_LEVELS = [0.1, 0.5, 0.9]
@@ -83,7 +82,7 @@ def coarse_features(images: jax.Array) -> jax.Array:
 
 def features_of(images: np.ndarray) -> np.ndarray:
   """f32[n, d] of any number of images."""
-  return batching.run(lambda _, batch: coarse_features(batch), images, batch_size=BATCH_SIZE)
+  return batching.run(lambda _, number, batch: coarse_features(batch), (), images)
 
 
 def generator_of(family: str) -> str:
@@ -162,10 +161,10 @@ def _with_other_brightness(images: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _in_batches(change, images: np.ndarray, key: jax.Array) -> np.ndarray:
-  def changed(number, batch):
+  def changed(key, number, batch):
     return change(batch, jax.random.fold_in(key, number))
 
-  return batching.run(changed, images, batch_size=BATCH_SIZE)
+  return batching.run(changed, key, images)
 
 
 @jax.jit

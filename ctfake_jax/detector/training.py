@@ -33,7 +33,6 @@ from ctfake_jax.train.optimizer_step import apply_gradients, kernels
 from ctfake_jax.train.state import State, advanced
 from ctfake_jax.types import ImageSet
 
-BATCH_SIZE = 64
 PATCH_WEIGHT = 0.5
 FARTHEST = 3  # pixels that a pair is moved by
 
@@ -247,11 +246,7 @@ def judge(
   model: nn.Module, variables: dict, images: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Raw scores f32[n], features f32[n, d] and patch maps f32[n, h', w']."""
-
-  def judged(_, batch):
-    return forward(model, variables, batch)
-
-  return batching.run(judged, images, batch_size=BATCH_SIZE)
+  return batching.run(lambda v, _, batch: forward(model, v, batch), variables, images)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -32,7 +32,7 @@ from ctfake_jax.inference import generator as sampling
 from ctfake_jax.models import diffusion, registry
 from ctfake_jax.models.ops.lowering import conv
 from ctfake_jax.models.patch_net import with_residuals
-from ctfake_jax.runtime import streams
+from ctfake_jax.runtime import batching, streams
 
 RESERVOIRS, RESERVOIR_WIDTHS, RESERVOIR_SPREAD = 4, (16, 32, 64), 1.5
 RESIDUAL_TIMES = (0.1, 0.2, 0.3)
@@ -127,9 +127,8 @@ def reservoir(lesson: TrainingContext) -> FittedMethod:
   bank = [_random_filters(lesson.seed, i) for i in range(RESERVOIRS)]
 
   def features(images):
-    return np.concatenate(
-      [degradations.batched(functools.partial(_echo, f), images) for f in bank], 1
-    )
+    echoes = [batching.run(lambda f, _, batch: _echo(f, batch), f, images) for f in bank]
+    return np.concatenate(echoes, 1)
 
   return learner(features, _logistic, lesson)
 
@@ -186,7 +185,7 @@ def diffusion_residual(lesson: TrainingContext) -> FittedMethod:
   unet, variables = trained.sampler.generator.unet, trained.sampler.variables  # type: ignore[attr-defined]
 
   def features(images):
-    return degradations.batched(lambda batch: _residuals(unet, variables, batch), images)
+    return batching.run(lambda v, _, batch: _residuals(unet, v, batch), variables, images)
 
   reals = features(lesson.learn.of(REAL).images)
   fitted = ood_scores.MahalanobisScore.fit(reals, np.zeros(len(reals), int))

@@ -20,7 +20,7 @@ from ctfake_jax import config as config_lib
 from ctfake_jax.data.class_mix import rows_in_mix
 from ctfake_jax.data.preprocess import from_uint8, to_uint8
 from ctfake_jax.fakes import local_edits
-from ctfake_jax.inference.generator import BATCH_SIZE, TrainedGenerator
+from ctfake_jax.inference.generator import TrainedGenerator
 from ctfake_jax.models import autoencoder, diffusion, registry
 from ctfake_jax.runtime import batching, streams
 from ctfake_jax.types import ImageSet, UserError
@@ -164,30 +164,30 @@ def reconstruct(
   if kind not in _RECONSTRUCT:
     raise UserError(f'a {trained.family} cannot reconstruct images: name a {_REBUILDERS}')
 
-  stream = streams.key(seed, 'rebuilding')
+  through = functools.partial(_RECONSTRUCT[kind], trained)
+  constants = trained.sampler.variables, trained.encoder, streams.key(seed, 'rebuilding')
 
-  def rebuilt(number, batch, asked):
-    key = jax.random.fold_in(stream, number)
-    return _RECONSTRUCT[kind](trained, batch, asked, key)
+  def rebuilt(constants, number, batch, asked):
+    variables, encoder, stream = constants
+    return through(variables, encoder, batch, asked, jax.random.fold_in(stream, number))
 
-  return batching.run(rebuilt, images, labels, batch_size=BATCH_SIZE, title='rebuilding')
+  return batching.run(rebuilt, constants, images, labels, title='rebuilding')
 
 
-def _through_vae(trained: TrainedGenerator, images, labels, key):
+def _through_vae(trained: TrainedGenerator, variables, encoder_variables, images, labels, key):
   del key
-  encoder, sampler = registry.encoder(trained.config), trained.sampler
-  return _decoded(encoder, sampler.generator, trained.encoder, sampler.variables, images, labels)
+  encoder, generator = registry.encoder(trained.config), trained.sampler.generator
+  return _decoded(encoder, generator, encoder_variables, variables, images, labels)
 
 
-def _through_diffusion(trained: TrainedGenerator, images, labels, key):
-  sampler = trained.sampler
-  return _renoised(sampler.generator.unet, sampler.variables, images, labels, key)  # type: ignore[attr-defined]
+def _through_diffusion(trained: TrainedGenerator, variables, encoder, images, labels, key):
+  del encoder
+  return _renoised(trained.sampler.generator.unet, variables, images, labels, key)  # type: ignore[attr-defined]
 
 
-def _through_autoencoder(trained: TrainedGenerator, images, labels, key):
-  del labels
-  network, variables = trained.sampler.generator, trained.sampler.variables
-  return autoencoder.rebuild(network, variables, images, key)  # type: ignore[arg-type]
+def _through_autoencoder(trained: TrainedGenerator, variables, encoder, images, labels, key):
+  del encoder, labels
+  return autoencoder.rebuild(trained.sampler.generator, variables, images, key)  # type: ignore[arg-type]
 
 
 _REBUILDERS = 'vae, diffusion model or autoencoder'

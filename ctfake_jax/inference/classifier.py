@@ -20,7 +20,6 @@ from ctfake_jax.types import UserError
 from ctfake_jax.workdir import checkpoints
 from ctfake_jax.workdir import files as workdir_lib
 
-BATCH_SIZE = 64
 TRAINED_ON = 'trained_on.json'
 
 
@@ -59,7 +58,7 @@ def load(workdir: Path) -> Trained:
   config = config_lib.from_dict(saved['config'])
   class_names = tuple(saved['class_names'])
   model = registry.classifier(config.model, len(class_names))
-  variables = checkpoints.restore_part(workdir, results['best_step'], 'ema')
+  variables = mesh_lib.replicate(checkpoints.restore_part(workdir, results['best_step'], 'ema'))
   view = Preprocess.from_config(config.data)
   seen = workdir / TRAINED_ON
   trained_on = workdir_lib.read_json(seen)['digests'] if seen.exists() else ()
@@ -68,16 +67,7 @@ def load(workdir: Path) -> Trained:
 
 def run(model: nn.Module, variables: dict, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Logits f32[n, c] and pooled features f32[n, d], in batches of one shape over the mesh."""
-  mesh = mesh_lib.data_mesh()
-  # Wherever they come from, so that a network is compiled once for validation and test.
-  variables = jax.device_put(variables, mesh_lib.replicated(mesh))
-  batch_size = -(-BATCH_SIZE // jax.device_count()) * jax.device_count()
-
-  def judged(_, batch):
-    sharded = mesh_lib.shard_batch(mesh, {'image': batch})['image']
-    return mesh_lib.to_host(forward(model, variables, sharded))
-
-  return batching.run(judged, images, batch_size=batch_size)
+  return batching.run(lambda v, _, batch: forward(model, v, batch), variables, images)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -19,11 +19,11 @@ from ctfake_jax import config as config_lib
 from ctfake_jax.data.class_mix import labels_in_mix
 from ctfake_jax.models import layers, registry
 from ctfake_jax.runtime import batching, streams
+from ctfake_jax.runtime import mesh as mesh_lib
 from ctfake_jax.types import UserError
 from ctfake_jax.workdir import checkpoints
 from ctfake_jax.workdir import files as workdir_lib
 
-BATCH_SIZE = 64
 CALIBRATION_BATCHES = 8
 
 
@@ -37,13 +37,9 @@ class Sampler:
 
   def sample(self, labels: np.ndarray, seed: int) -> np.ndarray:
     """Images f32[n, h, w, 1] in [-1, 1], one for each of labels i32[n]."""
-    stream = streams.key(seed, 'samples')
-
-    def drawn(number, asked):
-      latent = _latents(stream, number, self.latent)
-      return generate(self.generator, self.variables, latent, asked)
-
-    return batching.run(drawn, labels, batch_size=BATCH_SIZE, title='sampling')
+    constants = self.variables, streams.key(seed, 'samples')
+    draw = functools.partial(draw_samples, self.generator, self.latent)
+    return batching.run(draw, constants, labels, title='sampling')
 
 
 def make_sampler(
@@ -55,8 +51,8 @@ def make_sampler(
   have other statistics.
   """
   if 'batch_stats' not in variables:
-    return Sampler(generator, variables, latent)
-  labels = labels_in_mix(class_counts, CALIBRATION_BATCHES * BATCH_SIZE)
+    return Sampler(generator, mesh_lib.replicate(variables), latent)
+  labels = labels_in_mix(class_counts, CALIBRATION_BATCHES * batching.BATCH_SIZE)
   mixed = streams.generator(0, 'batch statistics, labels').permutation(labels)
   stream = streams.key(0, 'batch statistics')
   stats = [
@@ -64,7 +60,8 @@ def make_sampler(
     for i, asked in enumerate(np.split(mixed, CALIBRATION_BATCHES))
   ]
   mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *stats)
-  return Sampler(generator, {'params': variables['params'], 'batch_stats': mean}, latent)
+  fitting = {'params': variables['params'], 'batch_stats': mean}
+  return Sampler(generator, mesh_lib.replicate(fitting), latent)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,15 +134,24 @@ def load(workdir: Path) -> TrainedGenerator:
 
 
 def _latents(stream: jax.Array, batch: int, latent: int) -> jax.Array:
-  return jax.random.normal(jax.random.fold_in(stream, batch), (BATCH_SIZE, latent))
+  return jax.random.normal(jax.random.fold_in(stream, batch), (batching.BATCH_SIZE, latent))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def generate(
-  generator: nn.Module, variables: dict, latent: jax.Array, labels: jax.Array
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def draw_samples(
+  generator: nn.Module,
+  latent: int,
+  constants: tuple[dict, jax.Array],
+  number: jax.Array,
+  labels: jax.Array,
 ) -> jax.Array:
-  """Images f32[b, h, w, 1] with the running statistics of `variables`."""
-  return generator.apply(variables, latent, labels, train=False)[0]
+  """Images f32[b, h, w, 1] of batch `number`; `constants` are (variables, random stream).
+
+  They are made with the running statistics of the variables.
+  """
+  variables, stream = constants
+  latents = jax.random.normal(jax.random.fold_in(stream, number), (len(labels), latent))
+  return generator.apply(variables, latents, labels, train=False)[0]
 
 
 @functools.partial(jax.jit, static_argnums=0)

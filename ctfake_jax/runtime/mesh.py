@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -83,18 +84,35 @@ def check_batch_size(key: str, batch_size: int) -> None:
     )
 
 
-def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-  """Puts a global host batch on the mesh, split along its first axis."""
+def shareable(batch_size: int) -> int:
+  """The least number of rows from `batch_size` on that all devices can share evenly."""
+  return -(-batch_size // jax.device_count()) * jax.device_count()
+
+
+def shard_batch(mesh: Mesh, batch: Any) -> Any:
+  """Puts a global host batch, a tree of arrays, on the mesh, split along their first axis."""
   sharding = NamedSharding(mesh, PartitionSpec('data'))
-  return {
-    key: jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
-    for key, value in batch.items()
-  }
+  with jax.transfer_guard('allow'):  # meant, whatever else is forbidden
+    return jax.tree.map(
+      lambda value: jax.make_array_from_callback(value.shape, sharding, value.__getitem__), batch
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
   """The sharding under which every device holds the whole array."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def replicate(tree: Any) -> Any:
+  """A tree of arrays and random keys on every device; what lies there stays where it is."""
+  everywhere = replicated(data_mesh())
+
+  def put(leaf):
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      return jax.random.wrap_key_data(jax.device_put(jax.random.key_data(leaf), everywhere))
+    return jax.device_put(leaf, everywhere)
+
+  return jax.tree.map(put, tree)
 
 
 def put_everywhere(tree: Any) -> Any:
@@ -106,6 +124,15 @@ def put_everywhere(tree: Any) -> Any:
     return jax.make_array_from_callback(leaf.shape, everywhere, lambda i: np.array(leaf[i]))
 
   return jax.tree.map(put, jax.device_get(tree))
+
+
+def start_fetching(tree: Any) -> Any:
+  """The same tree, its way to this host begun: `to_host` then waits for less."""
+  if jax.process_count() == 1:
+    for leaf in jax.tree.leaves(tree):
+      if isinstance(leaf, jax.Array):
+        leaf.copy_to_host_async()
+  return tree
 
 
 def to_host(tree: Any) -> Any:

@@ -211,18 +211,20 @@ def _infer_classifier(config, name: str, batch_size: int) -> _Work:
     initializers.variables(model, jax.random.key(0), images[:1], train=False)
   )
   parameters = _count(variables['params'])
-  batch = {'images': images}
-  return _inference(inference.forward, model, variables, batch, parameters, own.model.dtype)
+
+  def forward(variables, number, images):
+    del number
+    return inference.forward(model, variables, images)
+
+  return _inference(forward, variables, images, parameters, own.model.dtype)
 
 
 def _infer_gan(config, name: str, batch_size: int) -> _Work:
   own, networks, state = _gan(config, name)
-  latent = jax.random.normal(jax.random.key(0), (batch_size, networks.latent))
-  batch = {'latent': latent, 'labels': jnp.arange(batch_size) % CLASSES}
-  parameters, dtype = state.parameter_count(), own.gan.dtype
-  return _inference(
-    sampling.generate, networks.generator, state.networks['generator'], batch, parameters, dtype
-  )
+  draw = functools.partial(sampling.draw_samples, networks.generator, networks.latent)
+  constants = state.networks['generator'], jax.random.key(0)
+  labels = np.arange(batch_size) % CLASSES
+  return _inference(draw, constants, labels, state.parameter_count(), own.gan.dtype)
 
 
 def _gan(config, name: str) -> tuple[ml_collections.ConfigDict, gan.Networks, State]:
@@ -237,21 +239,18 @@ def _gan(config, name: str) -> tuple[ml_collections.ConfigDict, gan.Networks, St
 
 
 def _inference(
-  forward, model: Any, variables: dict, batch: dict, parameters: int, dtype: str
+  function: Callable, constants: Any, batch: Any, parameters: int, dtype: str
 ) -> _Work:
-  """`forward(model, variables, *batch)` is jitted, the model static; the batch is split here."""
-  arrays = {key: np.asarray(value) for key, value in batch.items()}
-  split = mesh_lib.shard_batch(mesh_lib.data_mesh(), arrays)
-  arguments = (model, variables, *split.values())
-  compiled = functools.cache(lambda: forward.lower(*arguments).compile())
-
-  def call(_):
-    return compiled()(*arguments[1:])
+  """Batches on their way as every command sends them: in from the host, and out to it."""
+  batch = np.asarray(batch)
+  calls = batching.stream(function, constants, itertools.repeat((batch,)))
 
   def cost():
-    return cost_lib.of(forward, arguments, compiled())
+    arguments = cost_lib.shapes((constants, np.int32(0), batch))
+    jitted = jax.jit(function)
+    return cost_lib.of(jitted, arguments, jitted.lower(*arguments).compile())
 
-  return _Work(batching.overlapping(call, itertools.count()), cost, parameters, dtype)
+  return _Work(calls, cost, parameters, dtype)
 
 
 _WORK = {

@@ -19,11 +19,10 @@ from ctfake_jax.detector import bundle, calibration
 from ctfake_jax.detector.bundle import Detector
 from ctfake_jax.detector.calibration import UNSURE
 from ctfake_jax.detector.domain import CROWD
-from ctfake_jax.runtime import progress_bar
+from ctfake_jax.runtime import batching, progress_bar
 from ctfake_jax.types import UserError
 from ctfake_jax.workdir import files as workdir_lib
 
-BATCH_SIZE = 64
 FEWEST_OF_A_BATCH = 5  # of images that can say where a batch comes from
 UNREADABLE = 'unreadable'
 COLUMNS = (
@@ -111,7 +110,10 @@ def _rows(
   waiting: list[Decoded] = []
   for decoded in images:
     waiting.append(decoded)
-    if sum(d.pixels is not None for d in waiting) == BATCH_SIZE or len(waiting) > 4 * BATCH_SIZE:
+    if (
+      sum(d.pixels is not None for d in waiting) == batching.BATCH_SIZE
+      or len(waiting) > 4 * batching.BATCH_SIZE
+    ):
       yield from _judge(waiting, detector, prior)
       waiting = []
   yield from _judge(waiting, detector, prior)

@@ -16,6 +16,7 @@ from jax import export as jax_export
 from ctfake_jax.inference import classifier as inference
 from ctfake_jax.inference import generator as sampling
 from ctfake_jax.models.ops import lowering
+from ctfake_jax.runtime import mesh as mesh_lib
 from ctfake_jax.types import UserError
 from ctfake_jax.workdir import files as workdir_lib
 
@@ -45,11 +46,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
 
 def _classifier(source: Path) -> tuple[jax_export.Exported, dict]:
   trained = inference.load(source)
+  variables = mesh_lib.to_host(trained.variables)
   size = trained.config.data.image_size
 
   def classify(images):
     """Class probabilities f32[b, c] of images f32[b, size, size, 1] in [-1, 1]."""
-    return jax.nn.softmax(inference.forward(trained.model, trained.variables, images)[0])
+    return jax.nn.softmax(inference.forward(trained.model, variables, images)[0])
 
   images = jax.ShapeDtypeStruct((_batch(), size, size, 1), jnp.float32)
   data = trained.config.data
@@ -76,12 +78,12 @@ def _generator(source: Path) -> tuple[jax_export.Exported, dict]:
     raise UserError(
       f'config.checkpoint = {source}: an autoencoder rebuilds images, it has no samples'
     )
-  sampler = trained.sampler
+  sampler, variables = trained.sampler, mesh_lib.to_host(trained.sampler.variables)
   size = trained.config.data.image_size
 
   def generate(latent, labels):
     """Images f32[b, size, size, 1] in [-1, 1] from latents f32[b, d] and labels i32[b]."""
-    return sampling.generate(sampler.generator, sampler.variables, latent, labels)
+    return sampler.generator.apply(variables, latent, labels, train=False)[0]
 
   batch = _batch()
   latent = jax.ShapeDtypeStruct((batch, sampler.latent), jnp.float32)

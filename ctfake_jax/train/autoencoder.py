@@ -4,7 +4,6 @@ The mean absolute error alone gives blurred images; a discriminator makes the de
 texture that the code lost (Esser, Rombach & Ommer 2021, arXiv:2012.09841), as generators do.
 """
 
-import itertools
 from collections.abc import Callable
 
 import chex
@@ -14,10 +13,9 @@ import ml_collections
 import numpy as np
 import optax
 
-from ctfake_jax.data.transforms.degradations import batched
 from ctfake_jax.models import autoencoder, registry
 from ctfake_jax.models.initializers import variables
-from ctfake_jax.runtime import streams
+from ctfake_jax.runtime import batching, streams
 from ctfake_jax.train.gan import Networks, before_training
 from ctfake_jax.train.optimizer_step import apply_gradients
 from ctfake_jax.train.state import State, advanced
@@ -108,9 +106,10 @@ def rebuilt_of(
   for label in np.unique(labels):
     asked = labels == label
     rows[asked] = np.resize(np.nonzero(reals.labels == label)[0], asked.sum())
-  stream = streams.key(seed, 'rebuilding, evaluation')
-  keys = (jax.random.fold_in(stream, i) for i in itertools.count())
-  return batched(
-    lambda images: autoencoder.rebuild(network, variables, images, next(keys)),
-    np.asarray(reals.images)[rows],
-  )
+
+  def rebuilt(constants, number, images):
+    variables, stream = constants
+    return autoencoder.rebuild(network, variables, images, jax.random.fold_in(stream, number))
+
+  constants = variables, streams.key(seed, 'rebuilding, evaluation')
+  return batching.run(rebuilt, constants, np.asarray(reals.images)[rows])

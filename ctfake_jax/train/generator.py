@@ -117,12 +117,9 @@ def _evaluator(config, networks: Any, train: ImageSet, val: ImageSet, workdir: P
     """Score (minus the distance) and metrics; leaves the sample grid of this step."""
     make = _maker(config, networks, mesh_lib.to_host(state.ema), learnt, val)
     fakes = make(labels, streams.seed(config.seed, 'evaluation'))
+    shown = make(preview, streams.seed(config.seed, 'preview'))  # by all processes together
     if mesh_lib.is_main_process():
-      save_grid(
-        workdir / 'samples' / f'step_{step:06d}.png',
-        make(preview, streams.seed(config.seed, 'preview')),
-        columns=PREVIEW_PER_CLASS,
-      )
+      save_grid(workdir / 'samples' / f'step_{step:06d}.png', shown, columns=PREVIEW_PER_CLASS)
     distance = frechet_distance(extract(fakes), real_features)
     spread = diversity(fakes, labels, classes, seed=config.seed) / real_diversity
     if spread < COLLAPSED_DIVERSITY:

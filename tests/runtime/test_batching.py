@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from ctfake_jax.runtime import batching
+from ctfake_jax.runtime import batching, mesh
 
 
 @pytest.fixture(params=[1, 2])
@@ -68,15 +68,46 @@ def row_sums(batch):
 @pytest.mark.parametrize('count', [1, 3, 4, 11])
 def test_run_joins_the_rows_of_equal_batches(count, devices):
   images, labels = np.random.default_rng(0).normal(size=(count, 2, 3)), np.arange(count)
-  numbers, sizes = [], set()
+  size, sizes = mesh.shareable(4), set()
 
-  def call(number, batch, asked):
-    numbers.append(number)
+  def call(constants, number, batch, asked):
     sizes.add((len(batch), len(asked)))
-    return {'sum': row_sums(batch) + asked, 'number': np.full(len(batch), number)}
+    return {'sum': constants['times'] * row_sums(batch) + asked, 'number': 0 * asked + number}
 
-  found = batching.run(call, images, labels, batch_size=4)
-  np.testing.assert_allclose(found['sum'], images.sum((1, 2)) + labels, rtol=1e-5)
-  np.testing.assert_array_equal(found['number'], labels // 4)
-  assert sorted(numbers) == list(range(-(-count // 4)))
-  assert sizes == {(4, 4)}
+  found = batching.run(call, {'times': np.float32(2)}, images, labels, batch_size=4)
+  np.testing.assert_allclose(found['sum'], 2 * images.sum((1, 2)) + labels, rtol=1e-5)
+  np.testing.assert_array_equal(found['number'], labels // size)
+  assert sizes == {(size, size)}
+
+
+@jax.jit
+def drawn(constants, number, batch):
+  weights, stream = constants
+  noise = jax.random.normal(jax.random.fold_in(stream, number), batch.shape)
+  return batch @ weights + noise
+
+
+def test_weights_lie_on_every_device_once_and_batches_are_split():
+  weights, images = np.eye(3, dtype=np.float32), np.zeros((40, 3), np.float32)
+  constants, seen = mesh.replicate((weights, jax.random.key(0))), []
+
+  def call(constants, number, batch):
+    seen.append((constants[0], batch))
+    return drawn(constants, number, batch)
+
+  batching.run(call, constants, images, batch_size=8)  # compiled
+  with jax.transfer_guard('disallow'):  # of what nobody asked for
+    found = batching.run(call, constants, images, batch_size=8)
+  assert len(np.unique(found)) == found.size
+  for used, batch in seen:
+    places = [shard.data.unsafe_buffer_pointer() for shard in used.addressable_shards]
+    assert places == [s.data.unsafe_buffer_pointer() for s in constants[0].addressable_shards]
+    assert len(batch.addressable_shards) == jax.device_count()
+    assert {shard.data.shape for shard in batch.addressable_shards} == {(8 // len(places), 3)}
+
+
+def test_an_accelerator_gets_the_next_batch_before_the_last_is_fetched(monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  made = []
+  for found in batching.overlapping(lambda item: made.append(item) or item, range(5)):
+    assert made[-1] == min(found + batching.IN_FLIGHT - 1, 4)

@@ -7,16 +7,14 @@ Table K.1 scaled as libjpeg scales it, and back.
 """
 
 import functools
-import itertools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctfake_jax.runtime import streams
+from ctfake_jax.runtime import batching, streams
 
-BATCH_SIZE = 64
 BLOCK = 8
 # ITU-T T.81, Table K.1.
 LUMINANCE = np.array([
@@ -185,25 +183,18 @@ def _table(quality: jax.Array) -> jax.Array:
 
 def in_batches(change: Callable, images: np.ndarray, strength: float) -> np.ndarray:
   """A change of this module with one strength for all of f32[n, h, w, 1], stored in 8 bits."""
-  strengths = np.full(BATCH_SIZE, strength, np.float32)
-  return batched(lambda batch: _stored(change, batch, strengths), images)
+  return batching.run(lambda s, _, batch: _stored(change, batch, s), np.float32(strength), images)
 
 
 def at_random(images: np.ndarray, seed: int, *, wide: bool = False) -> np.ndarray:
   """Each of f32[n, h, w, 1] through a random chain of changes, once; `wide`: more blur, noise."""
   key = streams.key(seed, 'degradations', 'wide' if wide else 'usual')
-  keys = (jax.random.fold_in(key, i) for i in itertools.count())
-  return batched(lambda batch: _degraded[wide](batch, next(keys)), images)
+  degraded = _degraded[wide]
 
+  def changed(key, number, batch):
+    return degraded(batch, jax.random.fold_in(key, number))
 
-def batched(function: Callable, images: np.ndarray) -> np.ndarray:
-  """What `function` says of n images, `BATCH_SIZE` at a time, the last ones filled up."""
-  found = []
-  for start in range(0, len(images), BATCH_SIZE):
-    batch = images[start : start + BATCH_SIZE]
-    padded = np.resize(batch, (BATCH_SIZE, *batch.shape[1:]))
-    found.append(np.asarray(function(padded))[: len(batch)])
-  return np.concatenate(found)
+  return batching.run(changed, key, images)
 
 
 _degraded = {
@@ -214,4 +205,4 @@ _degraded = {
 
 @functools.partial(jax.jit, static_argnums=0)
 def _stored(change: Callable, images: jax.Array, strength: jax.Array) -> jax.Array:
-  return as_8_bit(change(images, strength))
+  return as_8_bit(change(images, jnp.full(len(images), strength)))

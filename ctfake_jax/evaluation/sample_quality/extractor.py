@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.linalg import toeplitz
 
-from ctfake_jax.data.transforms.degradations import batched
+from ctfake_jax.runtime import batching
 
 MAX_DIMENSIONS = 64
 # Squared grey difference below which texture does not count: sd of 1.6 % of the grey range.
@@ -119,7 +119,7 @@ def texture_features(images: np.ndarray) -> np.ndarray:
   side = images.shape[1]
   if side != images.shape[2] or side < 16 or side & (side - 1):
     raise ValueError(f'texture needs square images of 16, 32, 64, ... px, not {images.shape[1:3]}')
-  return batched(_textures, images[..., 0])
+  return batching.run(lambda _, number, batch: _textures(batch), (), images[..., 0])
 
 
 @jax.jit
