@@ -142,8 +142,8 @@ def _loudest(files: np.ndarray | None, greys: np.ndarray, fake: np.ndarray) -> s
       continue
     aurocs = [metrics.auroc(column[fake], column[~fake]) for column in facts.T]
     strength = np.abs(np.array(aurocs) - 0.5)
-    if strength.max() > LEAK - 0.5:
-      return names[int(strength.argmax())]
+    if np.max(strength) > LEAK - 0.5:
+      return names[int(np.argmax(strength))]
   return None
 
 

@@ -202,7 +202,7 @@ def _gaps(
   kinds = [kind for kind in (fake, ~fake) if kind.any()]
   weights = np.where(fake, prior, 1 - prior) / np.where(fake, fake.sum(), (~fake).sum())
   _, which = np.unique(_equal_mass(probabilities, weights, bins), return_inverse=True)
-  in_bin = which[:, None] == np.arange(which.max() + 1)
+  in_bin = which[:, None] == np.arange(np.max(which) + 1)
   terms = in_bin * (weights * (probabilities - fake) / np.sqrt(weights @ in_bin)[which])[:, None]
   centred, unseen = terms.copy(), np.zeros(in_bin.shape[1])
   for kind in kinds:

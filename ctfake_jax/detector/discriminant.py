@@ -81,7 +81,7 @@ def differences(features: np.ndarray, families: np.ndarray) -> np.ndarray:
 
 def _less_own_mean(features: np.ndarray, families: np.ndarray) -> np.ndarray:
   _, kinds = np.unique(families.astype(str), return_inverse=True)
-  means = np.stack([features[kinds == kind].mean(0) for kind in range(kinds.max() + 1)])
+  means = np.stack([features[kinds == kind].mean(0) for kind in range(int(np.max(kinds)) + 1)])
   return features - means[kinds]
 
 

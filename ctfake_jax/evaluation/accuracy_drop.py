@@ -231,7 +231,7 @@ def _sample(name: str, values: np.ndarray, group: np.ndarray) -> _Groups:
 
 
 def _share(sample: _Groups) -> float:
-  return float(sample[0].sum() / sample[1].sum())
+  return float(np.sum(sample[0])) / float(np.sum(sample[1]))
 
 
 def _described(sample: _Groups) -> dict[str, Any]:

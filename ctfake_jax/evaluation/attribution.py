@@ -100,7 +100,7 @@ def lime(
   )
   _, segments = np.unique(segments, return_inverse=True)
   segments = segments.reshape(image.shape[:2])
-  count = segments.max() + 1
+  count = int(np.max(segments)) + 1
   kept = streams.generator(seed, 'superpixels kept').random((samples, count)) < 0.5
   kept[0] = True
   answers = judge(kept[:, segments])

@@ -77,7 +77,7 @@ def contradictions(labels: np.ndarray, digests: np.ndarray) -> int:
 
 def majority(labels: np.ndarray, n: int) -> np.ndarray:
   """The commonest label, n times."""
-  return np.full(n, np.bincount(labels).argmax())
+  return np.full(n, np.argmax(np.bincount(labels)))
 
 
 def file_facts(images: ImageSet, seen: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:

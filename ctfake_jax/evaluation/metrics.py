@@ -98,7 +98,7 @@ def share_interval(right: np.ndarray, sizes: np.ndarray, confidence: float = 0.9
     confidence: 0.95 leaves 2.5 % on either side.
   """
   effective = effective_images(right, sizes, confidence)
-  share = float(right.sum() / sizes.sum())
+  share = float(np.sum(right)) / float(np.sum(sizes))
   exact = [float(end) for end in clopper_pearson(share * effective, effective, confidence)]
   posterior = _beta_binomial_interval(right, sizes, confidence, effective)
   return [min(exact[0], posterior[0]), max(exact[1], posterior[1])]
@@ -135,7 +135,9 @@ def _beta_binomial_interval(
   correlation.
   """
   coarse = effective / ROOM
-  around = clopper_pearson(right.sum() / sizes.sum() * coarse, coarse, 1 - NEGLIGIBLE)
+  around = clopper_pearson(
+    float(np.sum(right)) / float(np.sum(sizes)) * coarse, coarse, 1 - NEGLIGIBLE
+  )
   first, last = scipy.special.betainc(*SHARE_PRIOR, around)
   edges = np.linspace(first, last, SHARE_CELLS + 1)
   shares = scipy.special.betaincinv(*SHARE_PRIOR, (edges[1:] + edges[:-1]) / 2)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ctfake_jax.models import layers
 from ctfake_jax.models.resize_gan import doubled
@@ -44,7 +45,7 @@ class Autoencoder(nn.Module):
   """
 
   width: int = 24
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, key: jax.Array) -> jax.Array:
@@ -70,7 +71,7 @@ class _Member(nn.Module):
   code: int
   enlarge: str
   width: int
-  dtype: jnp.dtype
+  dtype: DTypeLike
 
   @nn.compact
   def __call__(self, x, key):
@@ -124,7 +125,7 @@ class PatchDiscriminator(nn.Module):
   """
 
   width: int = 24
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:

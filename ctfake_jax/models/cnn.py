@@ -10,6 +10,7 @@ norm and dropout stand against the small data sets of this field.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ctfake_jax.models import layers
 from ctfake_jax.models.ops import lowering
@@ -32,7 +33,7 @@ class CNN(nn.Module):
   convs: tuple[int, ...] = (1,)
   stem_stride: int = 1
   dropout: float = 0.5
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:

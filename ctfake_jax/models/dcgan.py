@@ -12,6 +12,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ctfake_jax.models import initializers, layers
 
@@ -49,7 +50,7 @@ class Generator(nn.Module):
   width: int = 64
   channels: int = 1
   num_classes: int = 0
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(
@@ -77,7 +78,7 @@ class Discriminator(nn.Module):
   size: int
   width: int = 64
   num_classes: int = 0
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(

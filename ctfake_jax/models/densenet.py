@@ -9,6 +9,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ctfake_jax.models import layers
 from ctfake_jax.models.ops import lowering
@@ -29,7 +30,7 @@ class DenseNet(nn.Module):
   num_classes: int
   block_sizes: tuple[int, ...]
   growth: int = 32
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:

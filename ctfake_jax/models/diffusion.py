@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from ctfake_jax.models import initializers, layers
 from ctfake_jax.models.resize_gan import doubled
@@ -43,7 +44,7 @@ class UNet(nn.Module):
 
   width: int = 32
   num_classes: int = 0
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, time: jax.Array, labels: jax.Array | None) -> jax.Array:
@@ -125,7 +126,7 @@ class _Block(nn.Module):
   """Residual: (norm, SiLU, 3x3 convolution) twice, shifted by the condition f[b, c] between."""
 
   width: int
-  dtype: jnp.dtype
+  dtype: DTypeLike
 
   @nn.compact
   def __call__(self, x, condition):
@@ -143,7 +144,7 @@ class _Block(nn.Module):
 class _Attention(nn.Module):
   """Self-attention with one head between all pixels, added to them."""
 
-  dtype: jnp.dtype
+  dtype: DTypeLike
 
   @nn.compact
   def __call__(self, x):

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from ctfake_jax.models import initializers
 from ctfake_jax.models.ops.lowering import conv, conv_transpose, depthwise_conv
@@ -49,7 +50,7 @@ class Conv(nn.Module):
   padding: int = -1
   depthwise: bool = False
   transpose: bool = False
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
   kernel_init: Callable = initializers.fan_out_normal
 
   @nn.compact
@@ -73,7 +74,7 @@ class BatchNorm(nn.Module):
 
   momentum: float = MOMENTUM
   epsilon: float = 1e-5
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
   scale_init: Callable = initializers.ones
 
   @nn.compact

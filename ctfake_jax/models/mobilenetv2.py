@@ -9,6 +9,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ctfake_jax.models import layers
 
@@ -30,7 +31,7 @@ class InvertedResidual(nn.Module):
   width: int
   stride: int
   expansion: int
-  dtype: jnp.dtype
+  dtype: DTypeLike
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -61,7 +62,7 @@ class MobileNetV2(nn.Module):
   stages: tuple[tuple[int, int, int, int], ...] = STAGES
   last_width: int = 1280
   dropout: float = 0.2
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from ctfake_jax.models import layers
 from ctfake_jax.models.ops import lowering
@@ -38,7 +39,7 @@ class Tower(nn.Module):
   """From images to the named features of `PatchNet`, on one grid of squares."""
 
   width: int
-  dtype: jnp.dtype
+  dtype: DTypeLike
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
@@ -74,7 +75,7 @@ class PatchNet(nn.Module):
 
   width: int = 48
   dropout: float = 0.2
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   def setup(self):
     self.tower = Tower(self.width, self.dtype)

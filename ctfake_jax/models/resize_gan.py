@@ -10,6 +10,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ctfake_jax.models import layers
 from ctfake_jax.models.dcgan import around_one, doublings, normal_002, with_labels
@@ -25,7 +26,7 @@ class Generator(nn.Module):
   width: int = 64
   channels: int = 1
   num_classes: int = 0
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(

@@ -10,6 +10,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ctfake_jax.models import initializers, layers
 from ctfake_jax.models.ops import lowering
@@ -21,7 +22,7 @@ class ResidualBlock(nn.Module):
   width: int
   stride: int
   bottleneck: bool
-  dtype: jnp.dtype
+  dtype: DTypeLike
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -62,7 +63,7 @@ class ResNet(nn.Module):
   stage_sizes: tuple[int, ...]
   bottleneck: bool
   width: int = 64
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from ctfake_jax.models import initializers, layers
 from ctfake_jax.models.ops import lowering
@@ -32,7 +33,7 @@ class VGG19(nn.Module):
   stages: tuple[tuple[int, int], ...] = CONVS
   hidden: int = HIDDEN
   dropout: float = 0.5
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -282,10 +282,11 @@ def _hu_steps(hu: np.ndarray) -> tuple[float, float]:
   """Steps per HU and the HU of code 0: whole steps if they lose nothing, else the finest."""
   low = float(hu.min())
   above = hu - low
-  if above.max() <= _CODES and (above == np.rint(above)).all():
+  most = float(np.max(above))
+  if most <= _CODES and (above == np.rint(above)).all():
     return 1.0, low
   # TFDS stores float32: rounded here already, and kept finite for spans near zero.
-  return float(np.float32(min(_CODES / above.max(), 1e30))), low
+  return float(np.float32(min(_CODES / most, 1e30))), low
 
 
 def _decode(example: dict[str, Any]) -> Slice:

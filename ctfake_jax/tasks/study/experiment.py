@@ -65,7 +65,7 @@ def measure_fall(
     float(np.mean(reference[0])), fall_lib.worth(*reference)
   )
   originals = _report(on_test, test.labels, groups, best.class_names)
-  above_chance = originals['ci95'][0] > np.bincount(test.labels).max() / len(test)
+  above_chance = originals['ci95'][0] > np.max(np.bincount(test.labels)) / len(test)
   verdict = fall_lib.verdict(fall, controls_fall, above_chance=above_chance)
   return {
     'originals': originals,

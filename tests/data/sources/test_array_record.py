@@ -337,7 +337,7 @@ def test_builder_without_a_source(tmp_path):
 
 
 def test_real_set(tmp_path):
-  if 'CTFAKE_DATA' not in os.environ:
+  if not os.environ.get('CTFAKE_DATA'):
     pytest.skip('CTFAKE_DATA is not set')
   root = pathlib.Path(os.environ['CTFAKE_DATA'], 'chest_ctscan')
   source = image_folder.FolderSource(

@@ -507,7 +507,7 @@ def test_missing_folder(tmp_path):
   ],
 )
 def test_real_sets(name, counts):
-  if 'CTFAKE_DATA' not in os.environ:
+  if not os.environ.get('CTFAKE_DATA'):
     pytest.skip('CTFAKE_DATA is not set')
   source = image_folder.FolderSource(
     pathlib.Path(os.environ['CTFAKE_DATA'], name), max_pixels=LIMIT * 10

@@ -280,7 +280,7 @@ def paint_consolidation(
   canvas: Canvas, rng: np.random.Generator, lungs: list[Lung], swell: np.ndarray
 ) -> None:
   """Dense patches along the pleura with air bronchograms, in one lung or in both."""
-  first, both = rng.integers(2), rng.uniform() < 0.5
+  first, both = int(rng.integers(2)), rng.uniform() < 0.5
   for lung in (lungs[first], lungs[1 - first])[: 2 if both else 1]:
     radial, start = rng.uniform(0.24, 0.32), rng.uniform(-0.7, 0.7)
     along = rng.uniform(0.36, 0.46)
