@@ -15,7 +15,7 @@ MAY_IMPORT = {
   'types': set(),
   'config': {'types'},
   'runtime': {'types'},
-  'workdir': {'types', 'config'},
+  'workdir': {'types', 'config', 'runtime'},
   'data': BASE - {'workdir'},
   'models': set(),
   'inference': BASE | {'data', 'models'},
@@ -26,6 +26,7 @@ MAY_IMPORT = {
   'detector': BASE | MODEL | {'train', 'fakes', 'report'},
   'detector_bench': BASE | MODEL | {'train', 'detector', 'report'},
   'tasks': BASE | MODEL | {'train', 'fakes', 'detector', 'detector_bench', 'report'},
+  'command_line': {'types', 'config', 'runtime', 'tasks'},
 }
 FORBIDDEN = {'tensorflow', 'pickle', 'clu', 'torch'}
 

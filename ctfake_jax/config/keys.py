@@ -112,7 +112,9 @@ def _training(
     'updates': Key(updates, at_least(1), 'steps of the training'),
     'ema_decay': Key(ema_decay, between(0, 0.99999), "of the parameters' moving average"),
     'eval_every': Key(eval_every, at_least(1), 'updates between two looks at its images'),
-    'quality_images': Key(quality_images, at_least(8), 'fakes and reals in the Frechet distance'),
+    'quality_images': Key(
+      quality_images, at_least(8), 'fakes and reals in the texture Frechet distance (not FID)'
+    ),
     'keep_checkpoints': Key(3, at_least(1), 'the newest so many, beside the best', may_change=True),
     'dtype': Key('float32', one_of('float32', 'bfloat16'), 'compute dtype'),
   }

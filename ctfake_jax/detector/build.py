@@ -78,7 +78,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   results['robustness'] = robustness.sweep(detector, shown['test'], config.seed)
   results['reasons'] = reasons(detector, shown['test'], config, workdir)
   bundle.save(detector, workdir, {**results, 'best_step': facts['best_step']})
-  workdir_lib.write_json(workdir / 'results.json', results)
+  workdir_lib.write_results(workdir, results)
   card.write(config, results, workdir)
   detector_page.write(workdir)
   return results

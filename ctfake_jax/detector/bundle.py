@@ -232,6 +232,14 @@ def figures(workdir: Path) -> dict:
   return workdir_lib.read_json(workdir / FACTS)['figures']
 
 
+def digest(workdir: Path) -> str:
+  """12 hexadecimal digits that name a detector: of the digests of all its files."""
+  path = workdir / DIGESTS
+  if not path.is_file():
+    raise UserError(f'{path} is missing: is this the workdir of a detector?')
+  return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+
 def load(workdir: Path) -> Detector:
   """UserError where something is missing, or is not what was saved."""
   if not workdir.is_dir():

@@ -51,7 +51,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   figures = _figures(Path(config.detector), results)
   bundle.save(new, workdir, figures)
   card.write_site(old.config, figures, workdir)
-  workdir_lib.write_json(workdir / 'results.json', results)
+  workdir_lib.write_results(workdir, results)
   promised = new.threshold.false_alarm_rate
   asked = calibration.asked_rate(config, old.threshold.false_alarm_rate)
   if promised != asked:

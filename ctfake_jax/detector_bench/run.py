@@ -92,10 +92,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     _stage(name)
     measure = functools.partial(_cell, config, shown, workdir, name)
     results['rows'][name] = _row({unit: measure(unit, config.seed) for unit in units})
-    workdir_lib.write_json(workdir / 'results.json', results)
+    workdir_lib.write_results(workdir, results)
     bench_page.write(workdir)
   results['winners'] = _winners(config, shown, workdir, results)
-  workdir_lib.write_json(workdir / 'results.json', results)
+  workdir_lib.write_results(workdir, results)
   bench_page.write(workdir)
   return results
 
@@ -158,7 +158,7 @@ def _measure_cell(config, shown, workdir: Path, folder: Path, name: str, unit: s
     seen = {part: own.take(~np.isin(own.families, HELD_OUT[unit])) for part, own in shown.items()}
     lesson = TrainingContext(config, seen['learn'], seen['choose'], workdir, folder, seed)
     result = _judge(config, METHODS[name](lesson), seen, test, folder)
-  workdir_lib.write_json(folder / 'results.json', result)
+  workdir_lib.write_results(folder, result)
   return result
 
 

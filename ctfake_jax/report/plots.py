@@ -144,11 +144,11 @@ def gan_losses(rows: Rows) -> Figure | None:
 
 
 def gan_quality(rows: Rows, kept: int | None) -> Figure | None:
-  """Frechet distance and diversity at every evaluation, the step kept marked; None without rows."""
+  """Texture Frechet distance and diversity at every evaluation; None without rows."""
   figure = _stacked(
     rows,
     {
-      'Fréchet distance': {'val/frechet': 'to validation reals'},
+      'Texture Fréchet distance, not FID': {'val/frechet': 'to validation reals'},
       'diversity': {'val/diversity': 'pairwise, reals = 1'},
     },
   )

@@ -192,7 +192,7 @@ def quality(results: Row) -> list[Row]:
 
   rows = [
     row(
-      'Fréchet distance',
+      'Texture Fréchet distance, not FID',
       'how far the fakes’ texture lies from that of reals; mark: at most 3 times as far as reals',
       words.number(dcgan.get('frechet'), 2),
       words.number(dcgan.get('frechet_real_real'), 2),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jax
 import jaxlib
+import platformdirs
 
 PROCESSOR = Path('/proc/cpuinfo')
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
@@ -47,9 +48,8 @@ def processor() -> str:
 
 
 def _private_folder() -> Path:
-  named = Path(os.environ.get('XDG_CACHE_HOME', ''))
-  caches = named if named.is_absolute() else Path.home() / '.cache'
-  folder = caches / 'ctfake_jax' / f'jaxlib-{jaxlib.__version__}-{processor()}'
+  caches = platformdirs.user_cache_path('ctfake_jax', appauthor=False)
+  folder = caches / f'jaxlib-{jaxlib.__version__}-{processor()}'
   folder.mkdir(mode=0o700, parents=True, exist_ok=True)
   status = folder.stat()
   ours = status.st_uid == os.geteuid() and not status.st_mode & WRITABLE_BY_OTHERS

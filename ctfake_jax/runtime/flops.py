@@ -1,7 +1,7 @@
 """What compiled code and a whole process take: FLOPs and bytes."""
 
 import dataclasses
-import resource
+import sys
 from typing import Any
 
 import jax
@@ -71,4 +71,13 @@ def peak_memory() -> int:
   peaks = [
     (device.memory_stats() or {}).get('peak_bytes_in_use', 0) for device in jax.local_devices()
   ]
-  return max(peaks) or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return max(peaks) or _peak_of_process()
+
+
+def _peak_of_process() -> int:
+  try:
+    import resource
+  except ImportError:  # Windows
+    return 0
+  unit = 1 if sys.platform == 'darwin' else 1024
+  return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

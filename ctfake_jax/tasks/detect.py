@@ -2,17 +2,23 @@
 
 Leaves `verdicts.csv`, one row an image: path (relative to the input), p_fake, verdict (real, fake,
 unsure, unreadable), score, threshold, false_alarm_rate, domain (deviations from the images of the
-making), reasons; and `results.json` with counts.
+making), says_synthetic, reasons, detector (version that judged / hash of the detector's files); and
+`results.json` with counts.
 """
 
 import collections
 import csv
+import dataclasses
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import ml_collections
+import numpy as np
 
+from ctfake_jax import __version__
+from ctfake_jax import config as config_lib
 from ctfake_jax.data.sources import walker
 from ctfake_jax.data.sources.sandboxed import Decoded, Limits, decode_all
 from ctfake_jax.detector import bundle, calibration
@@ -27,8 +33,64 @@ FEWEST_OF_A_BATCH = 5  # of images that can say where a batch comes from
 UNREADABLE = 'unreadable'
 COLUMNS = (
   *('path', 'p_fake', 'verdict', 'score', 'threshold', 'false_alarm_rate', 'domain'),
-  *('says_synthetic', 'reasons'),
+  *('says_synthetic', 'reasons', 'detector'),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """What is said of one image of a file.
+
+  Attributes:
+    path: relative to the input as it is shown, `#frame` behind it where a file holds several.
+    verdict: real, fake, unsure or unreadable; of the last there is nothing but the reason.
+    reasons: in words.
+    p_fake: probability of being fake.
+    score: of the network, above the detector's threshold where it raises an alarm.
+    domain: deviations from the images that the detector was calibrated on.
+    outside: whether they are too many.
+    synthetic: whether the file itself says that it is.
+    pixels: uint8[h, w], what the network saw.
+    patch_map: f32[h', w'], log odds of each patch of them to be synthetic.
+  """
+
+  path: str
+  verdict: str
+  reasons: tuple[str, ...] = ()
+  p_fake: float = float('nan')
+  score: float = float('nan')
+  domain: float = float('nan')
+  outside: bool = False
+  synthetic: bool = False
+  pixels: np.ndarray | None = None
+  patch_map: np.ndarray | None = None
+
+
+def detect(
+  path: Path | str,
+  detector: Detector | Path | str,
+  *,
+  fake_prevalence: float = 0.5,
+  limits: Limits | None = None,
+  skipped: collections.Counter | None = None,
+) -> Iterator[Verdict]:
+  """A verdict for every image of a file or folder, in the files' order.
+
+  Args:
+    path: pictures and DICOM, side by side.
+    detector: a loaded one, or the workdir of its making.
+    fake_prevalence: share of fakes among such images that `p_fake` assumes.
+    limits: of the processes that decode; None for those of the config's defaults. They are started
+      by spawning: a script that calls this does so under `if __name__ == '__main__'`.
+    skipped: gets the number of hidden files, by kind.
+
+  Raises:
+    UserError: there is no such file or detector; at once, not with the first image.
+  """
+  loaded = detector if isinstance(detector, Detector) else bundle.load(Path(detector))
+  limits = limits or Limits.from_config(config_lib.defaults())
+  images = decode_all(Path(path), loaded.view, limits, skipped=skipped)
+  return _in_batches(images, loaded, fake_prevalence)
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
@@ -37,11 +99,17 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   detector = bundle.load(Path(config.detector))
   _refuse_another_rate(config, detector)
   warnings = bundle.warnings(Path(config.detector))
+  name = f'{__version__}/{bundle.digest(Path(config.detector))}'
   for warning in warnings:
     print(f'WARNING: {warning}', flush=True)
   skipped: collections.Counter = collections.Counter()
-  limits = Limits.from_config(config)
-  images = decode_all(Path(config.input), detector.view, limits, skipped=skipped)
+  verdicts = detect(
+    config.input,
+    detector,
+    fake_prevalence=config.fake_prevalence,
+    limits=Limits.from_config(config),
+    skipped=skipped,
+  )
   counts: collections.Counter = collections.Counter()
   outside = 0
   begun = time.perf_counter()
@@ -50,11 +118,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   with open(unfinished, 'w', newline='', encoding='utf-8') as handle:
     writer = csv.writer(handle)
     writer.writerow(COLUMNS)
-    rows = _rows(images, detector, config.fake_prevalence)
-    for row, elsewhere in progress_bar.bar('judging', rows):
-      counts[row[COLUMNS.index('verdict')]] += 1
-      outside += elsewhere
-      writer.writerow(row)
+    for found in progress_bar.bar('judging', verdicts):
+      counts[found.verdict] += 1
+      outside += found.outside
+      writer.writerow([*_row(found, detector.threshold), name])
   walker.say(skipped)
   threshold, judged = detector.threshold, sum(counts.values()) - counts[UNREADABLE]
   if warning := crowd_outside(outside, judged):
@@ -65,6 +132,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     'skipped': dict(skipped),
     'outside_domain': outside,
     'verdicts': {name: counts[name] for name in ('real', 'fake', UNSURE, UNREADABLE)},
+    'detector': name,
     'threshold': threshold.value,
     'false_alarm_rate': threshold.false_alarm_rate,
     'false_alarm_rate_bound95': threshold.rate_bound,
@@ -76,7 +144,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   }
   workdir_lib.record_command(workdir, config)
   unfinished.replace(workdir / 'verdicts.csv')
-  workdir_lib.write_json(workdir / 'results.json', results)
+  workdir_lib.write_results(workdir, results)
   return results
 
 
@@ -103,10 +171,7 @@ def _refuse_another_rate(config: ml_collections.ConfigDict, detector: Detector) 
     )
 
 
-def _rows(
-  images: Iterator[Decoded], detector: Detector, prior: float
-) -> Iterator[tuple[list, bool]]:
-  """Rows of the table in the files' order, and which images lie outside; judged in batches."""
+def _in_batches(images: Iterator[Decoded], detector: Detector, prior: float) -> Iterator[Verdict]:
   waiting: list[Decoded] = []
   for decoded in images:
     waiting.append(decoded)
@@ -119,23 +184,43 @@ def _rows(
   yield from _judge(waiting, detector, prior)
 
 
-def _judge(waiting: list[Decoded], detector: Detector, prior: float) -> Iterator[tuple[list, bool]]:
+def _judge(waiting: list[Decoded], detector: Detector, prior: float) -> Iterator[Verdict]:
   readable = [d for d in waiting if d.pixels is not None]
   found: Iterator[dict] = iter(())
   if readable:
     columns = detector.examine(readable, prior)
     found = (dict(zip(columns, values)) for values in zip(*columns.values()))
-  t = detector.threshold
-  fixed = [f'{t.value:.6f}', f'{t.false_alarm_rate:g}']
   for decoded in waiting:
-    path = workdir_lib.csv_safe(decoded.path)
     if decoded.pixels is None:
-      reason = workdir_lib.csv_safe(decoded.reason)
-      yield [path, '', UNREADABLE, '', *fixed, '', '', reason], False
+      yield Verdict(decoded.path, UNREADABLE, (decoded.reason,))
       continue
     judged = next(found)
-    p_fake, score, domain = (f'{judged[name]:.6f}' for name in ('p_fake', 'score', 'domain'))
-    reasons = '; '.join(judged['reasons'])
-    says = 'YES' if decoded.synthetic else ''
-    row = [path, p_fake, judged['verdict'], score, *fixed, domain, says, reasons]
-    yield row, bool(judged['outside'])
+    yield Verdict(
+      decoded.path,
+      judged['verdict'],
+      judged['reasons'],
+      p_fake=float(judged['p_fake']),
+      score=float(judged['score']),
+      domain=float(judged['domain']),
+      outside=bool(judged['outside']),
+      synthetic=decoded.synthetic,
+      pixels=decoded.pixels,
+      patch_map=judged['patches'],
+    )
+
+
+def _row(found: Verdict, threshold: calibration.Threshold) -> list[str]:
+  """Of the table, in the order of `COLUMNS`."""
+  numbers = (found.p_fake, found.score, found.domain)
+  p_fake, score, domain = ('' if math.isnan(n) else f'{n:.6f}' for n in numbers)
+  return [
+    workdir_lib.csv_safe(found.path),
+    p_fake,
+    found.verdict,
+    score,
+    f'{threshold.value:.6f}',
+    f'{threshold.false_alarm_rate:g}',
+    domain,
+    'YES' if found.synthetic else '',
+    workdir_lib.csv_safe('; '.join(found.reasons)),
+  ]

@@ -47,7 +47,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     ),
   }
   workdir_lib.record_command(workdir, config)
-  workdir_lib.write_json(workdir / 'results.json', results)
+  workdir_lib.write_results(workdir, results)
   return results
 
 

@@ -81,7 +81,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
       [row['areas'] for row in rows if row['probability'] >= LIKELY]
     ),
   }
-  workdir_lib.write_json(workdir / 'results.json', results)
+  workdir_lib.write_results(workdir, results)
   return results
 
 

@@ -43,7 +43,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     'unreadable': [{'path': e.path, 'reason': e.reason} for e in images.unreadable],
     'skipped': dict(images.skipped),
   }
-  workdir_lib.write_json(workdir / 'results.json', results)
+  workdir_lib.write_results(workdir, results)
   return results
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import ml_collections
 
+from ctfake_jax import config as config_lib
 from ctfake_jax.config import GENERATORS
+from ctfake_jax.workdir import files as workdir_files
 
 MODULES: dict[str, str] = {
   'classifier': 'train.classifier',
@@ -28,3 +30,17 @@ MODULES: dict[str, str] = {
 def find(task: str) -> Callable[[ml_collections.ConfigDict, Path], dict]:
   """The function (config, workdir) -> results of a task that `config.validate` let pass."""
   return importlib.import_module(f'ctfake_jax.{MODULES[task]}').run
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path | str) -> dict:
+  """Runs the config's task in a workdir that no other run uses; returns its results.
+
+  Raises:
+    UserError: a key has no sense, or the workdir belongs to another run.
+  """
+  config_lib.validate(config)
+  folder = Path(workdir)
+  if config.input:
+    workdir_files.refuse_inside(folder, Path(config.input))
+  with workdir_files.locked(folder):
+    return find(config.task)(config, folder)

@@ -134,7 +134,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     results = fit(config, images, folds[0], workdir)
   results['data'] = baselines.describe(images)
   results['baselines'] = baselines.measure(images, folds, config.split, config.seed)
-  workdir_lib.write_json(workdir / 'results.json', results)
+  workdir_lib.write_results(workdir, results)
   return results
 
 
@@ -205,7 +205,7 @@ def fit(
   }
   if mesh_lib.is_main_process():
     np.savez(workdir / 'predictions.npz', allow_pickle=False, **predictions)
-  workdir_lib.write_json(workdir / 'results.json', result)
+  workdir_lib.write_results(workdir, result)
   return result
 
 

@@ -55,7 +55,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   workdir_lib.record_config(workdir, config, identity(images, Preprocess.from_config(config.data)))
   workdir_lib.write_json(workdir / 'split.json', parts.as_json(images))
   results = {**fit(config, images, parts, workdir), 'data': baselines.describe(images)}
-  workdir_lib.write_json(workdir / 'results.json', results)
+  workdir_lib.write_results(workdir, results)
   return results
 
 
@@ -75,7 +75,7 @@ def fit(config: ml_collections.ConfigDict, images: ImageSet, parts: Split, workd
     'train_images': len(train),
     'class_counts': class_counts(train.labels, len(train.class_names)).tolist(),
   }
-  workdir_lib.write_json(workdir / 'results.json', result)
+  workdir_lib.write_results(workdir, result)
   return result
 
 
@@ -100,7 +100,9 @@ def _train(config, networks: Any, train: ImageSet, val: ImageSet, workdir: Path)
 
 
 def _evaluator(config, networks: Any, train: ImageSet, val: ImageSet, workdir: Path):
-  """Judges a generator by the Frechet distance to validation reals; writes a sample grid.
+  """Judges a generator by the texture Frechet distance (not FID) to validation reals.
+
+  Leaves a grid of samples.
 
   The fakes come in the class mix of those reals.
   """

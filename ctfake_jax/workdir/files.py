@@ -4,11 +4,9 @@ Every JSON is written to a temporary file and renamed, so that a reader sees a w
 """
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import subprocess
 import sys
@@ -16,12 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 import jax
 import ml_collections
 import numpy as np
 import tensorboardX
 
+from ctfake_jax import __version__
 from ctfake_jax import config as config_lib
+from ctfake_jax.runtime import processors
 from ctfake_jax.types import UserError
 
 COMMAND = 'command.json'
@@ -45,6 +46,11 @@ def write_json(path: Path, content: Any) -> None:
   temporary.replace(path)
 
 
+def write_results(workdir: Path, results: dict) -> None:
+  """results.json, with the version that they were made by."""
+  write_json(workdir / 'results.json', {'version': __version__, **results})
+
+
 def read_json(path: Path) -> Any:
   """The parsed file; UserError names it where it is missing or broken."""
   try:
@@ -60,21 +66,22 @@ def read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-  """Holds the workdir for one run; the kernel frees it when the owner, the main process, dies."""
+  """Holds the workdir for one run; the system frees it when the owner, the main process, dies."""
   if jax.process_index():
     yield
     return
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    handle = open(workdir / '.lock', 'w')  # noqa: SIM115
+    lock = filelock.FileLock(workdir / '.lock', timeout=0)
+    lock.acquire()
+  except filelock.Timeout:
+    raise UserError(f'{workdir} is in use by another run: choose another --workdir') from None
   except OSError as error:
     raise UserError(f'--workdir={workdir}: cannot write there ({error.strerror})') from None
-  with handle:
-    try:
-      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise UserError(f'{workdir} is in use by another run: choose another --workdir') from None
+  try:
     yield
+  finally:
+    lock.release()
 
 
 def record_config(workdir: Path, config: ml_collections.ConfigDict, facts: dict) -> None:
@@ -143,7 +150,7 @@ def environment() -> dict:
     'packages': versions,
     'python': platform.python_version(),
     'devices': [f'{d.platform}:{d.device_kind}' for d in jax.devices()],
-    'threads': len(os.sched_getaffinity(0)),
+    'threads': processors.count(),
     'commit': _commit(),
   }
 
@@ -235,8 +242,12 @@ def _finite(value: Any) -> Any:
   return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _commit() -> str | None:
-  command = ['git', '-C', str(Path(__file__).parents[1]), 'rev-parse', 'HEAD']
+def _commit(package: Path = Path(__file__).parents[1]) -> str | None:
+  """That of the checkout whose package this is; None where it was installed into another's tree."""
+  command = ['git', '-C', str(package), 'rev-parse', '--show-toplevel', 'HEAD']
   with contextlib.suppress(OSError, subprocess.CalledProcessError):
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    root, commit = found.splitlines()
+    if Path(root).resolve() == package.parent.resolve():
+      return commit
   return None

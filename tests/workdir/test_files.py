@@ -1,10 +1,14 @@
 """What a run leaves behind: whole files, rows that fit the checkpoint, cells without formulas."""
 
 import json
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+from ctfake_jax import __version__
 from ctfake_jax import config as config_lib
 from ctfake_jax.data.transforms import controls
 from ctfake_jax.fakes import generation
@@ -91,7 +95,7 @@ def test_going_on_with_other_threads_warns(tmp_path, capsys, monkeypatch):
   workdir_files.record_config(tmp_path, config_lib.defaults(), {})
   workdir_files.record_config(tmp_path, config_lib.defaults(), {})
   assert not capsys.readouterr().err
-  monkeypatch.setattr(workdir_files.os, 'sched_getaffinity', lambda _: set(range(77)))
+  monkeypatch.setattr(workdir_files.processors, 'count', lambda: 77)
   workdir_files.record_config(tmp_path, config_lib.defaults(), {})
   assert 'going on with 77' in capsys.readouterr().err
 
@@ -162,3 +166,35 @@ def test_eight_bits_round_once():
   once = controls.through_png(images)
   assert np.abs(once - images).max() <= 0.5 / 127.5 + 1e-6
   np.testing.assert_array_equal(controls.through_png(once), once)
+
+
+def test_the_recorded_commit_is_the_packages_own_or_none(tmp_path):
+  own = workdir_files._commit()
+  assert own is None or re.fullmatch(r'[0-9a-f]{40}', own)
+  git = ['git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=a@b.c']
+  for command in (['init', '-q'], ['commit', '-q', '--allow-empty', '-m', 'x']):
+    subprocess.run([*git, *command], check=True)
+  (tmp_path / 'venv' / 'site-packages' / 'ctfake_jax').mkdir(parents=True)
+  (tmp_path / 'ctfake_jax').mkdir()
+  assert workdir_files._commit(tmp_path / 'venv' / 'site-packages' / 'ctfake_jax') is None
+  assert re.fullmatch(r'[0-9a-f]{40}', workdir_files._commit(tmp_path / 'ctfake_jax'))
+
+
+def test_results_say_by_which_version_they_were_made(tmp_path):
+  workdir_files.write_results(tmp_path, {'n': 1})
+  assert workdir_files.read_json(tmp_path / 'results.json') == {'version': __version__, 'n': 1}
+
+
+def test_a_lock_dies_with_its_owner(tmp_path):
+  program = (
+    'import sys, time, pathlib; from ctfake_jax.workdir import files\n'
+    'with files.locked(pathlib.Path(sys.argv[1])): print("held", flush=True); time.sleep(60)'
+  )
+  owner = subprocess.Popen([sys.executable, '-c', program, str(tmp_path)], stdout=subprocess.PIPE)
+  assert owner.stdout.readline() == b'held\n'
+  with pytest.raises(UserError, match='in use'), workdir_files.locked(tmp_path):
+    pass
+  owner.kill()
+  owner.wait()
+  with workdir_files.locked(tmp_path):
+    pass

@@ -8,15 +8,17 @@ Pixels are kept as uint16 with `value = code / steps_per_unit + offset`, compres
   grey   offset 0, 65535 steps: 8- and 16-bit pictures return bit by bit, others within 8e-6;
   HU     whole numbers spanning at most 65535: one step per HU, bit by bit;
          others: 65535 steps over the slice's own range, within half a step (0.03 HU for 4096).
-Labels, patients, provenance and splits are also kept in the set's metadata.json, so that data can
-be counted and split without decoding a picture. A record's split becomes the TFDS split, 'unsplit'
-where it has none ('all' is TFDS's word for every split together).
+Labels, patients (by pseudonyms of this set), provenance and splits are also kept in the set's
+metadata.json, so that data can be counted and split without decoding a picture. A record's split
+becomes the TFDS split, 'unsplit' where it has none ('all' is TFDS's word for every split together).
 """
 
 import contextlib
 import dataclasses
+import hmac
 import io
 import pathlib
+import secrets
 import shutil
 import tempfile
 import zlib
@@ -77,14 +79,14 @@ class CtSlices(tfds.core.ShardBasedBuilder):
   def _shard_iterators_per_split(self, dl_manager: object) -> dict[str, list[Callable]]:
     if self._source is None:
       raise UserError('ct_slices: nothing to write; call write_records(source, directory)')
-    source, metadata = self._source, self.info.metadata
+    source, metadata = _Pseudonymous(self._source), self.info.metadata
     unreadable = [[error.path, error.reason] for error in source.unreadable]
     metadata.update(
       class_names=list(source.class_names),
       records={},
       whites={},
       unreadable=unreadable,
-      skipped=dict(getattr(source, 'skipped', {})),
+      skipped=dict(getattr(self._source, 'skipped', {})),
     )
     shards: dict[str, list[Callable]] = {}
     for split in sorted({record.split or _UNSPLIT for record in source.records}):
@@ -102,6 +104,32 @@ class CtSlices(tfds.core.ShardBasedBuilder):
         for n, part in enumerate(parts, 1)
       ]
     return shards
+
+
+class _Pseudonymous:
+  """A source whose patients have names that nobody can link to them.
+
+  A hash of a Patient ID can be checked by whoever guesses it; the key of this one (HMAC-SHA256) is
+  kept nowhere.
+  """
+
+  def __init__(self, source: Source):
+    key = secrets.token_bytes(32)
+
+    def name(patient: str | None) -> str | None:
+      return patient and hmac.digest(key, patient.encode(), 'sha256').hex()[:12]
+
+    self._source = source
+    self.class_names, self.unreadable = source.class_names, source.unreadable
+    self.records = [
+      dataclasses.replace(record, patient_id=name(record.patient_id)) for record in source.records
+    ]
+
+  def __len__(self) -> int:
+    return len(self.records)
+
+  def __getitem__(self, index: int) -> Slice:
+    return self._source[index]
 
 
 class _Shard:

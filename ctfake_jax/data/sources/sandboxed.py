@@ -8,8 +8,7 @@ processes import this module, so it must not import JAX.
 import collections
 import dataclasses
 import multiprocessing
-import os
-import resource
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import TimeoutError as TimedOut
 from pathlib import Path
@@ -22,6 +21,7 @@ from ctfake_jax.data.preprocess import Preprocess, to_uint8
 from ctfake_jax.data.sources import walker
 from ctfake_jax.data.transforms import stored_changes
 from ctfake_jax.data.transforms.stored_changes import RE_ENCODINGS
+from ctfake_jax.runtime import processors
 from ctfake_jax.types import Source, UnreadableImageError, UserError
 
 CHUNK = 16  # files in one message to a worker
@@ -41,7 +41,7 @@ class Limits:
   def from_config(cls, config: Any) -> 'Limits':
     """Reads `config.detection` and `config.data.max_pixels`."""
     c = config.detection
-    workers = c.workers or len(os.sched_getaffinity(0))
+    workers = c.workers or processors.count()
     return cls(config.data.max_pixels, c.seconds_per_file, c.decoder_mib, workers)
 
 
@@ -200,7 +200,10 @@ def _chunks(found: Iterator[str | Decoded]) -> Iterator[list[str] | Decoded]:
 
 
 def _limit_memory(mebibytes: int) -> None:
-  resource.setrlimit(resource.RLIMIT_AS, (mebibytes * 2**20, mebibytes * 2**20))
+  if sys.platform == 'linux':  # others know no such limit, or do not keep it
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (mebibytes * 2**20, mebibytes * 2**20))
 
 
 def _decode_file(base: Path, path: str, view: Preprocess, max_pixels: int) -> list[Decoded]:

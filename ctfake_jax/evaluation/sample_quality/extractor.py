@@ -1,4 +1,6 @@
-"""From images to at most 64 whitened features: the eye of the Fréchet and kernel distances.
+"""From images to at most 64 whitened features: the eye of the texture Fréchet distance (not FID).
+
+The kernel distance sees by it, too.
 
 In: images float32[n, h, h, 1] in [-1, 1]. Out: features float64[n, d].
 

@@ -75,7 +75,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   if config.study.retrain:
     results['deepfakes']['retrained'] = _retrain(config, results['best'], suspects, workdir)
   results['seconds_of_last_call'] = time.perf_counter() - begun
-  workdir_lib.write_json(workdir / 'results.json', results)
+  workdir_lib.write_results(workdir, results)
   _stage('report')
   _figures(config, suspects, workdir)
   study_page.write(workdir)

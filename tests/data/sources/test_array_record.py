@@ -1,3 +1,5 @@
+import dataclasses
+import hashlib
 import os
 import pathlib
 import subprocess
@@ -54,7 +56,8 @@ def test_values_and_facts_return(tmp_path):
   back = array_record.TfdsSource(array_record.write_records(source, tmp_path))
   assert isinstance(back, Source)
   assert back.class_names == ('normal', 'mass')
-  assert back.records == records
+  assert back.records[1:] == records[1:]
+  assert dataclasses.replace(back.records[0], patient_id='p7') == records[0]
   assert [(e.path, e.reason) for e in back.unreadable] == [('d.png', 'broken')]
   for was, now in zip(slices, back, strict=True):
     assert (now.unit, now.spacing_mm, now.pixels.dtype) == (was.unit, was.spacing_mm, np.float32)
@@ -329,6 +332,20 @@ def test_damaged_record(tmp_path):
   source = array_record.TfdsSource(tmp_path)
   with pytest.raises(UnreadableImageError, match='its record is damaged'):
     list(source)
+
+
+def test_patients_stay_apart_under_names_that_nobody_can_check(tmp_path):
+  records = [Record(0, name, f'{i}.dcm') for i, name in enumerate(('p7', 'p7', 'p8', None))]
+  source = Given(*(hu(i) for i in range(4)), records=records)
+  folders = [array_record.write_records(source, tmp_path / name) for name in 'ab']
+  sets = [[r.patient_id for r in array_record.TfdsSource(folder).records] for folder in folders]
+  for first, again, other, unknown in sets:
+    assert first == again != other
+    assert unknown is None
+    assert first not in ('p7', hashlib.sha256(b'p7').hexdigest()[:12])
+  assert sets[0][0] != sets[1][0]
+  for file in tmp_path.rglob('*'):
+    assert file.is_dir() or b'p7' not in file.read_bytes()
 
 
 def test_builder_without_a_source(tmp_path):

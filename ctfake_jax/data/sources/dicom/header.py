@@ -11,6 +11,7 @@ import logging
 import math
 import pathlib
 import re
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -69,17 +70,40 @@ class RefusalError(Exception):
 def quiet_pydicom() -> Iterator[None]:
   """Holds back pydicom's remarks on small breaches of the standard, which may quote patient data.
 
-  Errors still raise, and warnings of NumPy still warn.
+  Errors still raise, and warnings of NumPy still warn. Level and filters are the whole process's:
+  the first of several threads sets them, and the last one puts back what was there.
   """
-  logger = logging.getLogger('pydicom')
-  level = logger.level
-  logger.setLevel(logging.ERROR)
+  _quiet.enter()
   try:
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore', UserWarning)
-      yield
+    yield
   finally:
-    logger.setLevel(level)
+    _quiet.leave()
+
+
+class _Quiet:
+  """How many threads want it quiet."""
+
+  def __init__(self):
+    self._lock, self._threads, self._before = threading.Lock(), 0, contextlib.ExitStack()
+
+  def enter(self) -> None:
+    with self._lock:
+      self._threads += 1
+      if self._threads == 1:
+        logger = logging.getLogger('pydicom')
+        self._before.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.ERROR)
+        self._before.enter_context(warnings.catch_warnings())
+        warnings.simplefilter('ignore', UserWarning)
+
+  def leave(self) -> None:
+    with self._lock:
+      self._threads -= 1
+      if not self._threads:
+        self._before.close()
+
+
+_quiet = _Quiet()
 
 
 def read(

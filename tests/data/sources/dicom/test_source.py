@@ -1,5 +1,8 @@
+import logging
 import os
 import pathlib
+import threading
+import warnings
 
 import numpy as np
 import pydicom
@@ -896,3 +899,27 @@ def test_a_source_of_originals_takes_synthetic_ones_only_where_that_is_said(tmp_
     dataset.open_source(config)
   config.data.synthetic_ok = True
   assert len(dataset.open_source(config)) == 1
+
+
+def test_quiet_under_threads_leaves_filters_and_level_as_they_were():
+  before, level = list(warnings.filters), logging.getLogger('pydicom').level
+  inside, go = threading.Barrier(3), threading.Event()
+
+  def quiet(leaves_first):
+    with dicom_header.quiet_pydicom():
+      inside.wait()
+      if not leaves_first:
+        go.wait()
+
+  threads = [threading.Thread(target=quiet, args=(first,)) for first in (True, False)]
+  for thread in threads:
+    thread.start()
+  inside.wait()
+  threads[0].join()
+  with warnings.catch_warnings(record=True) as heard:  # one still wants it quiet
+    warnings.warn('of a patient', UserWarning, stacklevel=1)
+  assert not heard
+  go.set()
+  threads[1].join()
+  assert warnings.filters == before
+  assert logging.getLogger('pydicom').level == level

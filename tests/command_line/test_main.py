@@ -66,7 +66,7 @@ def test_without_arguments_it_says_what_can_be_run():
   done = subprocess.run(bare, capture_output=True, text=True, env=environment())
   assert done.returncode == 1
   for config in ROOT.glob('configs/*.py'):
-    assert f'configs/{config.name}' in done.stdout
+    assert f'\n  {config.stem} ' in done.stdout
 
 
 @pytest.mark.parametrize(
