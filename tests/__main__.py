@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-CODE = ['ctfake_jax', 'configs', 'tests', 'launch.py']
+CODE = ['ctfake_jax', 'configs', 'tests', 'launch.py', 'docs']
 CHECKS = [
   ['ruff', 'check', *CODE],
   ['ruff', 'format', '--check', *CODE],

@@ -1,4 +1,4 @@
-"""The tour's cells run, at sizes of seconds; the notebook is shown with outputs of its own sizes."""
+"""The tour's cells run, at sizes of seconds; it is shown with outputs of its own sizes."""
 
 from pathlib import Path
 

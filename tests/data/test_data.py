@@ -139,11 +139,27 @@ def test_random_labels_stay_with_their_patient_and_tell_nothing_else(tiny_config
   agreement = (random.labels == images.labels).mean()
   assert 0.35 < agreement < 0.65
   assert [record.label for record in random.records] == random.labels.tolist()
-  tiny_config.split.by = 'slice'
-  leaky = baselines.measure(
-    random, [splits.split(random, tiny_config.split, 0)], tiny_config.split, seed=0
-  )
-  assert leaky['nearest_neighbour']['n'] == 100
+
+
+def test_a_leaky_split_shows_its_accuracy(tiny_config):
+  """With labels that tell nothing of a picture a neighbour is right by knowing the patient."""
+  images = splits.with_random_labels(make_images(400), tiny_config.split)
+  own = np.random.default_rng(0).normal(0, 0.3, (200, *images.images.shape[1:]))
+  alike = np.clip(images.images + np.repeat(own, 2, axis=0), -1, 1).astype(np.float32)
+  images = dataclasses.replace(images, images=alike)
+
+  def right(by):
+    tiny_config.split.by = by
+    parts = splits.split(images, tiny_config.split, 0)
+    found = baselines.measure(images, [parts], tiny_config.split, seed=0)
+    return found['nearest_neighbour'], found['leak_audit']
+
+  leaky, audit = right('slice')
+  assert leaky['accuracy'] > 0.8  # where the twin is in the training part
+  assert audit['shared_patients'] > 50
+  honest, audit = right('patient')
+  assert 0.3 < honest['accuracy'] < 0.7
+  assert audit['shared_patients'] == 0
 
 
 def test_the_leak_audit_finds_a_planted_copy(images, tiny_config):

@@ -34,8 +34,9 @@ from ctfake_jax.detector import (
   training,
 )
 from ctfake_jax.detector import dataset as detector_dataset
+from ctfake_jax.evaluation import metrics
 from ctfake_jax.fakes import generation
-from ctfake_jax.models import patch_net
+from ctfake_jax.models import patch_net, registry
 from ctfake_jax.tasks import detect, explain
 from ctfake_jax.tasks.predict import open_input
 from ctfake_jax.types import Slice, UserError
@@ -412,6 +413,43 @@ def test_a_step_changes_a_fake_and_its_original_alike():
   found = next(np.asarray(x) for x in seen if len(x) == 16)
   np.testing.assert_array_equal(found[::2], found[1::2])
   assert np.abs(found[::2] - image).max() > 0
+
+
+def halves_with_a_trace(images, strength, seed):
+  """Reals and as many fakes: other draws, with a checkerboard of that strength."""
+  n, side = len(images), images.shape[1]
+  fake = np.arange(n) % 2 == 1
+  board = np.where(np.indices((side, side)).sum(0) % 2, strength, -strength)[..., None]
+  pixels = np.clip(images + fake[:, None, None, None] * board, -1, 1).astype(np.float32)
+  rows = np.arange(n)
+  return detector_dataset.DetectorDataset(
+    images=pixels,
+    fake=fake,
+    families=np.where(fake, 'board', 'real').astype(object),
+    groups=rows,
+    labels=np.zeros(n, np.int32),
+    masks=np.broadcast_to(fake[:, None, None], pixels.shape[:3]),
+    file_facts=np.full((n, 7), np.nan),
+    stored=np.full(n, None, object),
+  ).take(np.random.default_rng(seed).permutation(n))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('strength', 'low', 'high'), [(0.15, 0.9, 1.0), (0.0, 0.3, 0.7)])
+def test_a_trained_detector_beats_chance_where_there_is_something_to_find(
+  strength, low, high, tmp_path
+):
+  config = tiny()
+  config.detection.updates, config.detection.width = 120, 8
+  config.detection.eval_every = 60
+  learn, choose, test = (
+    halves_with_a_trace(make_images(160, size=32, seed=seed).images, strength, seed)
+    for seed in range(3)
+  )
+  model = registry.patch_net(config.detection)
+  variables, _ = training.fit(config, model, learn, choose, tmp_path, 'detector')
+  scores = training.judge(model, variables, test.images)[0]
+  assert low <= metrics.auroc(scores[test.fake], scores[~test.fake]) <= high
 
 
 @pytest.fixture(scope='module')

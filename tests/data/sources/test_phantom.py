@@ -1,9 +1,5 @@
 """The simulated scanner against physics, and the phantom against what it promises."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import pytest
@@ -287,32 +283,20 @@ def test_facts_beside_the_image_tell_nothing_of_the_class(model):
 
 
 @pytest.mark.slow
-def test_neighbours_and_linear_models_fall_short_on_unseen_patients():
+def test_neighbours_and_linear_models_fall_short_on_unseen_patients_and_shine_on_seen_ones():
   images = source(patients=300, slices=4)
   labels = np.array([record.label for record in images.records])
-  groups = [record.patient_id for record in images.records]
+  patients = np.array([record.patient_id for record in images.records])
   flat = np.clip(pixels(images), -1350, 150).reshape(len(images), -1)
-  train, test = next(
-    GroupShuffleSplit(1, test_size=0.3, random_state=0).split(flat, labels, groups)
-  )
   linear = make_pipeline(StandardScaler(), LogisticRegression(C=1e-2, max_iter=500))
-  neighbour = KNeighborsClassifier(1)
-  for model, mark in ((neighbour, 0.85), (linear, 0.90)):
-    accuracy = model.fit(flat[train], labels[train]).score(flat[test], labels[test])
-    assert accuracy <= mark
 
+  def accuracy(model, groups):
+    splitter = GroupShuffleSplit(1, test_size=0.3, random_state=0)
+    train, test = next(splitter.split(flat, labels, groups))
+    return model.fit(flat[train], labels[train]).score(flat[test], labels[test])
 
-@pytest.mark.slow
-def test_a_thousand_slices_in_twenty_seconds_of_two_cores():
-  """In a process of its own, for the tests' flags make a scan slower; all that it does counts."""
-  code = """
-import time, numpy
-from ctfake_jax.data.sources.phantom.source import PhantomSource
-scans = PhantomSource(patients=250, slices_per_patient=4, size=64, seed=0)
-assert all(numpy.isfinite(scans[i].pixels).all() for i in range(1000))
-print(time.process_time())
-"""
-  flags = ('XLA_FLAGS', 'JAX_DISABLE_MOST_OPTIMIZATIONS')
-  environment = {k: v for k, v in os.environ.items() if k not in flags}
-  done = subprocess.run([sys.executable, '-c', code], env=environment, stdout=-1, check=True)
-  assert float(done.stdout) < 2 * 20
+  # Chance is a quarter. Over four seeds 0.36 to 0.45 (neighbour), 0.62 to 0.76 (linear); split by
+  # slices, at least 0.97 and 0.96.
+  for model, mark in ((KNeighborsClassifier(1), 0.5), (linear, 0.8)):
+    assert accuracy(model, patients) <= mark
+    assert accuracy(model, np.arange(len(labels))) >= 0.93
