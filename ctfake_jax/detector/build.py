@@ -1,6 +1,6 @@
 """The task `detector`: from originals alone to a calibrated detector with a model card.
 
-Generators -> exhibits -> network -> discriminant -> scaling -> threshold -> test -> reasons.
+Generators -> parts -> network -> discriminant -> scaling -> threshold -> test -> reasons.
 Every training resumes; the rest is repeated from seeds.
 """
 
@@ -43,7 +43,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   others = detector_dataset.external_fakes(config, reals)
   images = reals.images
   calibration.refuse_few_groups(
-    reals.groups[reals.parts['threshold']], calibration.asked_rate(config)
+    reals.groups[reals.parts['conformal']], calibration.asked_rate(config)
   )
   data = [fingerprint(stock.images) for stock in (reals, others) if stock]
   workdir_lib.record_config(workdir, config, {'data': ' '.join(data), 'unit': images.unit})
@@ -51,11 +51,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   detector_dataset.train_generators(config, reals, workdir)
   _stage('fakes')
   shown = {
-    part: detector_dataset.gather(config, reals, others, part, workdir)
+    part: detector_dataset.build_part(config, reals, others, part, workdir)
     for part in detector_dataset.PARTS
   }
   _stage('audit')
-  found = audit.audit(shown['learn'], config.seed)
+  found = audit.audit(shown['train'], config.seed)
   workdir_lib.write_json(workdir / 'audit.json', found)
   audit.refuse_leaks(found, config.detection.ignore_leaks)
   for remark in audit.remarks(found):
@@ -63,7 +63,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   _stage('network')
   model, folder = registry.patch_net(config.detection), workdir / bundle.NETWORK
   variables, facts = training.fit(
-    config, model, shown['learn'], shown['choose'], folder, 'detector'
+    config, model, shown['train'], shown['validation'], folder, 'detector'
   )
   _stage('calibration and test')
   detector = calibrate(config, images, model, variables, shown)
@@ -91,18 +91,18 @@ def calibrate(
   variables: dict,
   shown: dict[str, DetectorDataset],
 ) -> Detector:
-  """Score from `learn` and `choose`, p_fake from `scale`, threshold from reals of `threshold`."""
-  learn, choose = shown['learn'], shown['choose']
-  variables, learnt = discriminant.fit(model, variables, learn, choose, config.seed)
-  scale = shown['scale']
-  scores, features, _ = training.judge(model, variables, scale.images)
+  """Score from `train` and `validation`, p_fake from `calibration`, threshold from `conformal`."""
+  train, validation = shown['train'], shown['validation']
+  variables, class_statistics = discriminant.fit(model, variables, train, validation, config.seed)
+  scale = shown['calibration']
+  scores, features, _ = training.predict(model, variables, scale.images)
   scaling = calibration.fit_scaling(scores, scale.fake)
   differences = discriminant.differences(features, scale.families)
-  reals = shown['threshold'].of(REAL)
-  scores, features, _ = training.judge(model, variables, reals.images)
+  reals = shown['conformal'].of(REAL)
+  scores, features, _ = training.predict(model, variables, reals.images)
   one = calibration.one_per_group(np.arange(len(reals)), reals.groups, config.seed)
   threshold = calibration.conformal_threshold(scores[one], calibration.asked_rate(config))
-  known = domain.fit(learn, choose, reals.images[one], config.seed)
+  known = domain.fit(train, validation, reals.images[one], config.seed)
   return Detector(
     model,
     variables,
@@ -112,7 +112,7 @@ def calibrate(
     threshold,
     features[one],
     differences,
-    learnt,
+    class_statistics,
     known,
   )
 
@@ -173,14 +173,14 @@ def reasons(
   detector: Detector, shown: DetectorDataset, config: ml_collections.ConfigDict, workdir: Path
 ) -> dict:
   """Explains images of each family; leaves pictures in explanations/ and says how true they are."""
-  c, witness = config.explain, detector.witness(config.fake_prevalence)
+  c, explainable = config.explain, detector.explainable(config.fake_prevalence)
   rows: list[dict] = []
-  stage = witness.stage(config.data.image_size, c.stage)
+  stage = explainable.stage(config.data.image_size, c.stage)
   options = {'superpixels': c.superpixels, 'samples': c.lime_samples, 'seed': config.seed}
   families = sorted(set(shown.families), key=lambda family: (family != REAL, family))
   chosen = [i for f in families for i in np.nonzero(shown.families == f)[0][:SHOWN]]
   for i in progress_bar.bar('reasons', chosen):
-    maps, row = attribution.explain(witness, shown.images[i], stage, **options)
+    maps, row = attribution.explain(explainable, shown.images[i], stage, **options)
     picture = f'explanations/{len(rows):04d}.png'
     title, mask = f'p_fake {row["probability"]:.2f}', shown.masks[i]
     image_grids.save_maps(workdir / picture, shown.images[i], maps, title, mask)

@@ -23,7 +23,7 @@ from ctfake_jax.data.preprocess import ONE_VALUE, TWO_VALUES, Preprocess
 from ctfake_jax.data.sources.sandboxed import Decoded
 from ctfake_jax.detector import calibration, training
 from ctfake_jax.detector.calibration import Scaling, Threshold
-from ctfake_jax.detector.discriminant import Learnt, with_discriminant
+from ctfake_jax.detector.discriminant import ClassStatistics, with_discriminant
 from ctfake_jax.detector.domain import Domain, coarse_features
 from ctfake_jax.evaluation.attribution import ExplainableModel
 from ctfake_jax.models import registry
@@ -70,7 +70,7 @@ class Detector:
   threshold: Threshold
   reference: np.ndarray
   differences: np.ndarray
-  learnt: Learnt
+  class_statistics: ClassStatistics
   domain: Domain
 
   @property
@@ -135,15 +135,15 @@ class Detector:
       f'to {self.domain.limit:.1f} are usual): recalibrate on originals like it'
     ]
 
-  def witness(self, prior: float) -> ExplainableModel:
+  def explainable(self, prior: float) -> ExplainableModel:
     """The detector as one that can be asked for reasons; its one answer is `fake`."""
 
     def judge(images):
-      scores = training.judge(self.model, self.variables, images)[0]
+      scores = training.predict(self.model, self.variables, images)[0]
       return self.scaling.p_fake(scores, prior)[:, None]
 
     def patch_map(images):
-      return training.judge(self.model, self.variables, images)[2]
+      return training.predict(self.model, self.variables, images)[2]
 
     def predict_masked(image, kept):
       def judged(constants, _, part):
@@ -218,7 +218,8 @@ def save(detector: Detector, workdir: Path, figures: dict) -> None:
     allow_pickle=False,
     features=detector.reference,
     differences=detector.differences,
-    **vars(detector.learnt),
+    apart=detector.class_statistics.mean_differences,  # names of arrays stay what they were
+    covariance=detector.class_statistics.covariance,
     **detector.variables[DISCRIMINANT],
     **{f'domain_{name}': value for name, value in vars(detector.domain).items()},
   )
@@ -280,7 +281,7 @@ def _from_files(workdir: Path, facts: dict, step: int) -> Detector:
     threshold=threshold,
     reference=arrays['features'],
     differences=arrays['differences'],
-    learnt=Learnt(arrays['apart'], arrays['covariance']),
+    class_statistics=ClassStatistics(arrays['apart'], arrays['covariance']),
     domain=_domain(arrays),
   )
 

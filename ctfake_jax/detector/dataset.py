@@ -1,7 +1,8 @@
 """Reals and fakes of every part of a detector's life, made from the originals alone.
 
-Groups (patients or near-duplicates) are dealt to five parts: `learn` (generators and the network),
-`choose` (checkpoints), `scale` (p_fake), `threshold` (reals alone set it), `test`. Fakes made
+Groups (patients or near-duplicates) are dealt to five parts: `train` (generators and the network),
+`validation` (checkpoints), `calibration` (p_fake), `conformal` (reals alone, which set the
+threshold), `test`. Fakes made
 from reals stay in their reals' part and group; sampled fakes are groups of their own.
 """
 
@@ -31,8 +32,15 @@ from ctfake_jax.types import ImageSet, Source, UserError
 from ctfake_jax.workdir import files as workdir_lib
 
 # Shares of the groups. The threshold's part is large: 99 groups are the least for 1 %.
-PARTS = {'learn': 0.45, 'choose': 0.08, 'scale': 0.1, 'threshold': 0.22, 'test': 0.15}
-REALS_ALONE = 'threshold'  # the part without fakes
+PARTS = {'train': 0.45, 'validation': 0.08, 'calibration': 0.1, 'conformal': 0.22, 'test': 0.15}
+REALS_ALONE = 'conformal'  # the part without fakes
+# Streams are named once and for all: with other names all fakes would be others.
+STREAMS = {
+  **{part: part for part in PARTS},
+  'train': 'learn',
+  'validation': 'choose',
+  'calibration': 'scale',
+}
 WITH_FAKES = {part: share for part, share in PARTS.items() if part != REALS_ALONE}
 REAL, FOLDER = 'real', 'folder'
 LEAST_EXTERNAL_FAKES = 4  # of somebody's fakes in each part
@@ -80,7 +88,7 @@ class DetectorDataset:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stock:
+class SplitImages:
   """Images dealt to parts: the originals, or somebody's fakes.
 
   Attributes:
@@ -100,9 +108,9 @@ class Stock:
   def split(self) -> Split:
     """The parts that trainings of one kind of image need."""
     parts = self.parts
-    return Split(parts['learn'], parts['choose'], parts['test'], self.groups, 'detector')
+    return Split(parts['train'], parts['validation'], parts['test'], self.groups, 'detector')
 
-  def show(self, part: str, family: str) -> DetectorDataset:
+  def part(self, part: str, family: str) -> DetectorDataset:
     """All images of a part, as stored in 8 bits."""
     rows = self.parts[part]
     own = self.images.take(rows)
@@ -128,7 +136,7 @@ class Stock:
     return {record.provenance: i for i, record in enumerate(self.source.records)}
 
 
-def originals(config: ml_collections.ConfigDict) -> Stock:
+def originals(config: ml_collections.ConfigDict) -> SplitImages:
   """The reals of `config.data`, dealt by patients or near-duplicates."""
   images = dataset.load(config)
   by, groups = splits.group(images, config.split)
@@ -136,10 +144,10 @@ def originals(config: ml_collections.ConfigDict) -> Stock:
   files = config.data.source in ('folders', 'dicom')
   root = Path(config.data.path) if files else None
   source, view = dataset.open_source(config), Preprocess.from_config(config.data)
-  return Stock(images, groups, deal(groups, config.seed), root, source, view)
+  return SplitImages(images, groups, split_groups(groups, config.seed), root, source, view)
 
 
-def external_fakes(config: ml_collections.ConfigDict, reals: Stock) -> Stock | None:
+def external_fakes(config: ml_collections.ConfigDict, reals: SplitImages) -> SplitImages | None:
   """The fakes in `detection.fakes_folder`, dealt by near-duplicates; None where it is not set.
 
   A fake that is a near-duplicate of an original, as an edit of it is, joins its group and part.
@@ -158,7 +166,7 @@ def external_fakes(config: ml_collections.ConfigDict, reals: Stock) -> Stock | N
     )
   groups, own = _beside(reals, images, config.split.duplicate_correlation)
   rows, parts = np.nonzero(own)[0], {}
-  for part, dealt in _dealt(groups[own], WITH_FAKES, config.seed).items():
+  for part, dealt in _split_by_groups(groups[own], WITH_FAKES, config.seed).items():
     joined = np.isin(groups, reals.groups[reals.parts[part]]) & ~own
     parts[part] = np.sort(np.concatenate([rows[dealt], np.nonzero(joined)[0]]))
   few = [part for part, found in parts.items() if len(found) < LEAST_EXTERNAL_FAKES]
@@ -168,24 +176,26 @@ def external_fakes(config: ml_collections.ConfigDict, reals: Stock) -> Stock | N
       f'{LEAST_EXTERNAL_FAKES} to the parts {", ".join(few)} (near-duplicates stay together); '
       'add fakes'
     )
-  return Stock(images, groups, parts, Path(folder), source, view)
+  return SplitImages(images, groups, parts, Path(folder), source, view)
 
 
-def _beside(reals: Stock, images: ImageSet, correlation: float) -> tuple[np.ndarray, np.ndarray]:
-  """Groups int[n] of strangers' images, and bool[n]: a group of its own, not an original's."""
+def _beside(
+  reals: SplitImages, images: ImageSet, correlation: float
+) -> tuple[np.ndarray, np.ndarray]:
+  """Groups int[n] of external images, and bool[n]: a group of its own, not an original's."""
   small = [Survey.of(stock).small for stock in (reals.images, images)]
   linked = splits.near_duplicate_groups(np.concatenate(small), correlation)
-  originals, strangers = np.split(linked, [len(reals.groups)])
+  originals, external = np.split(linked, [len(reals.groups)])
   owner = dict(zip(originals.tolist(), reals.groups.tolist()))
-  own = ~np.isin(strangers, originals)
-  fresh = strangers + 1 + reals.groups.max()
-  groups = np.where(own, fresh, [owner.get(component, -1) for component in strangers.tolist()])
+  own = ~np.isin(external, originals)
+  fresh = external + 1 + reals.groups.max()
+  groups = np.where(own, fresh, [owner.get(component, -1) for component in external.tolist()])
   return groups, own
 
 
-def deal(groups: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+def split_groups(groups: np.ndarray, seed: int) -> dict[str, np.ndarray]:
   """Rows of each of `PARTS`; whole groups, at random."""
-  parts = _dealt(groups, PARTS, seed)
+  parts = _split_by_groups(groups, PARTS, seed)
   empty = [part for part, rows in parts.items() if not len(rows)]
   if empty:
     raise UserError(
@@ -195,7 +205,9 @@ def deal(groups: np.ndarray, seed: int) -> dict[str, np.ndarray]:
   return parts
 
 
-def _dealt(groups: np.ndarray, shares: dict[str, float], seed: int) -> dict[str, np.ndarray]:
+def _split_by_groups(
+  groups: np.ndarray, shares: dict[str, float], seed: int
+) -> dict[str, np.ndarray]:
   names = streams.generator(seed, 'parts').permutation(np.unique(groups))
   ends = np.cumsum(list(shares.values()))
   ends = np.round(ends / ends[-1] * len(names)).astype(int)
@@ -203,8 +215,8 @@ def _dealt(groups: np.ndarray, shares: dict[str, float], seed: int) -> dict[str,
   return {part: np.nonzero(np.isin(groups, own))[0] for part, own in zip(shares, chosen)}
 
 
-def train_generators(config: ml_collections.ConfigDict, reals: Stock, workdir: Path) -> None:
-  """Every generator that `detection.families` need, on the part `learn`; finished ones are kept."""
+def train_generators(config: ml_collections.ConfigDict, reals: SplitImages, workdir: Path) -> None:
+  """Every generator that `detection.families` need, on the part `train`; finished ones are kept."""
   split = reals.split()
   for name in networks(config):
     own, folder = generator_config(config, name), generator_dir(workdir, name)
@@ -233,10 +245,10 @@ def generator_config(config: ml_collections.ConfigDict, name: str) -> ml_collect
   return own
 
 
-def gather(
+def build_part(
   config: ml_collections.ConfigDict,
-  reals: Stock,
-  others: Stock | None,
+  reals: SplitImages,
+  others: SplitImages | None,
   part: str,
   workdir: Path,
 ) -> DetectorDataset:
@@ -248,15 +260,15 @@ def gather(
   """
   own, c = reals.images.take(reals.parts[part]), config.detection
   data = fingerprint(own)
-  count = c.train_fakes_per_family if part == 'learn' else min(c.eval_fakes_per_family, len(own))
-  sets = [reals.show(part, REAL)]
+  count = c.train_fakes_per_family if part == 'train' else min(c.eval_fakes_per_family, len(own))
+  sets = [reals.part(part, REAL)]
   if others and part != REALS_ALONE:
-    sets.append(others.show(part, FOLDER))
+    sets.append(others.part(part, FOLDER))
   # Far above every other group's number.
   free = reals.groups.max() + 1 + (others.groups.max() + 1 if others else 0)
   for family in config.detection.families if part != REALS_ALONE else ():
     # A seed of its own for each part and family: no sample is drawn twice.
-    seed = streams.seed(config.seed, 'fakes', part, family)
+    seed = streams.seed(config.seed, 'fakes', STREAMS[part], family)
     made = _made(family, own, data, count, seed, workdir, part)
     alone = free + np.arange(count)
     free += count

@@ -21,54 +21,58 @@ SITE_SHARE = 0.5  # of a site's own covariance in the one that its directions ar
 
 
 @dataclasses.dataclass(frozen=True)
-class Learnt:
+class ClassStatistics:
   """What directions are made of.
 
   Attributes:
-    apart: differences of the families of fakes from reals, f32[k, d].
+    mean_differences: of the families of fakes from reals, f32[k, d].
     covariance: within kinds, f32[d, d].
   """
 
-  apart: np.ndarray
+  mean_differences: np.ndarray
   covariance: np.ndarray
 
   @property
   def directions(self) -> np.ndarray:
     """Those at home, f[k, d]."""
-    return _directions(self.apart, self.covariance)
+    return _directions(self.mean_differences, self.covariance)
 
 
 def fit(
-  model: nn.Module, variables: dict, learn: DetectorDataset, choose: DetectorDataset, seed: int
-) -> tuple[dict, Learnt]:
+  model: nn.Module, variables: dict, train: DetectorDataset, validation: DetectorDataset, seed: int
+) -> tuple[dict, ClassStatistics]:
   """The variables with a discriminant, by which the network answers from now on, and its origin.
 
-  Directions come from `learn`, the centre from the reals of `choose`. The covariance is the mean of
-  four: reals and fakes (within families), as they are and harmlessly changed, more than the network
-  was in training, so that such changes count for little; each shrunk (Ledoit & Wolf 2004).
+  Directions come from `train`, the centre from the reals of `validation`. The covariance is the
+  mean of four: reals and fakes (within families), as they are and harmlessly changed, more than the
+  network was in training, so that such changes count for little; each shrunk (Ledoit & Wolf 2004).
   """
-  changed = degradations.at_random(learn.images, seed, wide=True)
+  changed = degradations.at_random(train.images, seed, wide=True)
   features, of_changed = (
-    training.judge(model, variables, images)[1] for images in (learn.images, changed)
+    training.predict(model, variables, images)[1] for images in (train.images, changed)
   )
-  within = [_less_own_mean(found, learn.families) for found in (features, of_changed)]
-  kinds = [found[learn.fake == fake] for found in within for fake in (False, True)]
+  within = [_less_own_mean(found, train.families) for found in (features, of_changed)]
+  kinds = [found[train.fake == fake] for found in within for fake in (False, True)]
   covariance = np.mean([ledoit_wolf(kind, assume_centered=True)[0] for kind in kinds], 0)
-  learnt = Learnt(differences(features, learn.families), covariance)
-  home = training.judge(model, variables, choose.of(REAL).images)[1]
-  return with_discriminant(variables, home.mean(0), learnt.directions), learnt
+  class_statistics = ClassStatistics(differences(features, train.families), covariance)
+  source_reals = training.predict(model, variables, validation.of(REAL).images)[1]
+  return with_discriminant(
+    variables, source_reals.mean(0), class_statistics.directions
+  ), class_statistics
 
 
-def for_site(learnt: Learnt, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def for_site(
+  class_statistics: ClassStatistics, features: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
   """Centre f[d] and directions f[k, d] at a site of whose reals f[n, d] are given."""
   own = ledoit_wolf(features)[0]
-  covariance = (1 - SITE_SHARE) * learnt.covariance + SITE_SHARE * own
-  return features.mean(0), _directions(learnt.apart, covariance)
+  covariance = (1 - SITE_SHARE) * class_statistics.covariance + SITE_SHARE * own
+  return features.mean(0), _directions(class_statistics.mean_differences, covariance)
 
 
-def _directions(apart: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-  directions = np.linalg.solve(covariance, apart.T).T
-  spread = np.sqrt((directions * apart).sum(1, keepdims=True))
+def _directions(mean_differences: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+  directions = np.linalg.solve(covariance, mean_differences.T).T
+  spread = np.sqrt((directions * mean_differences).sum(1, keepdims=True))
   return directions / np.maximum(spread, 1e-9)
 
 

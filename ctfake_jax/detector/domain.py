@@ -92,29 +92,31 @@ def generator_of(family: str) -> str:
   return fakes.FAMILIES[family].network or 'edits'
 
 
-def fit(learn: DetectorDataset, choose: DetectorDataset, reals: np.ndarray, seed: int) -> Domain:
+def fit(
+  train: DetectorDataset, validation: DetectorDataset, reals: np.ndarray, seed: int
+) -> Domain:
   """The domain of a making.
 
   Args:
-    learn: the score is learnt of these.
-    choose: its originals give mean and deviation, its fakes the limit, each generator's by a
+    train: the score is learnt of these.
+    validation: its originals give mean and deviation, its fakes the limit, each generator's by a
       score that was learnt without that generator.
     reals: f32[n, h, h, 1], one of each group; all but `REALS_OUTSIDE` of them lie inside.
     seed: of the other sites' looks.
   """
-  inside, outside = _with_other_brightness(learn.images, seed), with_other_looks(learn.images, seed)
-  makers = np.array([_maker(family) for family in learn.families])
-  seen, bright, others = (features_of(images) for images in (learn.images, inside, outside))
-  home = features_of(choose.of(REAL).images)
+  inside, outside = _with_other_brightness(train.images, seed), with_other_looks(train.images, seed)
+  makers = np.array([_maker(family) for family in train.families])
+  seen, bright, others = (features_of(images) for images in (train.images, inside, outside))
+  source_reals = features_of(validation.of(REAL).images)
 
   def without(maker: str | None) -> Domain:
     kept = makers != maker
-    return _learnt(seen[kept], bright[kept], others[kept], home)
+    return _learnt(seen[kept], bright[kept], others[kept], source_reals)
 
   limits = [_beyond(without(None).scores(features_of(reals)), REALS_OUTSIDE)]
   for maker in sorted(set(makers) - {REAL}):
-    own = np.isin([_maker(family) for family in choose.families], maker)
-    scores = without(maker).scores(features_of(choose.images[own]))
+    own = np.isin([_maker(family) for family in validation.families], maker)
+    scores = without(maker).scores(features_of(validation.images[own]))
     limits.append(_beyond(scores, FAKES_OUTSIDE))
   return dataclasses.replace(without(None), limit=max(limits))
 
@@ -191,11 +193,15 @@ def _brightness(images: jax.Array, key: jax.Array) -> jax.Array:
   return degradations.as_8_bit(degradations.windowed(images, gain, offset))
 
 
-def _learnt(seen: np.ndarray, bright: np.ndarray, others: np.ndarray, home: np.ndarray) -> Domain:
+def _learnt(
+  seen: np.ndarray, bright: np.ndarray, others: np.ndarray, source_reals: np.ndarray
+) -> Domain:
   """A score of features f[n, d], inside against outside, standard on originals; without limit."""
   inside = np.concatenate([seen, bright]).astype(np.float64)
   centre, scale = inside.mean(0), np.maximum(inside.std(0), 1e-6)
-  known, elsewhere, own = (_with_squares((x - centre) / scale) for x in (inside, others, home))
+  known, elsewhere, own = (
+    _with_squares((x - centre) / scale) for x in (inside, others, source_reals)
+  )
   line = make_pipeline(
     StandardScaler(), LogisticRegression(C=INVERSE_PENALTY, max_iter=1000, class_weight='balanced')
   ).fit(np.concatenate([known, elsewhere]), np.repeat([False, True], [len(known), len(elsewhere)]))

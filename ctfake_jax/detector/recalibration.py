@@ -134,16 +134,16 @@ def recalibrate(
   found = old.examine(seen, config.fake_prevalence)
   one = calibration.one_per_group(np.arange(len(seen)), groups, config.seed)
   features = found['features'][one]
-  usual = site_adaptation.reference_null_scores(
-    old.learnt, old.reference, len(features), config.seed
+  reference_null = site_adaptation.reference_null_scores(
+    old.class_statistics, old.reference, len(features), config.seed
   )
-  own = site_adaptation.fit(old.learnt, features, old.differences, config.seed)
-  threshold = site_adaptation.threshold(own.scores, usual, rate)
+  own = site_adaptation.fit(old.class_statistics, features, old.differences, config.seed)
+  threshold = site_adaptation.threshold(own.scores, reference_null, rate)
   order = np.argsort(-own.scores)
   new = dataclasses.replace(
     old,
     variables=discriminant.with_discriminant(old.variables, own.centre, own.directions),
-    scaling=_scaling(own, usual),
+    scaling=_scaling(own, reference_null),
     threshold=threshold,
     domain=_domain(old, [seen[row] for row in one], own.outliers, config.seed),
   )
@@ -161,7 +161,9 @@ def recalibrate(
     'scaling': dataclasses.asdict(new.scaling),
     'alarms': {
       'drift': _alarm(drift(old.reference, features, config.seed)),
-      'outliers': _alarm({'p_value': site_adaptation.apart(own.scores, usual, config.seed)}),
+      'outliers': _alarm(
+        {'p_value': site_adaptation.outlier_p_value(own.scores, reference_null, config.seed)}
+      ),
       'rate': _alarm(too_many_above(own.scores, threshold)),
     },
     'outliers': one[order[own.outliers[order]]].tolist(),
@@ -187,10 +189,10 @@ def _refuse_rare_alarms(rate: float, count: int) -> None:
     )
 
 
-def _scaling(own: site_adaptation.Fit, usual: np.ndarray) -> calibration.Scaling:
+def _scaling(own: site_adaptation.Fit, reference_null: np.ndarray) -> calibration.Scaling:
   """Of reals as rehearsed, so that planted fakes do not count as reals, against supposed fakes."""
   location, scale = site_adaptation.location_and_scale(own.scores)
-  reals, fakes = location + scale * usual, own.supposed.ravel()
+  reals, fakes = location + scale * reference_null, own.shifted_scores.ravel()
   fake = np.arange(len(reals) + len(fakes)) >= len(reals)
   return calibration.fit_scaling(np.concatenate([reals, fakes]), fake)
 
@@ -233,9 +235,9 @@ def _alarm(test: dict) -> dict:
 def _figures(old: Path, results: dict) -> dict:
   """Those of the making, which hold at home, apart from the new ones; of files their number."""
   known = bundle.figures(old)
-  home = known.get('home', known)
+  source_reals = known.get('home', known)
   own = results | {name: len(results[name]) for name in ('outliers', 'left_out')}
-  return {'best_step': known['best_step'], 'home': home, 'recalibration': own}
+  return {'best_step': known['best_step'], 'home': source_reals, 'recalibration': own}
 
 
 def _copy_network(old: Path, new: Path) -> None:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from ctfake_jax.data.preprocess import Preprocess, from_uint8, to_uint8
-from ctfake_jax.data.transforms import degradations, stored_changes
+from ctfake_jax.data.transforms import degradations, file_degradations
 from ctfake_jax.detector import training
 from ctfake_jax.detector.bundle import Detector
 from ctfake_jax.detector.dataset import DetectorDataset
@@ -23,7 +23,7 @@ MOST = 1000  # images, drawn at random: 33 passes over them
 
 
 def _noisy(levels: np.ndarray, deviation: float) -> np.ndarray:
-  return stored_changes.noisy(levels, deviation, streams.generator(0, 'robustness, noise'))
+  return file_degradations.noisy(levels, deviation, streams.generator(0, 'robustness, noise'))
 
 
 def _contrast(images: jax.Array, gain: jax.Array) -> jax.Array:
@@ -37,9 +37,9 @@ def _level(images: jax.Array, offset: jax.Array) -> jax.Array:
 # Each change with its strengths: JPEG quality, pixels, factor of the side, deviation as a share of
 # the range.
 OF_STORED: dict[str, tuple[Callable, tuple[float, ...]]] = {
-  'jpeg': (stored_changes.jpeg, (100, 90, 75, 60, 50, 40, 30)),
-  'blur': (stored_changes.blurred, (0.5, 0.75, 1.0, 1.5, 2.0)),
-  'resize': (stored_changes.resampled, (0.5, 0.75, 0.9, 1.1, 1.25, 1.5)),
+  'jpeg': (file_degradations.jpeg, (100, 90, 75, 60, 50, 40, 30)),
+  'blur': (file_degradations.blurred, (0.5, 0.75, 1.0, 1.5, 2.0)),
+  'resize': (file_degradations.resampled, (0.5, 0.75, 0.9, 1.1, 1.25, 1.5)),
   'noise': (_noisy, (0.005, 0.01, 0.025, 0.05)),
 }
 # Factor of the contrast, share of half the range, yes, share of the side.
@@ -86,7 +86,7 @@ def _seen(view: Preprocess, stored: list[np.ndarray]) -> np.ndarray:
 
 
 def _row(detector: Detector, images: np.ndarray, strength: float, fake: np.ndarray) -> dict:
-  scores = training.judge(detector.model, detector.variables, images)[0]
+  scores = training.predict(detector.model, detector.variables, images)[0]
   alarm = scores > detector.threshold.value
   return {
     'strength': float(strength),

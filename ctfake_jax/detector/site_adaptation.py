@@ -19,7 +19,7 @@ from sklearn.covariance import MinCovDet
 
 from ctfake_jax.detector import calibration
 from ctfake_jax.detector.calibration import Threshold
-from ctfake_jax.detector.discriminant import Learnt, for_site
+from ctfake_jax.detector.discriminant import ClassStatistics, for_site
 from ctfake_jax.models.patch_net import distance_towards_fakes
 from ctfake_jax.runtime import progress_bar, streams
 from ctfake_jax.types import UserError
@@ -50,27 +50,33 @@ class Fit:
   directions: np.ndarray
   outliers: np.ndarray
   scores: np.ndarray
-  supposed: np.ndarray
+  shifted_scores: np.ndarray
 
 
-def fit(learnt: Learnt, features: np.ndarray, shifts: np.ndarray, seed: int) -> Fit:
+def fit(
+  class_statistics: ClassStatistics, features: np.ndarray, shifts: np.ndarray, seed: int
+) -> Fit:
   """From features f[n, d] of reals and shifts f[m, d].
 
   Raises:
     UserError: there is one real.
   """
-  outliers = outliers_towards_fakes(learnt, features, seed)
-  scores = left_out_scores(learnt, features, outliers, shifts)
-  return Fit(*for_site(learnt, features[~outliers]), outliers, scores[:, 0], scores[:, 1:])
+  outliers = outliers_towards_fakes(class_statistics, features, seed)
+  scores = left_out_scores(class_statistics, features, outliers, shifts)
+  return Fit(
+    *for_site(class_statistics, features[~outliers]), outliers, scores[:, 0], scores[:, 1:]
+  )
 
 
-def outliers_towards_fakes(learnt: Learnt, features: np.ndarray, seed: int) -> np.ndarray:
+def outliers_towards_fakes(
+  class_statistics: ClassStatistics, features: np.ndarray, seed: int
+) -> np.ndarray:
   """bool[n]: reals f[n, d] beyond the 97.5 % ellipse of most, and nearer fakes than most are.
 
   Ellipse and centre are the reweighted minimum covariance determinant along the directions at home;
   where there are no two reals for each of these, or most are alike, none is told from the rest.
   """
-  along = features @ learnt.directions.T
+  along = features @ class_statistics.directions.T
   spread = scipy.stats.iqr(along, axis=0)
   if len(along) <= 2 * along.shape[1] or not spread.all():
     return np.zeros(len(along), bool)
@@ -81,7 +87,7 @@ def outliers_towards_fakes(learnt: Learnt, features: np.ndarray, seed: int) -> n
 
 
 def left_out_scores(
-  learnt: Learnt, features: np.ndarray, outliers: np.ndarray, shifts: np.ndarray
+  class_statistics: ClassStatistics, features: np.ndarray, outliers: np.ndarray, shifts: np.ndarray
 ) -> np.ndarray:
   """Scores f[n, 1 + m] of a site's reals f[n, d], and of the same moved by each of f[m, d].
 
@@ -98,14 +104,15 @@ def left_out_scores(
   for fold in range(min(count, FOLDS)):
     own = np.arange(count) % FOLDS == fold
     found = distance_towards_fakes(
-      moved[own].reshape(-1, moved.shape[2]), *for_site(learnt, features[~own & ~outliers])
+      moved[own].reshape(-1, moved.shape[2]),
+      *for_site(class_statistics, features[~own & ~outliers]),
     )
     scores[own] = np.reshape(found, scores[own].shape)
   return scores
 
 
 def reference_null_scores(
-  learnt: Learnt, reference: np.ndarray, count: int, seed: int
+  class_statistics: ClassStatistics, reference: np.ndarray, count: int, seed: int
 ) -> np.ndarray:
   """Scores of reals f[m, d] of the making, `count` of them at a time taken for a site's; standard.
 
@@ -115,7 +122,7 @@ def reference_null_scores(
   found = []
   for part in progress_bar.bar('rehearsals', parts, patience=progress_bar.PATIENCE):
     own = reference[part]
-    found.append(_standard(fit(learnt, own, own[:0], seed).scores))
+    found.append(_standard(fit(class_statistics, own, own[:0], seed).scores))
   return np.concatenate(found)
 
 
@@ -140,14 +147,14 @@ def _standard(scores: np.ndarray) -> np.ndarray:
   return (scores - location) / scale
 
 
-def threshold(scores: np.ndarray, usual: np.ndarray, false_alarm_rate: float) -> Threshold:
+def threshold(scores: np.ndarray, reference_null: np.ndarray, false_alarm_rate: float) -> Threshold:
   """That which a share of `usual` scores exceed, on the scale of a site's scores f[n].
 
   The bound on this detector's own rate is Clopper & Pearson's (1934), of how many of f[n] exceed
   it.
   """
   location, scale = location_and_scale(scores)
-  value = location + scale * calibration.conformal_threshold(usual, false_alarm_rate).value
+  value = location + scale * calibration.conformal_threshold(reference_null, false_alarm_rate).value
   count, above = len(scores), int((scores > value).sum())
   bound = 1.0
   if above < count:
@@ -155,7 +162,7 @@ def threshold(scores: np.ndarray, usual: np.ndarray, false_alarm_rate: float) ->
   return Threshold(value, false_alarm_rate, count, bound, GUARANTEE)
 
 
-def apart(scores: np.ndarray, usual: np.ndarray, seed: int) -> float:
+def outlier_p_value(scores: np.ndarray, reference_null: np.ndarray, seed: int) -> float:
   """p-value of the mean of the highest `TAIL` of f[n] against draws of as many usual scores."""
   rng, few = streams.generator(seed, 'usual tails'), max(round(TAIL * len(scores)), 1)
 
@@ -163,5 +170,5 @@ def apart(scores: np.ndarray, usual: np.ndarray, seed: int) -> float:
     return np.sort(_standard(own))[-few:].mean()
 
   seen = reach(scores)
-  further = sum(reach(rng.choice(usual, len(scores))) >= seen for _ in range(DRAWS))
+  further = sum(reach(rng.choice(reference_null, len(scores))) >= seen for _ in range(DRAWS))
   return float((1 + further) / (1 + DRAWS))

@@ -1,7 +1,7 @@
 """Training the real-against-fake network on pairs of a fake and an original.
 
 A fake meets its original, or one of the same patient; a sample of a generator meets any. Both turn,
-move, get another site's looks (`domain_randomization`) and suffer random changes (`degradations`)
+move, get another site's appearance (`domain_randomization`) and random changes (`degradations`)
 alike, so that what tells them apart is how the fake was made and neither anatomy nor image quality
 (aligned pairs: Guillaro et al. 2025, arXiv:2412.17671). The image's label and, patch by patch, the
 mask of what is synthetic teach at once. Images travel with mask and original as further channels.
@@ -159,12 +159,12 @@ def patch_losses(logits: jax.Array, synthetic: jax.Array) -> jax.Array:
 def fit(
   config: ml_collections.ConfigDict,
   model: nn.Module,
-  learn: DetectorDataset,
-  choose: DetectorDataset,
+  train: DetectorDataset,
+  validation: DetectorDataset,
   workdir: Path,
   name: str,
 ) -> tuple[dict, dict]:
-  """Trains on `learn`, keeps the checkpoint with the least `loss_once_scaled` on `choose`.
+  """Trains on `train`, keeps the checkpoint with the least `loss_once_scaled` on `validation`.
 
   The model gives one logit for an image; where it has a feature `patches`, that learns the masks.
 
@@ -177,9 +177,12 @@ def fit(
   tx = make_optimizer(c)
 
   def evaluate(state, _):
-    found = judge(model, mesh_lib.to_host(state.ema), choose.images)[0]
-    loss = loss_once_scaled(found, choose.fake)
-    return -loss, {'loss': loss, 'auroc': metrics.auroc(found[choose.fake], found[~choose.fake])}
+    found = predict(model, mesh_lib.to_host(state.ema), validation.images)[0]
+    loss = loss_once_scaled(found, validation.fake)
+    return -loss, {
+      'loss': loss,
+      'auroc': metrics.auroc(found[validation.fake], found[~validation.fake]),
+    }
 
   state, progress = loop.run(
     name=name,
@@ -194,7 +197,7 @@ def fit(
     seed=config.seed,
     state=init_state(model, tx, config.data.image_size, config.seed),
     train_step=make_train_step(model, tx, config),
-    feed=open_feed(mesh, in_pairs(learn, config.seed), pairs, config.seed),
+    feed=open_feed(mesh, in_pairs(train, config.seed), pairs, config.seed),
     evaluate=evaluate,
   )
   facts = {
@@ -215,13 +218,13 @@ def loss_once_scaled(logits: np.ndarray, fake: np.ndarray) -> float:
   return float(0.5 * losses[fake].mean() + 0.5 * losses[~fake].mean())
 
 
-def in_pairs(exhibits: DetectorDataset, seed: int) -> ImageSet:
+def in_pairs(dataset: DetectorDataset, seed: int) -> ImageSet:
   """Every fake with its mask and an original behind it, f32[m, h, w, 3] for m fakes."""
-  fakes = np.nonzero(exhibits.fake)[0]
-  partners = exhibits.images[_originals(exhibits, fakes, seed)]
-  masks = np.where(exhibits.masks[fakes], 1.0, -1.0).astype(np.float32)[..., None]
+  fakes = np.nonzero(dataset.fake)[0]
+  partners = dataset.images[_originals(dataset, fakes, seed)]
+  masks = np.where(dataset.masks[fakes], 1.0, -1.0).astype(np.float32)[..., None]
   return ImageSet(
-    images=np.concatenate([exhibits.images[fakes], masks, partners], -1),
+    images=np.concatenate([dataset.images[fakes], masks, partners], -1),
     labels=np.ones(len(fakes), np.int32),
     records=(),
     native_sizes=np.zeros((len(fakes), 2), np.int32),
@@ -230,19 +233,19 @@ def in_pairs(exhibits: DetectorDataset, seed: int) -> ImageSet:
   )
 
 
-def _originals(exhibits: DetectorDataset, fakes: np.ndarray, seed: int) -> np.ndarray:
+def _originals(dataset: DetectorDataset, fakes: np.ndarray, seed: int) -> np.ndarray:
   """For each of `fakes` a row of its group's originals at random, or of all where it has none."""
-  rng, reals = streams.generator(seed, 'originals of pairs'), np.nonzero(~exhibits.fake)[0]
+  rng, reals = streams.generator(seed, 'originals of pairs'), np.nonzero(~dataset.fake)[0]
   own: dict[int, list[int]] = {}
   for row in reals.tolist():
-    own.setdefault(int(exhibits.groups[row]), []).append(row)
+    own.setdefault(int(dataset.groups[row]), []).append(row)
   # External fakes and samples take originals in turn, each as often as the others.
   anyone = iter(np.resize(rng.permutation(reals), len(fakes)).tolist())
-  found = [own.get(int(group)) for group in exhibits.groups[fakes]]
+  found = [own.get(int(group)) for group in dataset.groups[fakes]]
   return np.array([rng.choice(rows) if rows else next(anyone) for rows in found])
 
 
-def judge(
+def predict(
   model: nn.Module, variables: dict, images: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Raw scores f32[n], features f32[n, d] and patch maps f32[n, h', w']."""

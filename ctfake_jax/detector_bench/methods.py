@@ -1,7 +1,7 @@
-"""The methods: each learns from a lesson and leaves a scorer of images.
+"""The methods: each is trained in a context and leaves a scorer of images.
 
 A score is higher for what looks fake. Methods that learn real against fake see every family of the
-lesson; those of one class see originals alone, or a classifier of the originals' labels.
+context; those of one class see originals alone, or a classifier of the originals' labels.
 """
 
 import dataclasses
@@ -46,14 +46,14 @@ class TrainingContext:
   """What a method may learn from.
 
   Attributes:
-    learn, choose: reals and fakes of the families that are not held out.
+    train, validation: reals and fakes of the families that are not held out.
     bench: the workdir, where generators and the classifier of labels are.
     folder: for the method's own checkpoints.
   """
 
   config: ml_collections.ConfigDict
-  learn: DetectorDataset
-  choose: DetectorDataset
+  train: DetectorDataset
+  validation: DetectorDataset
   bench: Path
   folder: Path
   seed: int
@@ -78,10 +78,10 @@ class FittedMethod:
   within_domain: bool = False
 
 
-def network(name: str, lesson: TrainingContext) -> FittedMethod:
+def network(name: str, context: TrainingContext) -> FittedMethod:
   """Real against fake by a network: the shipped detector's, or one of `registry.MODELS`."""
-  config = ml_collections.ConfigDict(lesson.config.to_dict())
-  config.seed = lesson.seed
+  config = ml_collections.ConfigDict(context.config.to_dict())
+  config.seed = context.seed
   c = config.detection
   if name == SHIPPED:
     model = registry.patch_net(c)
@@ -90,24 +90,26 @@ def network(name: str, lesson: TrainingContext) -> FittedMethod:
     c.updates, c.eval_every = config.bench.network_updates, config.bench.network_updates
     c.learning_rate = min(c.learning_rate, HIGHEST_RATES.get(name, np.inf))
   variables, facts = training.fit(
-    config, model, lesson.learn, lesson.choose, lesson.folder / 'network', name
+    config, model, context.train, context.validation, context.folder / 'network', name
   )
   if name == SHIPPED:
-    variables, _ = discriminant.fit(model, variables, lesson.learn, lesson.choose, lesson.seed)
+    variables, _ = discriminant.fit(
+      model, variables, context.train, context.validation, context.seed
+    )
 
   def score(images):
-    return training.judge(model, variables, images)[0].astype(np.float64)
+    return training.predict(model, variables, images)[0].astype(np.float64)
 
   size = f'{c.updates} updates of {c.batch_size} at {config.data.image_size} px'
   shipped = name == SHIPPED
   return FittedMethod(score, facts['parameters'], size, logits=not shipped, within_domain=shipped)
 
 
-def learner(features: Score, make: Callable[[int], Any], lesson: TrainingContext) -> FittedMethod:
-  """A classical learner on features of the lesson's images, each degraded at random once."""
-  images, fake = degradations.at_random(lesson.learn.images, lesson.seed), lesson.learn.fake
+def learner(features: Score, make: Callable[[int], Any], context: TrainingContext) -> FittedMethod:
+  """A classical learner on features of the training images, each degraded at random once."""
+  images, fake = degradations.at_random(context.train.images, context.seed), context.train.fake
   line = sklearn.pipeline.make_pipeline(
-    sklearn.preprocessing.StandardScaler(), make(streams.seed(lesson.seed, 'learner'))
+    sklearn.preprocessing.StandardScaler(), make(streams.seed(context.seed, 'learner'))
   ).fit(features(images), fake)
 
   def score(images):
@@ -119,18 +121,18 @@ def learner(features: Score, make: Callable[[int], Any], lesson: TrainingContext
   return FittedMethod(score, None)
 
 
-def reservoir(lesson: TrainingContext) -> FittedMethod:
+def reservoir(context: TrainingContext) -> FittedMethod:
   """Convolutional reservoirs: untrained random filters, several of them, and one linear reader.
 
   After MediFaked (Budhiraja et al. 2022), whose code and sizes are not public.
   """
-  bank = [_random_filters(lesson.seed, i) for i in range(RESERVOIRS)]
+  bank = [_random_filters(context.seed, i) for i in range(RESERVOIRS)]
 
   def features(images):
     echoes = [batching.run(lambda f, _, batch: _echo(f, batch), f, images) for f in bank]
     return np.concatenate(echoes, 1)
 
-  return learner(features, _logistic, lesson)
+  return learner(features, _logistic, context)
 
 
 def _random_filters(seed: int, number: int) -> tuple[jax.Array, ...]:
@@ -152,12 +154,12 @@ def _echo(filters: tuple[jax.Array, ...], images: jax.Array) -> jax.Array:
   return jnp.concatenate(found, -1)
 
 
-def by_labels(kind: str, lesson: TrainingContext) -> FittedMethod:
+def by_labels(kind: str, context: TrainingContext) -> FittedMethod:
   """How unlike its training an image is to a classifier of the originals' labels."""
-  trained = inference.load(lesson.bench / CLASSIFIER)
+  trained = inference.load(context.bench / CLASSIFIER)
   if kind in ON_LOGITS:
     return FittedMethod(lambda images: ON_LOGITS[kind](outputs(trained, images)[0]), None)
-  reals = lesson.learn.of(REAL)
+  reals = context.train.of(REAL)
   fitted = ON_FEATURES[kind](outputs(trained, reals.images)[1], reals.labels)
   return FittedMethod(lambda images: fitted(outputs(trained, images)[1]), None)
 
@@ -174,20 +176,20 @@ ON_FEATURES: dict[str, Callable[[np.ndarray, np.ndarray], Score]] = {
 }
 
 
-def diffusion_residual(lesson: TrainingContext) -> FittedMethod:
+def diffusion_residual(context: TrainingContext) -> FittedMethod:
   """What a diffusion model of originals does not explain in one reverse step.
 
   The model is one of its own, without labels: none that makes fakes here. After Back-in-Time
   Diffusion (Grabovski et al. 2024, arXiv:2407.15169): the mean and largest residual at some times,
   and how far they are from those of the originals.
   """
-  trained = sampling.load(lesson.bench / RESIDUAL)
+  trained = sampling.load(context.bench / RESIDUAL)
   unet, variables = trained.sampler.generator.unet, trained.sampler.variables  # type: ignore[attr-defined]
 
   def features(images):
     return batching.run(lambda v, _, batch: _residuals(unet, v, batch), variables, images)
 
-  reals = features(lesson.learn.of(REAL).images)
+  reals = features(context.train.of(REAL).images)
   fitted = ood_scores.MahalanobisScore.fit(reals, np.zeros(len(reals), int))
   return FittedMethod(lambda images: fitted(features(images)), None)
 

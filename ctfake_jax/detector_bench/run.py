@@ -1,7 +1,7 @@
 """The task `detector_bench`: every method on every generator that it has not seen.
 
-One generator at a time is held out: the methods learn on the others' fakes of the parts `learn` and
-`choose`, `scale` maps their scores to probabilities, the originals of `threshold` set the
+One generator at a time is held out: the methods learn on the others' fakes of the parts `train` and
+`validation`, `calibration` maps their scores to probabilities, the originals of `conformal` set the
 threshold, and the originals and the held-out fakes of `test` judge them. Parts are groups of
 patients or near-duplicates. Each cell of the table has a folder and is not measured again.
 """
@@ -65,7 +65,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     )
   reals = detector_dataset.originals(config)
   calibration.refuse_few_groups(
-    reals.groups[reals.parts['threshold']], calibration.asked_rate(config)
+    reals.groups[reals.parts['conformal']], calibration.asked_rate(config)
   )
   facts = {'data': fingerprint(reals.images), 'unit': reals.images.unit}
   workdir_lib.record_config(workdir, config, facts)
@@ -73,7 +73,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   detector_dataset.train_generators(config, reals, workdir)
   _stage('fakes')
   shown = {
-    part: detector_dataset.gather(config, reals, None, part, workdir)
+    part: detector_dataset.build_part(config, reals, None, part, workdir)
     for part in detector_dataset.PARTS
   }
   if {FALL, *ON_LOGITS, *ON_FEATURES} & set(config.bench.methods):
@@ -111,7 +111,7 @@ def _stage(name: str) -> None:
 
 
 def _train_classifier(
-  config: ml_collections.ConfigDict, reals: detector_dataset.Stock, workdir: Path
+  config: ml_collections.ConfigDict, reals: detector_dataset.SplitImages, workdir: Path
 ) -> None:
   own = config_lib.for_stage(config, 'classifier', 'augment', 'model', 'train')
   own.seed = streams.seed(config.seed, 'classifier of labels')
@@ -121,7 +121,7 @@ def _train_classifier(
 
 
 def _train_residual(
-  config: ml_collections.ConfigDict, reals: detector_dataset.Stock, workdir: Path
+  config: ml_collections.ConfigDict, reals: detector_dataset.SplitImages, workdir: Path
 ) -> None:
   own = detector_dataset.generator_config(config, 'diffusion')
   own.diffusion.conditional = False
@@ -156,8 +156,8 @@ def _measure_cell(config, shown, workdir: Path, folder: Path, name: str, unit: s
     result = _fall(workdir, test, config.seed)
   else:
     seen = {part: own.take(~np.isin(own.families, HELD_OUT[unit])) for part, own in shown.items()}
-    lesson = TrainingContext(config, seen['learn'], seen['choose'], workdir, folder, seed)
-    result = _judge(config, METHODS[name](lesson), seen, test, folder)
+    context = TrainingContext(config, seen['train'], seen['validation'], workdir, folder, seed)
+    result = _judge(config, METHODS[name](context), seen, test, folder)
   workdir_lib.write_results(folder, result)
   return result
 
@@ -170,8 +170,10 @@ def _judge(
   folder: Path,
 ) -> dict:
   """The figures of one cell; leaves the test scores in scores.npz."""
-  scaling = calibration.fit_scaling(scorer.score(seen['scale'].images), seen['scale'].fake)
-  reals = seen['threshold'].of(REAL)
+  scaling = calibration.fit_scaling(
+    scorer.score(seen['calibration'].images), seen['calibration'].fake
+  )
+  reals = seen['conformal'].of(REAL)
   one = calibration.one_per_group(np.arange(len(reals)), reals.groups, config.seed)
   rate = calibration.asked_rate(config)
   threshold = calibration.conformal_threshold(scorer.score(reals.images)[one], rate)
@@ -186,7 +188,7 @@ def _judge(
   )
   fake, alarm, verdicts, kept = test.fake, scores > threshold.value, judged, None
   if scorer.within_domain:
-    known = domain.fit(seen['learn'], seen['choose'], reals.images[one], config.seed)
+    known = domain.fit(seen['train'], seen['validation'], reals.images[one], config.seed)
     outside = known.scores(domain.features_of(test.images)) > known.limit
     verdicts = np.where(outside, calibration.UNSURE, judged)
     kept = _kept(judged[fake], outside[fake])

@@ -1,4 +1,4 @@
-"""Does accuracy fall on a batch of suspects, and by more than chance explains?
+"""Does accuracy fall on a batch of images under test, and by more than chance explains?
 
 In goes, for each image, whether the classifier was right and which group (patient) the image
 belongs to; a generated image is a group of its own. Out come the fall in percentage points with
@@ -63,7 +63,7 @@ def trial(
     seed: of the draw of fakes, or of control patients, until one is worth as much as the other.
 
   Returns:
-    What `fall` returns for the fakes, and by name for each change.
+    What `measure` returns for the fakes, and by name for each change.
 
   Raises:
     UserError: a half is empty, or images and groups do not fit.
@@ -78,43 +78,43 @@ def trial(
   kept = math.ceil(len(patients) * min(1, len(fakes) / int(enough)))
   rows = np.isin(others, rng.permutation(patients)[:kept])
   controls = {
-    name: fall(*reference, np.asarray(after)[rows], others[rows])
+    name: measure(*reference, np.asarray(after)[rows], others[rows])
     for name, after in changed_correct.items()
   }
-  return fall(*reference, fakes, np.arange(len(fakes))), controls
+  return measure(*reference, fakes, np.arange(len(fakes))), controls
 
 
-def fall(
+def measure(
   originals_correct: np.ndarray,
   originals_group: np.ndarray,
-  suspects_correct: np.ndarray,
-  suspects_group: np.ndarray,
+  tested_correct: np.ndarray,
+  tested_group: np.ndarray,
 ) -> dict[str, Any]:
-  """The fall from originals to independent suspects.
+  """The fall from originals to independent tested images.
 
   Args:
     originals_correct: bool[n], whether the classifier was right.
     originals_group: [n], the patient (or set of near-duplicates) of each image.
-    suspects_correct: bool[m].
-    suspects_group: [m]; names are not compared with those of the originals.
+    tested_correct: bool[m].
+    tested_group: [m]; names are not compared with those of the originals.
 
   Returns:
-    points (accuracy of originals - of suspects, in percentage points), ci99 of it, p_value (two-
+    points (accuracy of originals - of the tested, in percentage points), ci99 of it, p_value (two-
     sided: how much confidence must be given up until the interval no longer holds 0), and, for
-    `originals` and `suspects`, accuracy, ci95, n and groups.
+    `originals` and `tested`, accuracy, ci95, n and groups.
 
   Raises:
     UserError: a sample is empty, or images and groups do not fit.
   """
   originals = _sample('originals', originals_correct, originals_group)
-  suspects = _sample('suspects', suspects_correct, suspects_group)
-  difference = _share(originals) - _share(suspects)
+  tested = _sample('tested', tested_correct, tested_group)
+  difference = _share(originals) - _share(tested)
   return {
     'points': 100 * difference,
-    'ci99': [100 * bound for bound in _interval(originals, suspects, CONFIDENCE)],
-    'p_value': _p_value(originals, suspects),
+    'ci99': [100 * bound for bound in _interval(originals, tested, CONFIDENCE)],
+    'p_value': _p_value(originals, tested),
     'originals': _described(originals),
-    'suspects': _described(suspects),
+    'tested': _described(tested),
   }
 
 
@@ -145,7 +145,7 @@ def required_sample_size(
   power: float = 0.9,
   cap: int = 10_000,
 ) -> dict[str, int | None]:
-  """Smallest batch of suspects in which each fall is shown.
+  """Smallest batch of tested images in which each fall is shown.
 
   Args:
     accuracy: on originals, in [0, 1].
@@ -155,7 +155,7 @@ def required_sample_size(
     cap: largest batch looked at.
 
   Returns:
-    Text of the points to the number of suspects; None where `cap` suspects are not enough
+    Text of the points to the number of tested images; None where `cap` of them are not enough
     (often too few originals are to blame) or accuracy cannot fall that far.
   """
 
@@ -168,22 +168,22 @@ def required_sample_size(
   return {str(points): batch(points) for points in fall_points}
 
 
-def power_of(originals: int, suspects: int, accuracy: float, fallen: float) -> float:
+def power_of(originals: int, tested: int, accuracy: float, fallen: float) -> float:
   """Chance that a fall is shown, by counting all outcomes.
 
-  `originals` and `suspects` are independent images, right with chance `accuracy` and `fallen`.
+  `originals` and `tested` are independent images, right with chance `accuracy` and `fallen`.
   """
-  before, after = _likely(originals, accuracy), _likely(suspects, fallen)
+  before, after = _likely(originals, accuracy), _likely(tested, fallen)
   low, _ = metrics.clopper_pearson(before, originals, CONFIDENCE)
-  _, high = metrics.clopper_pearson(after, suspects, CONFIDENCE)
-  shares = before[:, None] / originals, after / suspects
+  _, high = metrics.clopper_pearson(after, tested, CONFIDENCE)
+  shares = before[:, None] / originals, after / tested
   shown = shares[0] - shares[1] > np.hypot(shares[0] - low[:, None], high - shares[1])
   chances = scipy.stats.binom.pmf(before, originals, accuracy)
-  return float(chances @ shown @ scipy.stats.binom.pmf(after, suspects, fallen))
+  return float(chances @ shown @ scipy.stats.binom.pmf(after, tested, fallen))
 
 
 def verdict(
-  suspects: Mapping[str, Any],
+  tested: Mapping[str, Any],
   harmless: Mapping[str, Mapping[str, Any]],
   *,
   above_chance: bool = True,
@@ -191,8 +191,8 @@ def verdict(
   """What may be said of a fall, as a key for the report's words.
 
   Args:
-    suspects: what `fall` returned.
-    harmless: name to result of `fall`, for changes that leave an image genuine. Fakes with
+    tested: what `measure` returned.
+    harmless: name to result of `measure`, for changes that leave an image genuine. Fakes with
       random labels are not among them.
     above_chance: on originals the classifier is shown to be better than guessing.
 
@@ -204,18 +204,18 @@ def verdict(
       well, or was measured too coarsely to exclude a fall as deep; no proof of fakery.
     'fall': shown, and no control falls.
   """
-  if not is_shown(suspects):
+  if not is_shown(tested):
     return 'no_fall' if above_chance else 'may_be_guessing'
   if not harmless:
     return 'fall_without_controls'
   for control in harmless.values():
-    if is_shown(control) or control['ci99'][1] >= suspects['points']:
+    if is_shown(control) or control['ci99'][1] >= tested['points']:
       return 'fall_but_controls_fall_too'
   return 'fall'
 
 
 def is_shown(result: Mapping[str, Any]) -> bool:
-  """Whether the whole interval of what `fall` returned lies above 0."""
+  """Whether the whole interval of what `measure` returned lies above 0."""
   return result['ci99'][0] > 0
 
 
@@ -243,20 +243,20 @@ def _described(sample: _Groups) -> dict[str, Any]:
   }
 
 
-def _interval(originals: _Groups, suspects: _Groups, confidence: float) -> tuple[float, float]:
+def _interval(originals: _Groups, tested: _Groups, confidence: float) -> tuple[float, float]:
   return difference_interval(
-    (_share(originals), _share(suspects)),
+    (_share(originals), _share(tested)),
     metrics.share_interval(*originals, confidence),
-    metrics.share_interval(*suspects, confidence),
+    metrics.share_interval(*tested, confidence),
   )
 
 
-def _p_value(originals: _Groups, suspects: _Groups) -> float:
+def _p_value(originals: _Groups, tested: _Groups) -> float:
   """1 - the highest confidence at which the interval does not hold 0, at least LEAST_P."""
-  difference = _share(originals) - _share(suspects)
+  difference = _share(originals) - _share(tested)
 
   def margin(p: float) -> float:
-    low, high = _interval(originals, suspects, 1 - p)
+    low, high = _interval(originals, tested, 1 - p)
     return low if difference > 0 else -high
 
   if difference == 0 or margin(1 - LEAST_P) <= 0:

@@ -3,7 +3,7 @@
 A map is f64[h, w], higher where the image speaks for the answer. `grad_cam` looks inside the
 network, `lime` only at what it says where places are taken away; `faithfulness` takes away and
 brings back those that a map calls important. Maps that do no better than `random_map` explain
-nothing. How places are taken away is the witness's own matter.
+nothing. How places are taken away is the model's own matter.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ RANDOM_CELLS = 8
 RANDOM_MAPS = 5  # whose mean areas stand beside those of a map
 
 # From places kept bool[n, h, w] of one image to answers f[n].
-JudgeParts = Callable[[np.ndarray], np.ndarray]
+PredictMasked = Callable[[np.ndarray], np.ndarray]
 
 
 def stages(model: nn.Module, variables: dict, images: np.ndarray) -> dict[str, tuple[int, ...]]:
@@ -87,7 +87,7 @@ def chosen_logits(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def lime(
-  judge: JudgeParts, image: np.ndarray, *, superpixels: int, samples: int, seed: int
+  judge: PredictMasked, image: np.ndarray, *, superpixels: int, samples: int, seed: int
 ) -> np.ndarray:
   """Local linear explanation: f64[h, w], the weight of each superpixel, of either sign.
 
@@ -136,7 +136,7 @@ class Faithfulness:
     }
 
 
-def faithfulness(judge: JudgeParts, importance: np.ndarray) -> Faithfulness:
+def faithfulness(judge: PredictMasked, importance: np.ndarray) -> Faithfulness:
   """Deletion and insertion (Petsiuk, Das & Saenko 2018, arXiv:1806.07421) of a map f[h, w]."""
   # Places of equal importance go in random order: a constant map must not mean "from the top".
   order = np.lexsort(
@@ -162,7 +162,7 @@ class ExplainableModel:
   """A trained network that answers with a probability and can be asked where it comes from.
 
   Attributes:
-    judge: probabilities f[n, k] of the k answers to images f32[n, h, w, 1].
+    predict_proba: probabilities f[n, k] of the k answers to images f32[n, h, w, 1].
     answers: names of the k answers; their logits are those of `network`.
     patch_map: f[n, h', w'] of images, None where the network has none.
     predict_masked: probabilities f[m, k] where places bool[m, h, w] of an image f32[h, w, 1] are
@@ -172,7 +172,7 @@ class ExplainableModel:
 
   network: nn.Module
   variables: dict
-  judge: Callable[[np.ndarray], np.ndarray]
+  predict_proba: Callable[[np.ndarray], np.ndarray]
   answers: tuple[str, ...]
   patch_map: Callable[[np.ndarray], np.ndarray] | None = None
   predict_masked: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
@@ -185,7 +185,7 @@ class ExplainableModel:
 
 
 def explain(
-  witness: ExplainableModel,
+  explainable: ExplainableModel,
   image: np.ndarray,
   stage: str,
   *,
@@ -194,27 +194,27 @@ def explain(
   seed: int,
 ) -> tuple[dict[str, np.ndarray], dict]:
   """Maps f[h, w] of f32[h, w, 1] by method, and {answer, probability, areas by method}."""
-  probabilities = witness.judge(image[None])[0]
+  probabilities = explainable.predict_proba(image[None])[0]
   target = int(probabilities.argmax())
 
   def judge(kept):
-    if witness.predict_masked:
-      return witness.predict_masked(image, kept)[:, target]
-    return witness.judge(mixed(image, kept))[:, target]
+    if explainable.predict_masked:
+      return explainable.predict_masked(image, kept)[:, target]
+    return explainable.predict_proba(mixed(image, kept))[:, target]
 
-  parts = (witness.network, witness.variables, image[None], np.array([target]), stage)
+  parts = (explainable.network, explainable.variables, image[None], np.array([target]), stage)
   maps = {
     'Grad-CAM': grad_cam(*parts)[0],
     'LIME': lime(judge, image, superpixels=superpixels, samples=samples, seed=seed),
   }
-  if witness.patch_map:
-    patches = witness.patch_map(image[None])[0]
+  if explainable.patch_map:
+    patches = explainable.patch_map(image[None])[0]
     maps['patch map'] = np.kron(patches, np.ones((image.shape[0] // patches.shape[0],) * 2))
   shape = (image.shape[0], image.shape[1])
   noise = [random_map(shape, seed, i) for i in range(RANDOM_MAPS)]
   areas = {name: faithfulness(judge, shown).areas() for name, shown in maps.items()}
   areas |= mean_areas([{'random': faithfulness(judge, shown).areas()} for shown in noise])
-  answer, probability = witness.answers[target], float(probabilities[target])
+  answer, probability = explainable.answers[target], float(probabilities[target])
   return maps, {'answer': answer, 'probability': probability, 'areas': areas}
 
 

@@ -81,7 +81,7 @@ def trial(results: Row) -> list[Row]:
     _trial_row('Held-out originals, all', results['originals'], {}),
     _trial_row('Deepfakes, all', results['deepfakes'], {}),
     _trial_row('Originals of the reference half', fall['originals'], {}),
-    _trial_row('Deepfakes, as many as tell as much', fall['suspects'], fall),
+    _trial_row('Deepfakes, as many as tell as much', fall['tested'], fall),
     *(_trial_row(words.control(key), row, row) for key, row in results['controls'].items()),
   ]
 

@@ -109,7 +109,7 @@ def _bench_jobs(config, classes: int, images: int) -> Iterator[Job]:
   """What the bench trains beside the generators; more seeds of the winners come on top."""
   asked, cells = set(config.bench.methods), len(bench.held_out_units(config))
   if asked & {methods.FALL, *methods.ON_LOGITS, *methods.ON_FEATURES}:
-    yield _classifier_job(config, classes, round(images * detector_dataset.PARTS['learn']), 1)
+    yield _classifier_job(config, classes, round(images * detector_dataset.PARTS['train']), 1)
   if 'diffusion_residual' in asked:
     yield _generator_job(detector_dataset.generator_config(config, 'diffusion'), classes)
   for name in (name for name in config.bench.methods if name in config_lib.MODELS):

@@ -40,7 +40,7 @@ class Explained:
     warnings: what whoever reads its answers should know.
   """
 
-  witness: ExplainableModel
+  explainable: ExplainableModel
   view: Preprocess
   obstacles: Callable[[Decoded], list[str]]
   warnings: list[str]
@@ -50,10 +50,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   """Explains the answers to `config.input`; leaves explanations/*.png and results.json."""
   workdir_lib.check_same_command(workdir, config)
   asked = load_model(config)
-  witness, c = asked.witness, config.explain
+  explainable, c = asked.explainable, config.explain
   for warning in asked.warnings:
     print(f'WARNING: {warning}', flush=True)
-  stage = witness.stage(asked.view.size, c.stage)
+  stage = explainable.stage(asked.view.size, c.stage)
   options = {'superpixels': c.superpixels, 'samples': c.lime_samples, 'seed': config.seed}
   rows: list[dict] = []
   left_out: list[UnreadableImageError] = []
@@ -63,7 +63,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
       workdir_lib.record_command(workdir, config)
       shutil.rmtree(workdir / PICTURES, ignore_errors=True)  # there may have been more
     image = from_uint8(decoded.pixels)[..., None]
-    maps, row = attribution.explain(witness, image, stage, **options)
+    maps, row = attribution.explain(explainable, image, stage, **options)
     rows.append({'path': decoded.path, 'picture': f'{PICTURES}/{len(rows):04d}.png', **row})
     title = f'p({row["answer"]}) = {row["probability"]:.2f}'
     image_grids.save_maps(workdir / rows[-1]['picture'], image, maps, title)
@@ -92,8 +92,8 @@ def load_model(config: ml_collections.ConfigDict) -> Explained:
   if config.detector:
     folder = Path(config.detector)
     detector = bundle.load(folder)
-    witness = detector.witness(config.fake_prevalence)
-    return Explained(witness, detector.view, detector.obstacles, bundle.warnings(folder))
+    explainable = detector.explainable(config.fake_prevalence)
+    return Explained(explainable, detector.view, detector.obstacles, bundle.warnings(folder))
   trained = inference.load(Path(config.checkpoint))
 
   def obstacles(decoded: Decoded) -> list[str]:

@@ -198,7 +198,7 @@ def test_a_killed_study_is_resumed_and_reported(tmp_path):
   assert set(results['per_image']) == {'max_softmax', 'energy', 'mahalanobis'}
   controls = results['controls']
   assert {'unchanged', 'jpeg_75', 'blur_1px', 'noise', 'other_scanner'} <= set(controls)
-  compared = results['fall']['originals'], results['fall']['suspects']
+  compared = results['fall']['originals'], results['fall']['tested']
   assert results['fall']['points'] == pytest.approx(
     100 * (compared[0]['accuracy'] - compared[1]['accuracy'])
   )

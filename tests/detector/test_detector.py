@@ -60,8 +60,8 @@ def tiny():
 
 def test_more_fakes_than_reals_to_learn_from_are_all_different(tmp_path):
   config, reals = tiny(), stock(make_images(96, size=32))
-  shown = detector_dataset.gather(config, reals, None, 'learn', tmp_path)
-  assert len(reals.parts['learn']) < 100
+  shown = detector_dataset.build_part(config, reals, None, 'train', tmp_path)
+  assert len(reals.parts['train']) < 100
   for family in config.detection.families:
     own = shown.of(family)
     assert len({image.tobytes() for image in own.images}) == len(own) == 100
@@ -71,7 +71,7 @@ def test_more_fakes_than_reals_to_learn_from_are_all_different(tmp_path):
 @settings(max_examples=25, deadline=None)
 def test_parts_are_whole_groups_and_use_every_image_once(count, seed):
   groups = np.random.default_rng(seed).integers(0, count, 3 * count)
-  parts = detector_dataset.deal(groups, seed)
+  parts = detector_dataset.split_groups(groups, seed)
   assert sorted(np.concatenate(list(parts.values())).tolist()) == list(range(len(groups)))
   owners = [set(groups[rows].tolist()) for rows in parts.values()]
   assert sum(map(len, owners)) == len(set().union(*owners))
@@ -79,7 +79,7 @@ def test_parts_are_whole_groups_and_use_every_image_once(count, seed):
 
 def test_too_few_groups_for_all_parts_are_refused():
   with pytest.raises(UserError, match='too few for the parts'):
-    detector_dataset.deal(np.array([0, 0, 1, 1]), 0)
+    detector_dataset.split_groups(np.array([0, 0, 1, 1]), 0)
 
 
 VIEW = Preprocess(32, -600.0, 1500.0, 'crop')
@@ -97,13 +97,13 @@ class StoredSet:
 
 def stock(images, groups=None, root=None):
   groups = np.arange(len(images)) // 2 if groups is None else groups
-  parts = detector_dataset.deal(groups, 0)
-  return detector_dataset.Stock(images, groups, parts, root, StoredSet(images), VIEW)
+  parts = detector_dataset.split_groups(groups, 0)
+  return detector_dataset.SplitImages(images, groups, parts, root, StoredSet(images), VIEW)
 
 
 def test_edited_fakes_stay_in_their_sources_group_and_everything_is_8_bit(tmp_path):
   config, reals = tiny(), stock(make_images(96, size=32))
-  shown = detector_dataset.gather(config, reals, None, 'test', tmp_path)
+  shown = detector_dataset.build_part(config, reals, None, 'test', tmp_path)
   own = set(reals.groups[reals.parts['test']].tolist())
   assert len(shown) == 3 * len(reals.parts['test'])
   assert set(shown.groups.tolist()) == own
@@ -111,7 +111,7 @@ def test_edited_fakes_stay_in_their_sources_group_and_everything_is_8_bit(tmp_pa
   assert shown.of('copied').masks.any((1, 2)).all()
   levels = (shown.images + 1) * 127.5
   np.testing.assert_allclose(levels, np.round(levels), atol=1e-3)
-  other = detector_dataset.gather(config, reals, None, 'scale', tmp_path)
+  other = detector_dataset.build_part(config, reals, None, 'calibration', tmp_path)
   assert not set(other.groups.tolist()) & own
 
 
@@ -143,7 +143,7 @@ def audited(tmp_path, suffix, size):
     [
       s
       for part in detector_dataset.WITH_FAKES
-      for s in (reals.show(part, 'real'), others.show(part, 'folder'))
+      for s in (reals.part(part, 'real'), others.part(part, 'folder'))
     ]
   )
   return audit.audit(shown, seed=0)
@@ -166,8 +166,8 @@ def test_the_audit_names_a_planted_leak_and_refuses(suffix, size, fact, tmp_path
 def test_the_audit_measures_the_class_mix():
   config = tiny()
   reals = detector_dataset.originals(config)
-  shown = reals.show('learn', detector_dataset.REAL)
-  fakes = reals.show('threshold', detector_dataset.REAL)
+  shown = reals.part('train', detector_dataset.REAL)
+  fakes = reals.part('conformal', detector_dataset.REAL)
   fakes = dataclasses.replace(
     fakes, fake=~fakes.fake, families=np.full(len(fakes), 'blended', object), groups=-fakes.groups
   )
@@ -221,7 +221,7 @@ def test_an_edit_of_an_original_joins_its_part_and_group(tmp_path):
   config.split.duplicate_correlation = 0.8
   reals = detector_dataset.originals(config)
   others = detector_dataset.external_fakes(config, reals)
-  idle = np.isin(others.groups, reals.groups[reals.parts['threshold']])
+  idle = np.isin(others.groups, reals.groups[reals.parts['conformal']])
   assert 0 < idle.sum() < 30
   used = np.concatenate(list(others.parts.values()))
   np.testing.assert_array_equal(np.sort(used), np.nonzero(~idle)[0])
@@ -256,7 +256,7 @@ def test_fakes_that_are_all_edits_of_originals_are_dealt_with_them(tmp_path):
 
 @pytest.mark.slow
 def test_the_audit_counts_memorised_images():
-  reals = stock(make_images(96, size=32)).show('learn', 'real')
+  reals = stock(make_images(96, size=32)).part('train', 'real')
   copies = dataclasses.replace(
     reals,
     fake=~reals.fake,
@@ -350,10 +350,10 @@ def test_an_edits_few_patches_weigh_as_much_as_the_rest():
 
 def test_every_fake_is_beside_an_original_of_its_group(tmp_path):
   config, reals = tiny(), stock(make_images(96, size=32))
-  shown = detector_dataset.gather(config, reals, None, 'learn', tmp_path)
+  shown = detector_dataset.build_part(config, reals, None, 'train', tmp_path)
   copied = shown.of('copied')
-  strangers = dataclasses.replace(copied, groups=10_000 + np.arange(len(copied)))
-  together = detector_dataset.join([shown, strangers])
+  external = dataclasses.replace(copied, groups=10_000 + np.arange(len(copied)))
+  together = detector_dataset.join([shown, external])
   pairs = training.in_pairs(together, seed=0)
   fakes = np.nonzero(together.fake)[0]
   assert len(pairs) == len(fakes)
@@ -442,13 +442,13 @@ def test_a_trained_detector_beats_chance_where_there_is_something_to_find(
   config = tiny()
   config.detection.updates, config.detection.width = 120, 8
   config.detection.eval_every = 60
-  learn, choose, test = (
+  train, validation, test = (
     halves_with_a_trace(make_images(160, size=32, seed=seed).images, strength, seed)
     for seed in range(3)
   )
   model = registry.patch_net(config.detection)
-  variables, _ = training.fit(config, model, learn, choose, tmp_path, 'detector')
-  scores = training.judge(model, variables, test.images)[0]
+  variables, _ = training.fit(config, model, train, validation, tmp_path, 'detector')
+  scores = training.predict(model, variables, test.images)[0]
   assert low <= metrics.auroc(scores[test.fake], scores[~test.fake]) <= high
 
 
@@ -474,8 +474,8 @@ def test_a_detector_is_made_with_its_card(made):
   card = (workdir / 'MODEL_CARD.md').read_text()
   assert 'Not for real CT' in card
   parts = json.loads((workdir / 'results.json').read_text())['parts']
-  assert set(parts['scale']) == {'real', 'blended', 'copied'}
-  assert set(parts['threshold']) == {'real'}
+  assert set(parts['calibration']) == {'real', 'blended', 'copied'}
+  assert set(parts['conformal']) == {'real'}
   page = (workdir / 'report.html').read_text()
   for text in ('Local edit, blended', 'not for real CT', 'Harmless changes', 'LIME'):
     assert text in page
@@ -650,10 +650,15 @@ def test_more_scores_above_the_threshold_than_promised_raise_an_alarm():
 
 def test_a_site_without_fakes_gets_probabilities_from_supposed_ones():
   rng, differences = np.random.default_rng(0), 4 * np.eye(2, 6)
-  reals, learnt = 5 + rng.normal(size=(200, 6)), discriminant.Learnt(differences, np.eye(6))
-  usual = site_adaptation.reference_null_scores(learnt, rng.normal(size=(400, 6)), 200, seed=0)
-  own = site_adaptation.fit(learnt, reals, differences, seed=0)
-  scaling = recalibration._scaling(own, usual)
+  reals, class_statistics = (
+    5 + rng.normal(size=(200, 6)),
+    discriminant.ClassStatistics(differences, np.eye(6)),
+  )
+  reference_null = site_adaptation.reference_null_scores(
+    class_statistics, rng.normal(size=(400, 6)), 200, seed=0
+  )
+  own = site_adaptation.fit(class_statistics, reals, differences, seed=0)
+  scaling = recalibration._scaling(own, reference_null)
   fakes = patch_net.distance_towards_fakes(reals + differences[:1], own.centre, own.directions)
   assert (scaling.p_fake(own.scores, 0.5) < 0.5).mean() > 0.9
   assert (scaling.p_fake(fakes, 0.5) > 0.5).mean() > 0.9
@@ -845,11 +850,13 @@ def test_a_detector_is_recalibrated_from_files(made, site_files, tmp_path, capsy
   scores = found.examine(used, 0.5)['score']
   features = old.examine(used, 0.5)['features']
   assert not found.examine(used, 0.5)['outside'].any()
-  usual = site_adaptation.reference_null_scores(old.learnt, old.reference, 12, config.seed)
-  own = site_adaptation.fit(old.learnt, features, old.differences, config.seed)
+  reference_null = site_adaptation.reference_null_scores(
+    old.class_statistics, old.reference, 12, config.seed
+  )
+  own = site_adaptation.fit(old.class_statistics, features, old.differences, config.seed)
   expected = patch_net.distance_towards_fakes(features, own.centre, own.directions)
   np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
-  threshold = site_adaptation.threshold(own.scores, usual, 0.1)
+  threshold = site_adaptation.threshold(own.scores, reference_null, 0.1)
   assert found.threshold.value == pytest.approx(threshold.value, rel=1e-4)
   assert found.threshold.value == results['threshold']['value']
   assert 'approximate' in found.threshold.guarantee

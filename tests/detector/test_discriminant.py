@@ -45,19 +45,19 @@ def draw(count, seed):
 
 
 def test_directions_are_fishers(monkeypatch):
-  learn, choose = draw(20_000, 0), draw(20_000, 1)
+  train, validation = draw(20_000, 0), draw(20_000, 1)
   monkeypatch.setattr(degradations, 'at_random', lambda images, seed, wide: images)
-  found = discriminant.fit(Pixels(), {}, learn, choose, seed=0)[0][DISCRIMINANT]
+  found = discriminant.fit(Pixels(), {}, train, validation, seed=0)[0][DISCRIMINANT]
   expected = np.stack([MEANS['a'], MEANS['b']])
-  differences = discriminant.differences(learn.images.reshape(-1, 4), learn.families)
+  differences = discriminant.differences(train.images.reshape(-1, 4), train.families)
   np.testing.assert_allclose(differences, expected, atol=0.05)
   exact = np.linalg.solve(COVARIANCE, expected.T).T
   distance = np.sqrt((exact * expected).sum(1))  # Mahalanobis
   np.testing.assert_allclose(found['directions'], exact / distance[:, None], atol=0.03)
   np.testing.assert_allclose(found['centre'], 0, atol=0.05)
-  reals = choose.of(REAL).images.reshape(-1, 4)
+  reals = validation.of(REAL).images.reshape(-1, 4)
   np.testing.assert_allclose((reals @ found['directions'].T).std(0), 1, atol=0.03)
-  scores = distance_towards_fakes(learn.of('a').images.reshape(-1, 4), **found)
+  scores = distance_towards_fakes(train.of('a').images.reshape(-1, 4), **found)
   assert distance[0] - np.log(2) - 0.1 < np.mean(scores) < distance[0] + 0.1
 
 
@@ -85,10 +85,10 @@ def test_a_harmless_change_spoils_its_own_direction(monkeypatch):
     return images + noise
 
   monkeypatch.setattr(degradations, 'at_random', shaken)
-  learn = draw(5000, 0)
-  found = discriminant.fit(Pixels(), {}, learn, learn, seed=0)[0][DISCRIMINANT]
-  scores = distance_towards_fakes(learn.of('a').images.reshape(-1, 4), **found)
-  moved = distance_towards_fakes(shaken(learn.of(REAL).images, 0).reshape(-1, 4), **found)
+  train = draw(5000, 0)
+  found = discriminant.fit(Pixels(), {}, train, train, seed=0)[0][DISCRIMINANT]
+  scores = distance_towards_fakes(train.of('a').images.reshape(-1, 4), **found)
+  moved = distance_towards_fakes(shaken(train.of(REAL).images, 0).reshape(-1, 4), **found)
   assert np.abs(found['directions'][0, 0]) < 0.1
   assert np.mean(moved) < np.mean(scores) + 1
 
@@ -112,19 +112,19 @@ def test_the_network_answers_by_the_discriminant_it_is_given():
 def test_reals_and_fakes_weigh_alike_in_the_covariance(wide, monkeypatch):
   """However many there are of each: three times the spread of either gives (9 + 1) / 2."""
   monkeypatch.setattr(degradations, 'at_random', lambda images, seed, wide: images)
-  learn = draw(4000, 0).of(REAL, 'a')
-  learn = learn.take(np.arange(6000))  # 4,000 reals, 2,000 fakes
-  own, mean = learn.fake == wide, MEANS['a'][0] * wide
-  learn.images[own, 0, 0, 0] = mean + 3 * (learn.images[own, 0, 0, 0] - mean)
-  _, learnt = discriminant.fit(Pixels(), {}, learn, learn, seed=0)
-  assert learnt.covariance[0, 0] == pytest.approx((9 + 1) / 2, rel=0.1)
+  train = draw(4000, 0).of(REAL, 'a')
+  train = train.take(np.arange(6000))  # 4,000 reals, 2,000 fakes
+  own, mean = train.fake == wide, MEANS['a'][0] * wide
+  train.images[own, 0, 0, 0] = mean + 3 * (train.images[own, 0, 0, 0] - mean)
+  _, class_statistics = discriminant.fit(Pixels(), {}, train, train, seed=0)
+  assert class_statistics.covariance[0, 0] == pytest.approx((9 + 1) / 2, rel=0.1)
 
 
 def test_a_site_brings_its_centre_and_half_of_the_covariance():
   rng = np.random.default_rng(0)
-  learnt = discriminant.Learnt(np.array([[1.0, 1.0]]), np.eye(2))
+  class_statistics = discriminant.ClassStatistics(np.array([[1.0, 1.0]]), np.eye(2))
   site = 5 + rng.normal(size=(50_000, 2)) * [3, 1]
-  centre, directions = discriminant.for_site(learnt, site)
+  centre, directions = discriminant.for_site(class_statistics, site)
   np.testing.assert_allclose(centre, 5, atol=0.05)
   # The covariance is diag(5, 1), so the distance of (1, 1) is the root of 1/5 + 1.
   np.testing.assert_allclose(directions, np.array([[0.2, 1.0]]) / np.sqrt(1.2), atol=0.02)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctfake_jax import config as config_lib
-from ctfake_jax.data.transforms import stored_changes
+from ctfake_jax.data.transforms import file_degradations
 from ctfake_jax.detector import dataset as detector_dataset
 from ctfake_jax.detector import domain
 from ctfake_jax.tasks import detect
@@ -24,13 +24,13 @@ def parts(tmp_path_factory):
   config.detection.train_fakes_per_family = 100
   reals = detector_dataset.originals(config)
   folder = tmp_path_factory.mktemp('domain')
-  names = ('learn', 'choose', 'threshold', 'test')
-  return {name: detector_dataset.gather(config, reals, None, name, folder) for name in names}
+  names = ('train', 'validation', 'conformal', 'test')
+  return {name: detector_dataset.build_part(config, reals, None, name, folder) for name in names}
 
 
 @pytest.fixture(scope='module')
 def known(parts):
-  return domain.fit(parts['learn'], parts['choose'], parts['threshold'].images, seed=0)
+  return domain.fit(parts['train'], parts['validation'], parts['conformal'].images, seed=0)
 
 
 def outside(known, images):
@@ -72,7 +72,7 @@ def test_what_is_no_such_picture_lies_outside(parts, known, change):
 
 def test_re_encoding_brings_nothing_inside(parts, known):
   elsewhere = domain.with_other_looks(parts['test'].images, seed=5)
-  encoded = np.stack([2 * stored_changes.jpeg((x[..., 0] + 1) / 2, 75) - 1 for x in elsewhere])
+  encoded = np.stack([2 * file_degradations.jpeg((x[..., 0] + 1) / 2, 75) - 1 for x in elsewhere])
   shares = [outside(known, x).mean() for x in (elsewhere, encoded[..., None])]
   assert shares[1] == pytest.approx(shares[0], abs=0.02)
 
@@ -86,21 +86,21 @@ def test_a_look_changes_every_image(parts):
 
 def test_the_limit_is_beyond_fakes_that_the_score_has_not_seen(parts, known):
   """A generator whose fakes look unlike originals moves the limit: they are not all unsure."""
-  choose = parts['choose']
-  dark = choose.images.copy()
-  dark[choose.fake] = (0.6 * dark[choose.fake] - 0.35).clip(-1, 1)
+  validation = parts['validation']
+  dark = validation.images.copy()
+  dark[validation.fake] = (0.6 * dark[validation.fake] - 0.35).clip(-1, 1)
   moved = domain.fit(
-    parts['learn'],
-    dataclasses.replace(choose, images=dark),
-    parts['threshold'].images,
+    parts['train'],
+    dataclasses.replace(validation, images=dark),
+    parts['conformal'].images,
     seed=0,
   )
   assert moved.limit > known.limit + 1
-  assert outside(moved, dark[choose.fake]).mean() <= 0.15
+  assert outside(moved, dark[validation.fake]).mean() <= 0.15
 
 
 def test_another_site_has_a_domain_of_its_own(parts, known):
-  site = (0.4 * parts['learn'].of('real').images - 0.6).astype(np.float32)
+  site = (0.4 * parts['train'].of('real').images - 0.6).astype(np.float32)
   assert outside(known, site).mean() > 0.9
   own = domain.fit_site(known, site[:60], seed=0)
   assert outside(own, site[60:]).mean() <= 0.05

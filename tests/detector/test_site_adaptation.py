@@ -5,12 +5,12 @@ import pytest
 import scipy.stats
 
 from ctfake_jax.detector import site_adaptation
-from ctfake_jax.detector.discriminant import Learnt, for_site
+from ctfake_jax.detector.discriminant import ClassStatistics, for_site
 from ctfake_jax.models.patch_net import distance_towards_fakes
 from ctfake_jax.types import UserError
 
 FAMILIES, FEATURES = 3, 20
-LEARNT = Learnt(3 * np.eye(FAMILIES, FEATURES), np.eye(FEATURES))
+LEARNT = ClassStatistics(3 * np.eye(FAMILIES, FEATURES), np.eye(FEATURES))
 NO_SHIFTS = np.zeros((0, FEATURES))
 
 
@@ -26,17 +26,17 @@ def of_the_site(seed, count=99):
 def test_left_out_scores_are_those_against_the_others_without_outliers():
   rng = np.random.default_rng(0)
   features, shifts = rng.normal(size=(9, 5)), rng.normal(size=(2, 5))
-  learnt = Learnt(rng.normal(size=(3, 5)), np.eye(5))
+  class_statistics = ClassStatistics(rng.normal(size=(3, 5)), np.eye(5))
   outliers, folds = np.arange(9) == 4, np.arange(9) % site_adaptation.FOLDS
-  found = site_adaptation.left_out_scores(learnt, features, outliers, shifts)
+  found = site_adaptation.left_out_scores(class_statistics, features, outliers, shifts)
   assert found.shape == (9, 3)
   for i in range(9):
-    others = for_site(learnt, features[~outliers & (folds != folds[i])])
+    others = for_site(class_statistics, features[~outliers & (folds != folds[i])])
     for j, shift in enumerate([np.zeros(5), *shifts]):
       alone = distance_towards_fakes((features[i] + shift)[None], *others)
       np.testing.assert_allclose(found[i, j], alone[0], rtol=1e-4)
   with pytest.raises(UserError, match='there must be two'):
-    site_adaptation.left_out_scores(learnt, features[:1], outliers[:1], shifts)
+    site_adaptation.left_out_scores(class_statistics, features[:1], outliers[:1], shifts)
 
 
 def test_planted_fakes_are_outliers_and_nothing_is_made_of_them():
@@ -82,11 +82,11 @@ def test_location_and_scale_are_moved_by_neither_tail():
 
 
 def test_the_threshold_is_the_usual_one_moved_and_stretched():
-  usual = np.random.default_rng(0).normal(size=20_000)
+  reference_null = np.random.default_rng(0).normal(size=20_000)
   scores = 10 + 3 * np.random.default_rng(1).normal(size=5000)
-  found = site_adaptation.threshold(scores, usual, 0.01)
+  found = site_adaptation.threshold(scores, reference_null, 0.01)
   assert found.value == pytest.approx(10 + 3 * scipy.stats.norm.ppf(0.99), rel=0.02)
-  assert site_adaptation.threshold(scores, 2 * usual, 0.01).value > found.value
+  assert site_adaptation.threshold(scores, 2 * reference_null, 0.01).value > found.value
   assert (found.groups, found.false_alarm_rate) == (5000, 0.01)
   assert 'approximate' in found.guarantee
 
@@ -95,36 +95,38 @@ def test_the_threshold_is_the_usual_one_moved_and_stretched():
 def test_the_bound_is_exact_for_a_share(above):
   """Clopper & Pearson: with that rate so few or fewer exceed it in one of twenty samples."""
   scores = np.concatenate([np.linspace(-1, 1, 99 - above), np.full(above, 1e3)])
-  usual = np.random.default_rng(0).normal(0, 1.1, size=5000)
-  bound = site_adaptation.threshold(scores, usual, 0.01).rate_bound
+  reference_null = np.random.default_rng(0).normal(0, 1.1, size=5000)
+  bound = site_adaptation.threshold(scores, reference_null, 0.01).rate_bound
   assert scipy.stats.binom.cdf(above, 99, bound) == pytest.approx(0.05)
   # All above: nothing is known.
-  assert site_adaptation.threshold(np.arange(2.0), usual - 100, 0.01).rate_bound == 1
+  assert site_adaptation.threshold(np.arange(2.0), reference_null - 100, 0.01).rate_bound == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('planted', [0, 5])
 def test_a_site_gets_about_the_rate_that_was_asked_for(planted):
-  usual = site_adaptation.reference_null_scores(LEARNT, of_the_making(0), 99, seed=0)
-  assert len(usual) == 100 * site_adaptation.REHEARSALS  # a quarter of the making's at a time
+  reference_null = site_adaptation.reference_null_scores(LEARNT, of_the_making(0), 99, seed=0)
+  assert (
+    len(reference_null) == 100 * site_adaptation.REHEARSALS
+  )  # a quarter of the making's at a time
   alarms, found, noticed = [], [], []
   for seed in range(40):
     reals = of_the_site(seed)
     reals[:planted, 1] += 15
     own = site_adaptation.fit(LEARNT, reals, NO_SHIFTS, seed)
-    threshold = site_adaptation.threshold(own.scores, usual, 0.01).value
+    threshold = site_adaptation.threshold(own.scores, reference_null, 0.01).value
     fresh = of_the_site(seed + 100, 1000)
     scores = distance_towards_fakes(fresh, own.centre, own.directions)
     alarms.append((scores > threshold).mean())
     fresh[:, 1] += 15
     found.append((distance_towards_fakes(fresh, own.centre, own.directions) > threshold).mean())
-    noticed.append(site_adaptation.apart(own.scores, usual, seed) < 0.01)
+    noticed.append(site_adaptation.outlier_p_value(own.scores, reference_null, seed) < 0.01)
   assert 0.002 < np.mean(alarms) < 0.02
   assert np.mean(found) > 0.95
   assert np.mean(noticed) >= 0.95 if planted else np.mean(noticed) <= 0.05
 
 
 def test_few_reals_of_the_making_are_rehearsed_by_halves():
-  usual = site_adaptation.reference_null_scores(LEARNT, of_the_making(0, 30), 99, seed=0)
-  assert usual.shape == (15 * site_adaptation.REHEARSALS,)
-  assert np.isfinite(usual).all()
+  reference_null = site_adaptation.reference_null_scores(LEARNT, of_the_making(0, 30), 99, seed=0)
+  assert reference_null.shape == (15 * site_adaptation.REHEARSALS,)
+  assert np.isfinite(reference_null).all()

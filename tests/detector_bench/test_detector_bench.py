@@ -141,7 +141,7 @@ def test_a_tiny_table_end_to_end(tmp_path):
   assert cell.stat().st_mtime_ns == before
 
 
-def exhibits_of(images, families):
+def dataset_of(images, families):
   families, count = np.array(families, object), len(images)
   stored = np.empty(count, object)
   stored[:] = [lambda levels=(image[..., 0] + 1) / 2: levels for image in images]
@@ -168,13 +168,13 @@ def test_the_detectors_domain_is_learnt_without_the_held_out_generator(tmp_path)
   """Bright fakes lie outside of a domain that never saw their kind, whatever the scores say."""
   images, rng = make_images(160, size=32).images, np.random.default_rng(0)
   seen = {
-    'learn': exhibits_of(images[:80], ['real'] * 40 + ['blended'] * 40),
-    'choose': exhibits_of(images[80:110], ['real'] * 15 + ['blended'] * 15),
-    'scale': exhibits_of(images[80:110], ['real'] * 15 + ['blended'] * 15),
-    'threshold': exhibits_of(images[110:130], ['real'] * 20),
+    'train': dataset_of(images[:80], ['real'] * 40 + ['blended'] * 40),
+    'validation': dataset_of(images[80:110], ['real'] * 15 + ['blended'] * 15),
+    'calibration': dataset_of(images[80:110], ['real'] * 15 + ['blended'] * 15),
+    'conformal': dataset_of(images[110:130], ['real'] * 20),
   }
   flat = np.full((10, 32, 32, 1), 0.9, np.float32) + 0.01 * rng.normal(size=(10, 32, 32, 1))
-  test = exhibits_of(np.concatenate([images[130:150], flat]), ['real'] * 20 + ['vae'] * 10)
+  test = dataset_of(np.concatenate([images[130:150], flat]), ['real'] * 20 + ['vae'] * 10)
   config = config_lib.defaults()
   config.detection.false_alarm_rate = 0.1
   brightness = methods.FittedMethod(lambda x: x.mean((1, 2, 3)).astype(float), None)

@@ -20,12 +20,12 @@ def flags(right: int, n: int) -> np.ndarray:
   return np.arange(n) < right
 
 
-def single(right_originals, originals, right_suspects, suspects):
-  return accuracy_drop.fall(
+def single(right_originals, originals, right_tested, tested):
+  return accuracy_drop.measure(
     flags(right_originals, originals),
     np.arange(originals),
-    flags(right_suspects, suspects),
-    np.arange(suspects),
+    flags(right_tested, tested),
+    np.arange(tested),
   )
 
 
@@ -50,7 +50,7 @@ def test_a_fall_and_what_stands_beside_it():
     'n': 60,
     'groups': 60,
   }
-  assert got['suspects']['n'] == 100
+  assert got['tested']['n'] == 100
   assert 0 < got['ci99'][0] < got['points'] < got['ci99'][1]
   assert json.loads(json.dumps(got, allow_nan=False)) == got
 
@@ -69,11 +69,11 @@ def test_no_difference_has_no_evidence():
 
 @given(st.integers(0, 40), st.integers(0, 30), st.integers(1, 5))
 @settings(max_examples=40, deadline=None)
-def test_p_value_interval_and_verdict_never_contradict(right, right_suspects, size):
-  got = accuracy_drop.fall(
+def test_p_value_interval_and_verdict_never_contradict(right, right_tested, size):
+  got = accuracy_drop.measure(
     np.repeat(flags(right, 40), size),
     np.repeat(np.arange(40), size),
-    flags(right_suspects, 30),
+    flags(right_tested, 30),
     np.arange(30),
   )
   assert accuracy_drop.is_shown(got) == (got['ci99'][0] > 0)
@@ -88,9 +88,9 @@ def test_interval_keeps_its_width_where_all_are_right():
 
 
 def test_copies_of_an_image_are_no_evidence():
-  originals, suspects = flags(58, 60), flags(70, 100)
-  copies = accuracy_drop.fall(
-    np.repeat(originals, 4), np.repeat(np.arange(60), 4), suspects, np.arange(100)
+  originals, tested = flags(58, 60), flags(70, 100)
+  copies = accuracy_drop.measure(
+    np.repeat(originals, 4), np.repeat(np.arange(60), 4), tested, np.arange(100)
   )
   alone = single(58, 60, 70, 100)
   assert copies['ci99'] == pytest.approx(alone['ci99'], abs=1)
@@ -101,18 +101,18 @@ def test_order_and_names_of_groups_do_not_matter():
   rng = np.random.default_rng(0)
   correct, group = rng.random(40) < 0.9, np.repeat([f'patient {i}' for i in range(10)], 4)
   order = rng.permutation(40)
-  suspects = rng.random(30) < 0.5, np.arange(30)
+  tested = rng.random(30) < 0.5, np.arange(30)
   straight, shuffled = (
-    accuracy_drop.fall(*sample, *suspects)
+    accuracy_drop.measure(*sample, *tested)
     for sample in ((correct, group), (correct[order], group[order]))
   )
   assert shuffled['ci99'] == pytest.approx(straight['ci99'])
 
 
-@pytest.mark.parametrize(('suspects', 'group'), [([], []), ([True], [0, 1]), ([[True]], [[0]])])
-def test_fall_refuses(suspects, group):
-  with pytest.raises(UserError, match='suspects'):
-    accuracy_drop.fall(flags(3, 4), np.arange(4), np.array(suspects), np.array(group))
+@pytest.mark.parametrize(('tested', 'group'), [([], []), ([True], [0, 1]), ([[True]], [[0]])])
+def test_fall_refuses(tested, group):
+  with pytest.raises(UserError, match='tested'):
+    accuracy_drop.measure(flags(3, 4), np.arange(4), np.array(tested), np.array(group))
 
 
 def test_controls_are_measured_on_other_patients_than_the_reference():
@@ -128,11 +128,11 @@ def test_controls_are_measured_on_other_patients_than_the_reference():
   found, controls = accuracy_drop.trial(right, groups, others, fakes, changed, seed=0)
   assert found['originals'] == controls['same']['originals']
   assert found['originals']['accuracy'] == 1
-  assert (found['originals']['groups'], controls['same']['suspects']['groups']) == (20, 20)
+  assert (found['originals']['groups'], controls['same']['tested']['groups']) == (20, 20)
   assert controls['worse']['points'] > 70
   # As many fakes as the other half is worth: at least its patients, at most its images.
-  assert found['suspects']['n'] == int(accuracy_drop.worth(changed['worse'], groups[others]))
-  assert 20 <= found['suspects']['n'] <= 80
+  assert found['tested']['n'] == int(accuracy_drop.worth(changed['worse'], groups[others]))
+  assert 20 <= found['tested']['n'] <= 80
   again, _ = accuracy_drop.trial(right, groups, others, fakes, changed, seed=0)
   assert again == found
 
@@ -164,7 +164,7 @@ def test_images_needed_is_the_first_size_that_will_do():
 
 
 def test_images_needed_admits_defeat():
-  # With 12 originals no number of suspects shows 5 points; 0.4 cannot fall by 50.
+  # With 12 originals no number of images shows 5 points; 0.4 cannot fall by 50.
   assert accuracy_drop.required_sample_size(0.97, 12, fall_points=(5,), cap=500) == {'5': None}
   assert accuracy_drop.required_sample_size(0.4, 500, fall_points=(50,)) == {'50': None}
   assert accuracy_drop.required_sample_size(0.97, 300, fall_points=(10,), cap=20) == {'10': None}
@@ -199,8 +199,8 @@ def test_few_fakes_are_set_against_few_control_patients():
   found, controls = accuracy_drop.trial(
     right, groups, others, flags(90, 100), {'same': right[others]}, seed=0
   )
-  assert found['suspects']['n'] == 100
-  assert controls['same']['suspects']['n'] == pytest.approx(100, abs=8)
+  assert found['tested']['n'] == 100
+  assert controls['same']['tested']['n'] == pytest.approx(100, abs=8)
 
 
 def simulated(accuracy, correlation, patients, kind, repetitions, points=8):
@@ -277,7 +277,7 @@ DEEP = outcome(30, 25, 35)
 
 
 @pytest.mark.parametrize(
-  ('suspects', 'harmless', 'expected'),
+  ('tested', 'harmless', 'expected'),
   [
     (outcome(1, -2, 4), {'jpeg': outcome(0, -1, 1)}, 'no_fall'),
     (outcome(1, -2, 4), {}, 'no_fall'),
@@ -287,9 +287,9 @@ DEEP = outcome(30, 25, 35)
     (DEEP, {'scanner': outcome(10, -15, 35)}, 'controls'),
   ],
 )
-def test_verdict(suspects, harmless, expected):
+def test_verdict(tested, harmless, expected):
   expected = {'controls': 'fall_but_controls_fall_too'}.get(expected, expected)
-  assert accuracy_drop.verdict(suspects, harmless) == expected
+  assert accuracy_drop.verdict(tested, harmless) == expected
 
 
 def test_who_guesses_cannot_fall():
@@ -306,7 +306,7 @@ def shown_on_genuine_images(shares, labels_of_fakes, repetitions=100):
     labels = rng.choice(4, 400, p=shares)
     fakes = labels_of_fakes(class_counts(labels, 4))
     right, right_fakes = (rng.random(len(own)) < accuracy[own] for own in (labels, fakes))
-    result = accuracy_drop.fall(right, np.arange(400), right_fakes, np.arange(500))
+    result = accuracy_drop.measure(right, np.arange(400), right_fakes, np.arange(500))
     shown += accuracy_drop.is_shown(result)
   return shown / repetitions
 

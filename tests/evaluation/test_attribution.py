@@ -94,8 +94,8 @@ def test_a_witness_that_takes_no_places_away_itself_has_them_blurred():
     seen.append(images)
     return np.stack([images.mean((1, 2, 3)), -images.mean((1, 2, 3))], 1)
 
-  witness = attribution.ExplainableModel(TwoChannels(), {}, judge, ('bright', 'dark'))
-  attribution.explain(witness, image, 'stage1', superpixels=8, samples=4, seed=0)
+  explainable = attribution.ExplainableModel(TwoChannels(), {}, judge, ('bright', 'dark'))
+  attribution.explain(explainable, image, 'stage1', superpixels=8, samples=4, seed=0)
   whole_and_none = seen[2][0], seen[2][attribution.CURVE_STEPS]
   np.testing.assert_array_equal(whole_and_none[0], image)
   assert whole_and_none[1].std() < image.std() / 2
@@ -125,10 +125,10 @@ def test_moments_of_parts_are_those_of_a_picture_put_together():
   x, kept = rng.uniform(0, 1, (4, 4, 1)), np.zeros((1, 8, 8), bool)
   kept[0, :4] = True
   elsewhere = rng.uniform(0, 1, (4, 4, 1))
-  usual = patch_net.log_moments(elsewhere[None])[0]
+  reference_null = patch_net.log_moments(elsewhere[None])[0]
   together = np.concatenate([np.tile(x[:2], (2, 1, 1)), elsewhere])
   expected = patch_net.log_moments(together[None])
-  found = patch_net._moments_of_parts(jnp.asarray(x), kept.astype(np.float32), usual)
+  found = patch_net._moments_of_parts(jnp.asarray(x), kept.astype(np.float32), reference_null)
   np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 

@@ -143,7 +143,7 @@ def made_up_results(classes=CLASSES) -> dict:
       'ci99': [18.1, 36.4],
       'p_value': 1e-6,
       'originals': {'accuracy': 0.97, 'ci95': [0.9, 0.99], 'n': 60, 'groups': 15},
-      'suspects': {'accuracy': 0.69, 'ci95': [0.54, 0.8], 'n': 47, 'groups': 47},
+      'tested': {'accuracy': 0.69, 'ci95': [0.54, 0.8], 'n': 47, 'groups': 47},
       'required_sample_size': {'5': None, '10': 1234, '25': 31, '50': 9},
       'verdict': 'fall',
     },

@@ -19,8 +19,8 @@ import pebble
 
 from ctfake_jax.data.preprocess import Preprocess, to_uint8
 from ctfake_jax.data.sources import walker
-from ctfake_jax.data.transforms import stored_changes
-from ctfake_jax.data.transforms.stored_changes import RE_ENCODINGS
+from ctfake_jax.data.transforms import file_degradations
+from ctfake_jax.data.transforms.file_degradations import RE_ENCODINGS
 from ctfake_jax.runtime import processors
 from ctfake_jax.types import Source, UnreadableImageError, UserError
 
@@ -255,6 +255,6 @@ def _see(source: Source, index: int, view: Preprocess) -> Decoded:
 
 def seen(levels: np.ndarray, view: Preprocess, unit: str) -> Decoded:
   """What is judged of a slice's `view.levels`: its view, and those after harmless re-encodings."""
-  others = [view.frame(stored_changes.jpeg(levels, quality)) for quality in RE_ENCODINGS]
+  others = [view.frame(file_degradations.jpeg(levels, quality)) for quality in RE_ENCODINGS]
   views = to_uint8(np.stack([view.frame(levels), *others]))[..., 0]
   return Decoded('', views[0], unit, native_size=levels.shape, re_encoded=views[1:])

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ctfake_jax.data.preprocess import from_uint8, to_uint8
-from ctfake_jax.data.transforms import stored_changes
+from ctfake_jax.data.transforms import file_degradations
 from ctfake_jax.runtime import streams
 
 JPEG_QUALITY = 75
@@ -24,19 +24,19 @@ def through_png(images: np.ndarray) -> np.ndarray:
 def jpeg(images: np.ndarray, seed: int) -> np.ndarray:
   """Encoded at quality 75 and decoded."""
   del seed
-  return _each(lambda levels: stored_changes.jpeg(levels, JPEG_QUALITY), images)
+  return _each(lambda levels: file_degradations.jpeg(levels, JPEG_QUALITY), images)
 
 
 def blurred(images: np.ndarray, seed: int) -> np.ndarray:
   """Gaussian of one pixel."""
   del seed
-  return _each(lambda levels: stored_changes.blurred(levels, BLUR_SIGMA_PIXELS), images)
+  return _each(lambda levels: file_degradations.blurred(levels, BLUR_SIGMA_PIXELS), images)
 
 
 def noisy(images: np.ndarray, seed: int) -> np.ndarray:
   """White noise of a twentieth of the range."""
   rng = streams.generator(seed, 'noise')
-  return _each(lambda levels: stored_changes.noisy(levels, NOISE_SHARE, rng), images)
+  return _each(lambda levels: file_degradations.noisy(levels, NOISE_SHARE, rng), images)
 
 
 def _each(change: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:

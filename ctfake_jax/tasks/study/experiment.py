@@ -12,8 +12,7 @@ import numpy as np
 from ctfake_jax.data import dataset, splits
 from ctfake_jax.data.splits import Split
 from ctfake_jax.data.transforms import controls
-from ctfake_jax.evaluation import accuracy_drop as fall_lib
-from ctfake_jax.evaluation import metrics, ood_scores
+from ctfake_jax.evaluation import accuracy_drop, metrics, ood_scores
 from ctfake_jax.inference import classifier as inference
 from ctfake_jax.runtime import streams
 from ctfake_jax.types import ImageSet
@@ -44,50 +43,50 @@ class GeneratedTestSet:
 
 
 def measure_fall(
-  best: inference.Trained, suspects: GeneratedTestSet, config: ml_collections.ConfigDict
+  best: inference.Trained, generated: GeneratedTestSet, config: ml_collections.ConfigDict
 ) -> dict:
   """Keys `originals`, `deepfakes`, `fall`, `controls`, `per_image` of results.json."""
-  test, groups = suspects.test, suspects.test_groups
+  test, groups = generated.test, generated.test_groups
   on_test, features_test = inference.run(best.model, best.variables, test.images)
-  on_fakes, features_fakes = inference.run(best.model, best.variables, suspects.images)
+  on_fakes, features_fakes = inference.run(best.model, best.variables, generated.images)
   right_test = on_test.argmax(-1) == test.labels
-  right_fakes = on_fakes.argmax(-1) == suspects.labels
+  right_fakes = on_fakes.argmax(-1) == generated.labels
   others = splits.halves(test.labels, groups, streams.seed(config.seed, 'halves'))
   changed = {
     name: _right(best, images, test.labels[others])
-    for name, images in harmless_changes(suspects, others, config).items()
+    for name, images in harmless_changes(generated, others, config).items()
   }
-  fall, controls_fall = fall_lib.trial(
+  fall, controls_fall = accuracy_drop.trial(
     right_test, groups, others, right_fakes, changed, seed=config.seed
   )
   reference = right_test[~others], groups[~others]
-  fall['required_sample_size'] = fall_lib.required_sample_size(
-    float(np.mean(reference[0])), fall_lib.worth(*reference)
+  fall['required_sample_size'] = accuracy_drop.required_sample_size(
+    float(np.mean(reference[0])), accuracy_drop.worth(*reference)
   )
   originals = _report(on_test, test.labels, groups, best.class_names)
   above_chance = originals['ci95'][0] > np.max(np.bincount(test.labels)) / len(test)
-  verdict = fall_lib.verdict(fall, controls_fall, above_chance=above_chance)
+  verdict = accuracy_drop.verdict(fall, controls_fall, above_chance=above_chance)
   return {
     'originals': originals,
     'deepfakes': {
       'count': len(right_fakes),
-      'count_per_class': _counts(suspects.labels, best.class_names),
-      **_report(on_fakes, suspects.labels, np.arange(len(right_fakes)), best.class_names),
+      'count_per_class': _counts(generated.labels, best.class_names),
+      **_report(on_fakes, generated.labels, np.arange(len(right_fakes)), best.class_names),
     },
     'fall': {**fall, 'verdict': verdict},
     'controls': {
       **{name: _control(result) for name, result in controls_fall.items()},
-      **random_labels(best, suspects, config),
+      **random_labels(best, generated, config),
     },
-    'per_image': _per_image(best, suspects, (on_test, features_test), (on_fakes, features_fakes)),
+    'per_image': _per_image(best, generated, (on_test, features_test), (on_fakes, features_fakes)),
   }
 
 
 def harmless_changes(
-  suspects: GeneratedTestSet, rows: np.ndarray, config: ml_collections.ConfigDict
+  generated: GeneratedTestSet, rows: np.ndarray, config: ml_collections.ConfigDict
 ) -> dict[str, np.ndarray]:
   """The held-out originals at `rows` as they are, and after each change that keeps them real."""
-  images = suspects.test.images[rows]
+  images = generated.test.images[rows]
   changed = {
     'unchanged': images,
     **{
@@ -96,32 +95,32 @@ def harmless_changes(
     },
   }
   if config.data.source == 'phantom':
-    changed['other_scanner'] = _on_other_scanner(config, suspects)[rows]
+    changed['other_scanner'] = _on_other_scanner(config, generated)[rows]
   return changed
 
 
 def _control(result: dict) -> dict:
   """A row of results.json: accuracy after the change, and its fall."""
-  return {**result['suspects'], **{key: result[key] for key in ('points', 'ci99', 'p_value')}}
+  return {**result['tested'], **{key: result[key] for key in ('points', 'ci99', 'p_value')}}
 
 
 def random_labels(
-  best: inference.Trained, suspects: GeneratedTestSet, config: ml_collections.ConfigDict
+  best: inference.Trained, generated: GeneratedTestSet, config: ml_collections.ConfigDict
 ) -> dict[str, dict]:
   """Accuracy on the deepfakes when the labels asked for are shuffled: what chance gives."""
   rng, rows = streams.generator(config.seed, 'shuffled labels'), {}
   for i in range(config.study.label_shuffles):
-    shuffled = rng.permutation(suspects.labels)
-    right = _right(best, suspects.images, shuffled)
+    shuffled = rng.permutation(generated.labels)
+    right = _right(best, generated.images, shuffled)
     rows[f'fakes_random_labels_{i + 1}'] = metrics.accuracy_row(right, np.arange(len(right)))
   return rows
 
 
-def _on_other_scanner(config: ml_collections.ConfigDict, suspects: GeneratedTestSet) -> np.ndarray:
+def _on_other_scanner(config: ml_collections.ConfigDict, generated: GeneratedTestSet) -> np.ndarray:
   """The test patients, scanned on a machine that the training never saw."""
   other = ml_collections.ConfigDict(config.to_dict())
   other.phantom.scanners = (OTHER_SCANNER,)
-  return controls.through_png(dataset.load(other).images[suspects.parts.test])
+  return controls.through_png(dataset.load(other).images[generated.parts.test])
 
 
 def _right(best: inference.Trained, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -142,10 +141,10 @@ Outputs = tuple[np.ndarray, np.ndarray]
 
 
 def _per_image(
-  best: inference.Trained, suspects: GeneratedTestSet, originals: Outputs, fakes: Outputs
+  best: inference.Trained, generated: GeneratedTestSet, originals: Outputs, fakes: Outputs
 ) -> dict:
   """AUROC, deepfake against original, of label-free scores of one image."""
-  train = suspects.originals.take(suspects.parts.train)
+  train = generated.originals.take(generated.parts.train)
   _, train_features = inference.run(best.model, best.variables, controls.through_png(train.images))
   mahalanobis = ood_scores.MahalanobisScore.fit(train_features, train.labels)
   real = ood_scores.image_scores(*originals, mahalanobis)

@@ -66,18 +66,18 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   results['classifiers'] = trained
   results['best'] = best_classifier(trained, [len(parts.val) for parts in folds])
   _stage('deepfakes')
-  suspects = _suspects(config, images, folds[0], workdir)
-  results['dcgan'] = {**dcgan, **_quality(config, suspects)}
+  generated = _generated(config, images, folds[0], workdir)
+  results['dcgan'] = {**dcgan, **_quality(config, generated)}
   _stage(f'the fall of {results["best"]}')
   best = inference.load(_classifier_dir(workdir, results['best'], 0))
-  results |= experiment.measure_fall(best, suspects, config)
+  results |= experiment.measure_fall(best, generated, config)
   _repeat(config, results, images, folds[0], workdir)
   if config.study.retrain:
-    results['deepfakes']['retrained'] = _retrain(config, results['best'], suspects, workdir)
+    results['deepfakes']['retrained'] = _retrain(config, results['best'], generated, workdir)
   results['seconds_of_last_call'] = time.perf_counter() - begun
   workdir_lib.write_results(workdir, results)
   _stage('report')
-  _figures(config, suspects, workdir)
+  _figures(config, generated, workdir)
   study_page.write(workdir)
   return results
 
@@ -109,9 +109,9 @@ def _repeat(
   rows = [_repetition(config.seed, results)]
   for number, again in own.items():
     folder = _repetition_dir(workdir, number)
-    suspects = _suspects(again, images, parts, folder)
+    generated = _generated(again, images, parts, folder)
     best = inference.load(_classifier_dir(folder, name, 0))
-    rows.append(_repetition(again.seed, experiment.measure_fall(best, suspects, again)))
+    rows.append(_repetition(again.seed, experiment.measure_fall(best, generated, again)))
   results['repetitions'] = rows
   results['fall']['verdict'] = agreed([row['verdict'] for row in rows])
 
@@ -177,7 +177,7 @@ def _gan(config, images: ImageSet, parts: Split, workdir: Path) -> dict:
   )
 
 
-def _suspects(config, images: ImageSet, parts: Split, workdir: Path) -> GeneratedTestSet:
+def _generated(config, images: ImageSet, parts: Split, workdir: Path) -> GeneratedTestSet:
   """The deepfakes on trial, in the class mix of the originals that they stand against."""
   own = ml_collections.ConfigDict(config.to_dict())
   own.task, own.generate.checkpoint = 'generate', str(workdir / 'dcgan')
@@ -194,13 +194,13 @@ def _draw_fakes(workdir: Path, count: int, mix: np.ndarray, seed: int):
   return controls.through_png(trained.sampler.sample(labels, seed)), labels
 
 
-def _quality(config, suspects: GeneratedTestSet) -> dict:
+def _quality(config, generated: GeneratedTestSet) -> dict:
   """The deepfakes against every real that the GAN has not learnt from.
 
   The validation part chose among its checkpoints, a handful, and is a third of the reference:
   more reals sharpen the distances by more than that choice can flatter them.
   """
-  images, parts = suspects.originals, suspects.parts
+  images, parts = generated.originals, generated.parts
 
   def reals(rows: np.ndarray) -> sample_quality.Reals:
     return sample_quality.Reals(
@@ -209,27 +209,27 @@ def _quality(config, suspects: GeneratedTestSet) -> dict:
 
   return sample_quality.measure(
     phantom_extractor(config.data.image_size),
-    suspects.images,
-    suspects.labels,
+    generated.images,
+    generated.labels,
     reals=reals(np.concatenate([parts.test, parts.val])),
     train=reals(parts.train),
     seed=config.seed,
   )
 
 
-def _retrain(config, name: str, suspects: GeneratedTestSet, workdir: Path) -> dict:
-  """The best architecture trained on other deepfakes, tested on the suspects and the originals.
+def _retrain(config, name: str, generated: GeneratedTestSet, workdir: Path) -> dict:
+  """The best architecture trained on other deepfakes, tested on the deepfakes and the originals.
 
-  With as many as there are suspects (the paper's 500), and under `as_many_as_originals` with as
+  With as many as there are deepfakes (the paper's 500), and under `as_many_as_originals` with as
   many as it had originals; fakes that choose the checkpoint come on top.
   """
   counts = {
-    'as_many_as_suspects': len(suspects.images),
-    'as_many_as_originals': len(suspects.parts.train),
+    'as_many_as_suspects': len(generated.images),
+    'as_many_as_originals': len(generated.parts.train),
   }
   rows = concurrent_jobs.run(
     {
-      label: functools.partial(_train_on_fakes, config, name, suspects, workdir, count, label)
+      label: functools.partial(_train_on_fakes, config, name, generated, workdir, count, label)
       for label, count in counts.items()
     }
   )
@@ -237,13 +237,13 @@ def _retrain(config, name: str, suspects: GeneratedTestSet, workdir: Path) -> di
 
 
 def _train_on_fakes(
-  config, name, suspects: GeneratedTestSet, workdir, count: int, label: str
+  config, name, generated: GeneratedTestSet, workdir, count: int, label: str
 ) -> dict:
   held_back = max(1, round(config.split.val_fraction * count))
-  seed, originals = streams.seed(config.seed, 'retrained', label), suspects.originals
-  mix = class_counts(originals.labels[suspects.parts.train], len(originals.class_names))
+  seed, originals = streams.seed(config.seed, 'retrained', label), generated.originals
+  mix = class_counts(originals.labels[generated.parts.train], len(originals.class_names))
   fakes, fake_labels = _draw_fakes(workdir, count + held_back, mix, seed)
-  together, parts = _stack(fakes, fake_labels, suspects, held_back, seed)
+  together, parts = _stack(fakes, fake_labels, generated, held_back, seed)
   folder = workdir / 'retrained' / label
   own = classifier.for_network(config, name, seed)
   workdir_lib.run_stage_once(
@@ -251,7 +251,7 @@ def _train_on_fakes(
   )
   with np.load(folder / 'predictions.npz', allow_pickle=False) as file:
     predictions = dict(file)
-  fake = np.arange(len(parts.test)) < len(suspects.images)
+  fake = np.arange(len(parts.test)) < len(generated.images)
   on = {
     kind: classifier.report({k: v[mask] for k, v in predictions.items()}, together.class_names)
     for kind, mask in (('deepfakes', fake), ('originals', ~fake))
@@ -266,15 +266,15 @@ def _train_on_fakes(
 
 
 def _stack(
-  fakes: np.ndarray, fake_labels: np.ndarray, suspects: GeneratedTestSet, held_back: int, seed: int
+  fakes: np.ndarray, fake_labels: np.ndarray, generated: GeneratedTestSet, held_back: int, seed: int
 ) -> tuple[ImageSet, Split]:
-  """Training fakes, then the suspects, then the held-out originals, as one image set."""
+  """Training fakes, the deepfakes under test, then the held-out originals, as one image set."""
   made = [
     (fakes, fake_labels, 'training fake'),
-    (suspects.images, suspects.labels, 'suspect'),
+    (generated.images, generated.labels, 'suspect'),
   ]
-  together = suspects.test
-  groups = [suspects.test_groups]
+  together = generated.test
+  groups = [generated.test_groups]
   for pixels, labels, kind in reversed(made):
     groups.insert(0, np.arange(len(labels)) + 1 + max(g.max() for g in groups))
     together = together.preceded_by(pixels, labels, kind)
@@ -284,12 +284,12 @@ def _stack(
   return together, Split(train, val, rows[len(fakes) :], np.concatenate(groups), 'fakes')
 
 
-def _figures(config, suspects: GeneratedTestSet, workdir: Path) -> None:
+def _figures(config, generated: GeneratedTestSet, workdir: Path) -> None:
   """Real and fake side by side, eight of each class."""
-  real = suspects.test
+  real = generated.test
   for label in range(len(real.class_names)):
     rows = np.nonzero(real.labels == label)[0]
     chosen = streams.generator(config.seed, 'figures', label).permutation(rows)[:8]
-    fakes = np.nonzero(suspects.labels == label)[0][:8]
+    fakes = np.nonzero(generated.labels == label)[0][:8]
     image_grids.save_grid(workdir / 'figures' / f'real_{label}.png', real.images[chosen], 8)
-    image_grids.save_grid(workdir / 'figures' / f'fake_{label}.png', suspects.images[fakes], 8)
+    image_grids.save_grid(workdir / 'figures' / f'fake_{label}.png', generated.images[fakes], 8)
