@@ -4,6 +4,8 @@ python launch.py --config=configs/benchmark.py --workdir=runs/benchmark
 
 The networks and steps are the shipped ones, unconditional and without the discriminator's
 augmentation in the GAN, so that PyTorch's plain DCGAN does the same work.
+
+Measured: docs/performance.md, with hardware and dates.
 """
 
 from ctfake_jax import config as config_lib

@@ -3,9 +3,11 @@
 python launch.py --config=configs/cross_validate.py --workdir=runs/folds --config.data.path=FOLDER
 
 Every image is tested once, by a network that did not train on it; the results are pooled. Another
-network: --config.model.name=resnet18. 13 to 25 minutes a fold of 2,000 training images on one core;
-all folds: not yet run on the code of today. Light augmentation, for slices that resemble each
-other; half of them stay as sharp as tested ones are.
+network: --config.model.name=resnet18. 13 to 25 minutes a fold of 2,000 training images on one core.
+Light augmentation, for slices that resemble each other; half of them stay as sharp as tested ones
+are.
+
+Not yet measured: all folds on the code of today.
 """
 
 from ctfake_jax import config as config_lib

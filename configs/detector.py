@@ -4,6 +4,8 @@ python launch.py --config=configs/detector.py --workdir=runs/detector
 
 It learns from the embedded phantom, in a quarter of an hour on a core, and is not for real CT;
 `detector_folders` is for your own.
+
+Not yet measured on the code of today.
 """
 
 from ctfake_jax import config as config_lib

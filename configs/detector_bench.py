@@ -5,6 +5,8 @@ python launch.py --config=configs/detector_bench.py --workdir=runs/bench
 The default is the phantom at 32 px with small generators; the four largest networks are left out:
 --config.bench.methods names what is run. On your own images: --config.data.source=folders
 --config.data.path=FOLDER.
+
+Not yet measured: the whole table on the code of today.
 """
 
 from ctfake_jax import config as config_lib

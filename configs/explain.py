@@ -2,6 +2,8 @@
 
 python launch.py --config=configs/explain.py --config.detector=runs/detector --config.input=PATH
 python launch.py --config=configs/explain.py --config.checkpoint=runs/cnn --config.input=PATH
+
+Not yet measured by itself; a detector's reasons are in docs/results.md.
 """
 
 from ctfake_jax import config as config_lib

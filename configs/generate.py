@@ -1,6 +1,8 @@
 """Make deepfakes with a trained DCGAN, as PNG and DICOM.
 
 python launch.py --config=configs/generate.py --config.generate.checkpoint=runs/dcgan
+
+Not yet measured.
 """
 
 from ctfake_jax import config as config_lib

@@ -2,9 +2,11 @@
 
 python launch.py --config=configs/study.py --workdir=runs/study
 
-The default is the embedded phantom at 32 px: 300 simulated patients of 4 slices. On two CPU cores
-(AMD EPYC, AVX-512, 2026-11-28) it took 6.2 minutes; the CNN reached 98.3 % (90.8-100) on 60 unseen
-patients and 82.8 to 85.6 % on 500 deepfakes of three trainings; none shows a fall.
+The default is the embedded phantom at 32 px: 300 simulated patients of 4 slices.
+
+Measured: 6.2 minutes on 2 CPU cores (AMD EPYC with AVX-512), 2026-11-28: the CNN reached 98.3 %
+(90.8-100) on 60 unseen patients and 82.8 to 85.6 % on 500 deepfakes of three trainings; none shows
+a fall. docs/results.md has the rest.
 """
 
 from ctfake_jax import config as config_lib

@@ -321,3 +321,14 @@ def test_the_last_checkpoint_leaves_nothing_to_stop_for():
   config.train.select_checkpoint, config.train.early_stop_evals = 'last', 3
   with pytest.raises(UserError, match=r'config\.train\.early_stop_evals = 3'):
     config_lib.validate(config)
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_a_config_file_says_its_command_and_what_was_measured(path):
+  text = ast.get_docstring(ast.parse(path.read_text()))
+  assert f'python launch.py --config=configs/{path.name}' in text
+  (measured,) = [p for p in text.split('\n\n') if p.startswith(('Measured:', 'Not yet measured'))]
+  pages = re.findall(r'docs/\w+\.md', measured)
+  assert all((ROOT / page).is_file() for page in pages)
+  if measured.startswith('Measured:'):
+    assert pages or re.search(r'CPU cores.*\d{4}-\d\d-\d\d', measured, re.DOTALL)
