@@ -403,6 +403,9 @@ KEYS: dict[str, Key] = {
   'benchmark.modes': Key(('train', 'infer'), some_of('train', 'infer'), 'passes timed'),
   'benchmark.steps': Key(5, at_least(1), 'in a timed block'),
   'benchmark.repeats': Key(3, at_least(1), 'blocks; the median counts'),
+  'runtime.reference_ops': Key(
+    False, EITHER, 'plain forms of all operations alone (XLA, Flax, Optax), to compare with'
+  ),
   'mesh.coordinator': Key(
     str, unset_or(TEXT), 'host:port; None: found by the cluster', may_change=True
   ),

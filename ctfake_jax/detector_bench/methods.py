@@ -30,7 +30,7 @@ from ctfake_jax.evaluation import ood_scores
 from ctfake_jax.inference import classifier as inference
 from ctfake_jax.inference import generator as sampling
 from ctfake_jax.models import diffusion, registry
-from ctfake_jax.models.ops.lowering import conv
+from ctfake_jax.models.ops.convolution import conv
 from ctfake_jax.models.patch_net import with_residuals
 from ctfake_jax.runtime import batching, streams
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ctfake_jax.models import layers
-from ctfake_jax.models.ops import lowering
+from ctfake_jax.models.ops.pooling import max_pool
 
 
 class CNN(nn.Module):
@@ -43,7 +43,7 @@ class CNN(nn.Module):
         stride = self.stem_stride if i == 1 and j == 0 else 1
         x = layers.Conv(width, stride=stride, dtype=self.dtype, name=f'block{i}_conv{j + 1}')(x)
         x = nn.relu(layers.BatchNorm(dtype=self.dtype, name=f'block{i}_bn{j + 1}')(x, train=train))
-      x = lowering.max_pool(x, window=2, stride=2)
+      x = max_pool(x, window=2, stride=2)
       x = layers.stage(self, features, f'stage{i}', x)
     x = features['pre_logits'] = x.mean((1, 2)).astype(jnp.float32)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)

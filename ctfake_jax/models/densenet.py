@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ctfake_jax.models import layers
-from ctfake_jax.models.ops import lowering
+from ctfake_jax.models.ops.pooling import max_pool
 
 BOTTLENECK = 4  # channels of a layer's 1x1 convolution, in growths
 
@@ -40,7 +40,7 @@ class DenseNet(nn.Module):
       return nn.relu(layers.BatchNorm(dtype=self.dtype, name=name)(x, train=train))
 
     x = normed(conv(2 * self.growth, 7, 2, name='features_conv0')(x), 'features_norm0')
-    x = lowering.max_pool(x, window=3, stride=2, padding=1)
+    x = max_pool(x, window=3, stride=2, padding=1)
     features = {'stem': x}
     for i, size in enumerate(self.block_sizes, 1):
       for j in range(1, size + 1):

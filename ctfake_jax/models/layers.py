@@ -1,4 +1,4 @@
-"""Convolution and normalisation as Flax modules; `ops.lowering` decides how they are computed."""
+"""Convolution and normalisation as Flax modules; `ops` decides how they are computed."""
 
 import functools
 from collections.abc import Callable
@@ -10,7 +10,10 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ctfake_jax.models import initializers
-from ctfake_jax.models.ops.lowering import conv, conv_transpose, depthwise_conv
+from ctfake_jax.models.ops.convolution import conv
+from ctfake_jax.models.ops.depthwise import depthwise_conv
+from ctfake_jax.models.ops.platform import has_own_forms
+from ctfake_jax.models.ops.transposed import conv_transpose
 
 # Share of the running statistics that a training step keeps.
 MOMENTUM = 0.9
@@ -85,7 +88,8 @@ class BatchNorm(nn.Module):
     scale = self.param('scale', self.scale_init, shape, jnp.float32)
     bias = self.param('bias', initializers.zeros, shape, jnp.float32)
     if train:
-      y, mean, var = _normalised_once(x, scale, bias, self.epsilon)
+      normalise = _normalised_once if has_own_forms() else _by_own_statistics
+      y, mean, var = normalise(x, scale, bias, self.epsilon)
       if not self.is_initializing():
         running_mean.value = self._blend(running_mean.value, mean)
         running_var.value = self._blend(running_var.value, var)
@@ -98,16 +102,21 @@ class BatchNorm(nn.Module):
     return self.momentum * old + (1 - self.momentum) * new
 
 
+def _by_own_statistics(x, scale, bias, epsilon: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Standardised by the batch's own statistics, and these."""
+  mean, var = _moments(x)
+  return _standardised(x, mean, var, scale, bias, epsilon), mean, var
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _normalised(x, scale, bias, epsilon: float) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Standardised by the batch's own statistics, and these; no gradient flows through them alone.
+  """The same; no gradient flows through the statistics alone.
 
   Its derivative (Ioffe & Szegedy 2015, section 3) is written out as one line in x and the
   cotangent: JAX's own passes mean, variance, their limit and the root one by one, and each such
   step would be compiled for every number of channels.
   """
-  mean, var = _moments(x)
-  return _standardised(x, mean, var, scale, bias, epsilon), mean, var
+  return _by_own_statistics(x, scale, bias, epsilon)
 
 
 def _normalised_forward(x, scale, bias, epsilon):
@@ -129,7 +138,7 @@ def _normalised_backward(epsilon, residuals, cotangents):
 
 
 _normalised.defvjp(_normalised_forward, _normalised_backward)
-# Jitted, like the convolutions of `ops.lowering`: layers of one shape are then traced once.
+# Jitted, like the convolutions of `ops`: layers of one shape are then traced once.
 _normalised_once = jax.jit(_normalised, static_argnums=3)
 
 

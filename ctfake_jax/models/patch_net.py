@@ -23,7 +23,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ctfake_jax.models import layers
-from ctfake_jax.models.ops import lowering
+from ctfake_jax.models.ops.pooling import max_pool
 
 STRIDE = 4  # of the patch map
 STAGES = ('stage1', 'stage2', 'stage3', 'stage4')
@@ -52,7 +52,7 @@ class Tower(nn.Module):
       return layers.stage(self, features, f'stage{i}', x)
 
     def halved(x):
-      return lowering.max_pool(x, window=2, stride=2)
+      return max_pool(x, window=2, stride=2)
 
     x = stage(folded(with_residuals(x)), 1, self.width)
     x = stage(halved(x), 2, 2 * self.width)

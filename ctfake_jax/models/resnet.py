@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ctfake_jax.models import initializers, layers
-from ctfake_jax.models.ops import lowering
+from ctfake_jax.models.ops.pooling import max_pool
 
 
 class ResidualBlock(nn.Module):
@@ -69,7 +69,7 @@ class ResNet(nn.Module):
   def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
     x = layers.Conv(self.width, 7, 2, dtype=self.dtype, name='conv1')(x)
     x = nn.relu(layers.BatchNorm(dtype=self.dtype, name='bn1')(x, train=train))
-    x = lowering.max_pool(x, window=3, stride=2, padding=1)
+    x = max_pool(x, window=3, stride=2, padding=1)
     features = {'stem': x}
     for i, blocks in enumerate(self.stage_sizes):
       for j in range(blocks):

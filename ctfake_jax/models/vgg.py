@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ctfake_jax.models import initializers, layers
-from ctfake_jax.models.ops import lowering
+from ctfake_jax.models.ops.pooling import max_pool
 
 CONVS = ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512))
 GRID = 7
@@ -43,7 +43,7 @@ class VGG19(nn.Module):
         x = layers.Conv(width, dtype=self.dtype, name=f'stage{i}_conv{j}')(x)
         bias = self.param(f'stage{i}_bias{j}', initializers.zeros, (width,), jnp.float32)
         x = nn.relu(x + bias.astype(self.dtype).reshape(1, 1, 1, -1))
-      x = lowering.max_pool(x, window=2, stride=2)
+      x = max_pool(x, window=2, stride=2)
       x = layers.stage(self, features, f'stage{i}', x)
     x = adaptive_average(x.astype(jnp.float32), GRID).reshape(len(x), -1)
     for i in (1, 2):

@@ -15,7 +15,7 @@ from jax import export as jax_export
 
 from ctfake_jax.inference import classifier as inference
 from ctfake_jax.inference import generator as sampling
-from ctfake_jax.models.ops import lowering
+from ctfake_jax.models.ops import platform
 from ctfake_jax.runtime import mesh as mesh_lib
 from ctfake_jax.types import UserError
 from ctfake_jax.workdir import files as workdir_lib
@@ -99,7 +99,7 @@ def _generator(source: Path) -> tuple[jax_export.Exported, dict]:
 
 
 def _exported(function, *arguments) -> jax_export.Exported:
-  with lowering.every_platform(True):
+  with platform.every_platform(True):
     return jax_export.export(jax.jit(function), platforms=PLATFORMS)(*arguments)
 
 

@@ -8,6 +8,7 @@ import ml_collections
 
 from ctfake_jax import config as config_lib
 from ctfake_jax.config import GENERATORS
+from ctfake_jax.models.ops import platform
 from ctfake_jax.workdir import files as workdir_files
 
 MODULES: dict[str, str] = {
@@ -42,5 +43,5 @@ def run(config: ml_collections.ConfigDict, workdir: Path | str) -> dict:
   folder = Path(workdir)
   if config.input:
     workdir_files.refuse_inside(folder, Path(config.input))
-  with workdir_files.locked(folder):
+  with workdir_files.locked(folder), platform.reference_ops(config.runtime.reference_ops):
     return find(config.task)(config, folder)

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from ctfake_jax.models.ops.platform import has_own_forms
+
 
 def kernels(params: chex.ArrayTree) -> Any:
   """True for the leaves that weight decay is for: norms' scales and biases are vectors."""
@@ -46,7 +48,7 @@ def _on_flat_leaves(function: Callable, arguments: tuple, like: chex.ArrayTree) 
   XLA's CPU backend compiles one program for each shape and result. On flat leaves it is one for
   each size, and of a single loop; being a function of its own keeps XLA from undoing that.
   """
-  if jax.default_backend() != 'cpu':
+  if jax.default_backend() != 'cpu' or not has_own_forms():
     return function(*arguments)
   with set_xla_metadata(inlineable='false'):
     found = jax.jit(function)(*jax.tree.map(_flat, arguments))

@@ -21,7 +21,7 @@ from ctfake_jax.models import (
   test_time_augmentation,
   vgg,
 )
-from ctfake_jax.models.ops import lowering, winograd
+from ctfake_jax.models.ops import convolution, depthwise, platform, pooling, transposed, winograd
 
 # He 2015 and Sandler 2018 as counted by torchvision at 3 channels and 1000 classes; the CNN's
 # count is the sum of its layers: 9*(3*32+32*64+64*128+128*256) + 2*480 + 257*1000.
@@ -166,8 +166,8 @@ def random(*shape, seed=0):
 def test_convolution_equals_xla(side, channels, kernel, stride, padding):
   x, w = random(2, side, side + 1, channels), random(kernel, kernel, channels, 5, seed=1)
   assert_same(
-    lambda x, w: lowering.conv(x, w, stride=stride, padding=padding),
-    lambda x, w: lowering._lax_conv(x, w, stride=stride, padding=padding),
+    lambda x, w: convolution.conv(x, w, stride=stride, padding=padding),
+    lambda x, w: convolution.lax_conv(x, w, stride=stride, padding=padding),
     x,
     w,
   )
@@ -181,8 +181,8 @@ def test_convolution_equals_xla(side, channels, kernel, stride, padding):
 def test_taps_that_see_only_padding_change_nothing(side, kernel, stride, padding):
   x, w = random(2, side, side + 1, 3), random(kernel, kernel, 3, 5, seed=1)
   assert_same(
-    lambda x, w: lowering.conv(x, w, stride=stride, padding=padding),
-    lambda x, w: lowering._lax_conv(x, w, stride=stride, padding=padding),
+    lambda x, w: convolution.conv(x, w, stride=stride, padding=padding),
+    lambda x, w: convolution.lax_conv(x, w, stride=stride, padding=padding),
     x,
     w,
   )
@@ -193,7 +193,7 @@ def test_taps_that_see_only_padding_change_nothing(side, kernel, stride, padding
 )
 def test_of_a_padded_3x3_kernel_only_seen_taps_are_multiplied(side, stride, seen, padded):
   shape = (1, side, side, 2)
-  kernel, pads = lowering._seen_taps(shape, jnp.ones((3, 3, 2, 4)), stride, padding=1)
+  kernel, pads = convolution.trim_to_input(shape, jnp.ones((3, 3, 2, 4)), stride, padding=1)
   images = winograd.padded(jnp.ones(shape), pads)
   assert (images.shape, kernel.shape) == ((1, padded, padded, 2), (seen, seen, 2, 4))
 
@@ -202,7 +202,7 @@ def test_of_a_padded_3x3_kernel_only_seen_taps_are_multiplied(side, stride, seen
 def test_what_comes_before_a_gathered_convolution_is_computed_once():
   """Fused into the gather of patches it would be computed for every tap."""
   x, w = jnp.ones((2, 8, 8, 16)), jnp.ones((3, 3, 16, 4))
-  layers_in_a_row = jax.jit(lambda x: lowering.conv(jnp.tanh(x), w, stride=2, padding=1))
+  layers_in_a_row = jax.jit(lambda x: convolution.conv(jnp.tanh(x), w, stride=2, padding=1))
   program = layers_in_a_row.lower(x).compile().as_text()
   functions = program.split('\n\n')
   assert sum('tanh(' in text for text in functions) == 1
@@ -213,8 +213,8 @@ def test_what_comes_before_a_gathered_convolution_is_computed_once():
 def test_depthwise_convolution_equals_xla(stride, padding):
   x, w = random(2, 9, 8, 6), random(3, 3, 1, 6, seed=1)
   assert_same(
-    lambda x, w: lowering.depthwise_conv(x, w, stride=stride, padding=padding),
-    lambda x, w: lowering._lax_conv(x, w, stride=stride, padding=padding, groups=6),
+    lambda x, w: depthwise.depthwise_conv(x, w, stride=stride, padding=padding),
+    lambda x, w: convolution.lax_conv(x, w, stride=stride, padding=padding, groups=6),
     x,
     w,
   )
@@ -224,9 +224,9 @@ def test_depthwise_sums_run_in_float32():
   """In bfloat16, 256 + 1 is 256: taps of one over a 256 and eight ones tell."""
   x = jnp.ones((1, 3, 3, 1), jnp.bfloat16).at[0, 0, 0, 0].set(256)
   w = jnp.ones((3, 3, 1, 1), jnp.bfloat16)
-  assert lowering.depthwise_conv(x, w, stride=1, padding=0).item() == 264
+  assert depthwise.depthwise_conv(x, w, stride=1, padding=0).item() == 264
   x_wide = jnp.ones((1, 3, 257, 1), jnp.bfloat16)
-  y, pull_back = jax.vjp(lambda w: lowering.depthwise_conv(x_wide, w, stride=1, padding=1), w)
+  y, pull_back = jax.vjp(lambda w: depthwise.depthwise_conv(x_wide, w, stride=1, padding=1), w)
   assert pull_back(jnp.ones_like(y))[0][1, 1, 0, 0] == 772  # 771 rounds to the even neighbour
 
 
@@ -241,12 +241,12 @@ def test_transposed_convolution_is_the_gradient_of_the_convolution(side, kernel,
 
   def reference(x, w):
     def forward(image):
-      return lowering._lax_conv(image, w.transpose(0, 1, 3, 2), stride=stride, padding=padding)
+      return convolution.lax_conv(image, w.transpose(0, 1, 3, 2), stride=stride, padding=padding)
 
     return jax.linear_transpose(forward, jnp.zeros((2, out_side, out_side, 5)))(x)[0]
 
   assert_same(
-    lambda x, w: lowering.conv_transpose(x, w, stride=stride, padding=padding), reference, x, w
+    lambda x, w: transposed.conv_transpose(x, w, stride=stride, padding=padding), reference, x, w
   )
 
 
@@ -255,7 +255,7 @@ def test_max_pool_equals_xla(window, stride, padding):
   pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
   x = random(2, 9, 8, 3)
   assert_same(
-    lambda x: lowering.max_pool(x, window=window, stride=stride, padding=padding),
+    lambda x: pooling.max_pool(x, window=window, stride=stride, padding=padding),
     lambda x: lax.reduce_window(
       x, -jnp.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), pads
     ),
@@ -317,9 +317,9 @@ def test_programs_hold_other_platforms_forms_only_where_asked():
   x, kernel = jnp.zeros((1, 8, 8, 16)), jnp.zeros((3, 3, 16, 16))
 
   def choices():
-    return str(jax.make_jaxpr(lambda: lowering.conv(x, kernel, padding=1))()).count('cond[')
+    return str(jax.make_jaxpr(lambda: convolution.conv(x, kernel, padding=1))()).count('cond[')
 
   before = choices()
-  with lowering.every_platform(True):
+  with platform.every_platform(True):
     assert choices() == 1
   assert before == choices() == 0

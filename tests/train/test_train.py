@@ -8,6 +8,7 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import make_images
 
@@ -15,6 +16,7 @@ from ctfake_jax import config as config_lib
 from ctfake_jax.data import dataset, splits
 from ctfake_jax.inference import classifier as inference
 from ctfake_jax.models import initializers
+from ctfake_jax.models.ops import platform
 from ctfake_jax.runtime import mesh, preemption
 from ctfake_jax.train import classifier, gan, loop
 from ctfake_jax.types import PreemptedError, UserError
@@ -369,6 +371,27 @@ def test_the_label_loss_is_the_cross_entropy_of_the_reals_classes(gan_config):
 def classifier_step(config):
   step, state = make_step(config)
   return jax.jit(step), state, batch()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('make', ['cnn', 'resnet18', 'mobilenetv2', gan_step])
+def test_a_step_in_the_forms_of_a_platform_is_that_of_plain_flax_and_optax(make, gan_config):
+  if make != gan_step:
+    gan_config.model.name, gan_config.train.optimizer = make, 'sgd'
+    gan_config.train.warmup_epochs = 0
+    make = classifier_step
+  step, state, data = make(gan_config)
+  own, metrics = step(state, data, jax.random.key(0))
+  with platform.reference_ops():
+    step, _, _ = make(gan_config)
+    assert 'custom_vjp_call' not in str(jax.make_jaxpr(step)(state, data, jax.random.key(0)))
+    plain, expected = step(state, data, jax.random.key(0))
+  chex.assert_trees_all_close(metrics, expected, rtol=1e-3, atol=1e-5)
+
+  def distance(a, b):
+    return optax.tree.norm(jax.tree.map(jnp.subtract, a.networks, b.networks))
+
+  assert distance(own, plain) <= 0.01 * distance(own, state)
 
 
 @pytest.mark.parametrize('make', [classifier_step, gan_step])

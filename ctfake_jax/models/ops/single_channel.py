@@ -32,7 +32,7 @@ def fits(image_shape, kernel_shape, stride: int, padding: int) -> bool:
 
 
 def correlate(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
-  """`lowering.conv` of f[b, h, w, 1], which `fits`, with kernel f[k, k, 1, o]."""
+  """`convolution.conv` of f[b, h, w, 1], which `fits`, with kernel f[k, k, 1, o]."""
   b, h, w, _ = x.shape
   side, _, _, c_out = kernel.shape
   band, before, behind = _band(side, stride, padding)
@@ -51,7 +51,7 @@ def correlate(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> 
 
 
 def stamped_shape(x, kernel, *, stride: int, padding: int) -> tuple[int, int, int, int]:
-  """Shape of `lowering.conv_transpose`'s result."""
+  """Shape of `transposed.conv_transpose`'s result."""
   height, width = (
     (side - 1) * stride + taps - 2 * padding for side, taps in zip(x.shape[1:3], kernel.shape[:2])
   )
@@ -59,7 +59,7 @@ def stamped_shape(x, kernel, *, stride: int, padding: int) -> tuple[int, int, in
 
 
 def stamp(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
-  """`lowering.conv_transpose` to grey images that fit: the transpose of `correlate`."""
+  """`transposed.conv_transpose` to grey images that fit: the transpose of `correlate`."""
   shape = stamped_shape(x, kernel, stride=stride, padding=padding)
   down = functools.partial(
     correlate, kernel=kernel.transpose(0, 1, 3, 2), stride=stride, padding=padding

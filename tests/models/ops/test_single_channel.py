@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import assert_equal_with_gradients
 
-from ctfake_jax.models.ops import lowering, single_channel
+from ctfake_jax.models.ops import convolution, platform, single_channel, transposed
 from ctfake_jax.runtime import flops
 from ctfake_jax.runtime import mesh as mesh_lib
 
@@ -48,7 +48,7 @@ def test_correlation_is_the_convolution(height, blocks, layer):
   shape = (2, height, single_channel.BLOCK * blocks, 1)
   assert_equal_with_gradients(
     lambda x, w: single_channel.correlate(x, w, stride=stride, padding=padding),
-    lambda x, w: lowering._lax_conv(x, w, stride=stride, padding=padding),
+    lambda x, w: convolution.lax_conv(x, w, stride=stride, padding=padding),
     *arrays(shape, (side, side, 1, 3)),
   )
 
@@ -58,7 +58,7 @@ def test_bfloat16_rounds_the_result_alone(side, stride, padding):
   x, kernel = (a.astype(jnp.bfloat16) for a in arrays((2, 16, 16, 1), (side, side, 1, 3)))
   got = single_channel.correlate(x, kernel, stride=stride, padding=padding)
   wide = [a.astype(jnp.float32) for a in (x, kernel)]
-  want = lowering._lax_conv(*wide, stride=stride, padding=padding)
+  want = convolution.lax_conv(*wide, stride=stride, padding=padding)
   assert got.dtype == jnp.bfloat16
   np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=2**-8, atol=1e-4)
 
@@ -70,7 +70,7 @@ def test_first_layers_and_their_transposes(side, stride, padding):
   x, kernel = arrays((2, 16, 16, 1), (side, side, 1, 3))
   assert_equal_with_gradients(
     lambda x, w: single_channel.correlate(x, w, **options),
-    lambda x, w: lowering._lax_conv(x, w, **options),
+    lambda x, w: convolution.lax_conv(x, w, **options),
     x,
     kernel,
   )
@@ -79,15 +79,15 @@ def test_first_layers_and_their_transposes(side, stride, padding):
 def test_stamping_is_the_transposed_convolution():
   assert_equal_with_gradients(
     lambda x, w: single_channel.stamp(x, w, stride=2, padding=1),
-    lambda x, w: lowering.conv_transpose(x, w, stride=2, padding=1),
+    lambda x, w: transposed.conv_transpose(x, w, stride=2, padding=1),
     *arrays((2, 8, 8, 5), (4, 4, 5, 1)),
   )
 
 
 def test_a_gpu_gets_pixels_as_channels_and_others_do_not():
   x, kernel = arrays((2, 16, 16, 1), (3, 3, 1, 4))
-  with lowering.every_platform(True):
-    traced = jax.jit(lambda x, w: lowering.conv(x, w, padding=1)).trace(x, kernel)
+  with platform.every_platform(True):
+    traced = jax.jit(lambda x, w: convolution.conv(x, w, padding=1)).trace(x, kernel)
   texts = {p: traced.lower(lowering_platforms=(p,)).as_text() for p in ('cuda', 'tpu', 'cpu')}
   assert {p for p, text in texts.items() if 'tensor<2x16x2x8xf32>' in text} == {'cuda'}
 
@@ -98,7 +98,7 @@ def test_flops_are_counted_before_a_library_hides_them(monkeypatch):
   x, kernel = arrays((8, 16, 16, 1), (3, 3, 1, 4))
   images = mesh_lib.shard_batch(mesh, {'image': np.asarray(x)})['image']
   kernel = jax.device_put(kernel, mesh_lib.replicated(mesh))
-  step = jax.jit(lambda w, x: (w, lowering.conv(x, w, padding=1)), donate_argnums=0)
+  step = jax.jit(lambda w, x: (w, convolution.conv(x, w, padding=1)), donate_argnums=0)
   compiled = step.lower(kernel, images).compile()
   taken = flops.shapes((kernel, images))
   compiled(kernel, images)

@@ -9,7 +9,7 @@ import pytest
 from conftest import assert_equal_with_gradients
 from jax import lax
 
-from ctfake_jax.models.ops import lowering, winograd
+from ctfake_jax.models.ops import convolution, winograd
 
 TILES = [(n - r + 1, r) for n in winograd.POINTS for r in winograd.KERNEL_SIDES if n > r]
 
@@ -84,7 +84,7 @@ def test_a_layer_wide_enough_takes_it_and_equals_xla(height, width, side, stride
   x, kernel = arrays(2, height, width, side, 16, 16)
 
   def ours(x, w):
-    return lowering.conv(x, w, stride=stride, padding=1)
+    return convolution.conv(x, w, stride=stride, padding=1)
 
   assert_equal_with_gradients(ours, lambda x, w: direct(x, w, stride, 1), x, kernel)
   assert 'custom_vjp' in str(jax.make_jaxpr(ours)(x, kernel))
