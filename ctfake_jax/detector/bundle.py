@@ -80,12 +80,11 @@ class Detector:
 
   def obstacles(self, decoded: Decoded) -> list[str]:
     """Why no score could decide on this image."""
-    found = []
-    if decoded.unit != self.unit:
-      found.append(f'{decoded.unit} values, the detector learnt from {self.unit} values')
+    found = decoded.wrong_unit(self.unit, 'detector')
     if self.view.shows_few(decoded.native_size):
       found.append(self.view.too_few)
-    if decoded.pixels is not None and decoded.pixels.min() == decoded.pixels.max():
+    pixels = decoded.pixels
+    if pixels is not None and pixels.min() == pixels.max():
       found.append(ONE_VALUE)
     return found + [remark for remark in decoded.remarks if remark == TWO_VALUES]
 

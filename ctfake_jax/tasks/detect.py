@@ -176,7 +176,7 @@ def _in_batches(images: Iterator[Decoded], detector: Detector, prior: float) -> 
   for decoded in images:
     waiting.append(decoded)
     if (
-      sum(d.pixels is not None for d in waiting) == batching.BATCH_SIZE
+      sum(d.image is not None for d in waiting) == batching.BATCH_SIZE
       or len(waiting) > 4 * batching.BATCH_SIZE
     ):
       yield from _judge(waiting, detector, prior)
@@ -185,13 +185,13 @@ def _in_batches(images: Iterator[Decoded], detector: Detector, prior: float) -> 
 
 
 def _judge(waiting: list[Decoded], detector: Detector, prior: float) -> Iterator[Verdict]:
-  readable = [d for d in waiting if d.pixels is not None]
+  readable = [d for d in waiting if d.image is not None]
   found: Iterator[dict] = iter(())
   if readable:
     columns = detector.examine(readable, prior)
     found = (dict(zip(columns, values)) for values in zip(*columns.values()))
   for decoded in waiting:
-    if decoded.pixels is None:
+    if decoded.image is None:
       yield Verdict(decoded.path, UNREADABLE, (decoded.reason,))
       continue
     judged = next(found)

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import ml_collections
+import numpy as np
 
 from ctfake_jax.data import image_grids
-from ctfake_jax.data.preprocess import Preprocess, from_uint8
+from ctfake_jax.data.preprocess import Preprocess, from_uint8, to_uint8
 from ctfake_jax.data.sources import walker
 from ctfake_jax.data.sources.sandboxed import Decoded, Limits, decode_all, judgeable
 from ctfake_jax.detector import bundle
@@ -36,14 +37,22 @@ class Explained:
 
   Attributes:
     view: what it sees of a slice.
+    eight_bit: whether it was trained on images stored in 8 bits, as detectors are.
     obstacles: why it cannot judge an image.
     warnings: what whoever reads its answers should know.
   """
 
   explainable: ExplainableModel
   view: Preprocess
+  eight_bit: bool
   obstacles: Callable[[Decoded], list[str]]
   warnings: list[str]
+
+  def seen(self, decoded: Decoded) -> np.ndarray:
+    """float32[h, w, 1] of an image that can be judged."""
+    assert decoded.image is not None
+    image = from_uint8(to_uint8(decoded.image)) if self.eight_bit else decoded.image
+    return image[..., None]
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
@@ -62,7 +71,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     if not rows:
       workdir_lib.record_command(workdir, config)
       shutil.rmtree(workdir / PICTURES, ignore_errors=True)  # there may have been more
-    image = from_uint8(decoded.pixels)[..., None]
+    image = asked.seen(decoded)
     maps, row = attribution.explain(explainable, image, stage, **options)
     rows.append({'path': decoded.path, 'picture': f'{PICTURES}/{len(rows):04d}.png', **row})
     title = f'p({row["answer"]}) = {row["probability"]:.2f}'
@@ -93,15 +102,14 @@ def load_model(config: ml_collections.ConfigDict) -> Explained:
     folder = Path(config.detector)
     detector = bundle.load(folder)
     explainable = detector.explainable(config.fake_prevalence)
-    return Explained(explainable, detector.view, detector.obstacles, bundle.warnings(folder))
+    return Explained(explainable, detector.view, True, detector.obstacles, bundle.warnings(folder))
   trained = inference.load(Path(config.checkpoint))
 
   def obstacles(decoded: Decoded) -> list[str]:
-    same = decoded.unit == trained.unit
-    return [] if same else [f'{decoded.unit} values, the network learnt from {trained.unit} values']
+    return decoded.wrong_unit(trained.unit, 'network')
 
   parts = (trained.network, trained.variables, trained.predict, trained.class_names)
-  return Explained(ExplainableModel(*parts), trained.view, obstacles, [])
+  return Explained(ExplainableModel(*parts), trained.view, False, obstacles, [])
 
 
 def _decoded(

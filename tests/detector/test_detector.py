@@ -20,7 +20,8 @@ from PIL import Image
 from ctfake_jax import config as config_lib
 from ctfake_jax.data import splits
 from ctfake_jax.data.dataset import gather, load
-from ctfake_jax.data.preprocess import TWO_VALUES, Preprocess, to_uint8
+from ctfake_jax.data.preprocess import TWO_VALUES, Preprocess, from_uint8, to_uint8
+from ctfake_jax.data.sources.dicom.source import DicomSource
 from ctfake_jax.data.sources.sandboxed import Decoded, seen
 from ctfake_jax.detector import (
   audit,
@@ -38,7 +39,6 @@ from ctfake_jax.evaluation import metrics
 from ctfake_jax.fakes import generation
 from ctfake_jax.models import patch_net, registry
 from ctfake_jax.tasks import detect, explain
-from ctfake_jax.tasks.predict import open_input
 from ctfake_jax.types import Slice, UserError
 from ctfake_jax.workdir import checkpoints
 
@@ -718,7 +718,9 @@ def test_an_explanation_needs_one_network(tmp_path):
 
 def _decoded(detector, folder):
   """Pictures as the detector sees them, and which make one of each group."""
-  source = open_input(folder, 2**26)
+  source = DicomSource(
+    folder, labels_csv=None, max_pixels=2**26, unlabelled_ok=True, synthetic_ok=True
+  )
   images = gather(source, detector.view, labelled=False)
   _, groups = splits.group(images, detector.config.split)
   one = calibration.one_per_group(np.arange(len(images)), groups, seed=0)
@@ -777,12 +779,12 @@ def test_what_says_that_it_is_synthetic_is_no_original_of_a_site(site_files, tmp
 @pytest.mark.slow
 def test_an_image_that_no_score_can_decide_on_is_unsure(made):
   detector, grey = bundle.load(made[0]), np.arange(32 * 32).reshape(32, 32)
-  judgeable = Decoded('a', grey.astype(np.uint8), 'HU', native_size=(16, 40))
+  judgeable = Decoded('a', from_uint8(grey % 256), 'HU', native_size=(16, 40))
   assert detector.obstacles(judgeable) == []
   for change, reason in [
     ({'unit': 'grey'}, 'grey values, the detector learnt from HU'),
     ({'native_size': (40, 15)}, 'too few pixels: less than half of 32 x 32'),
-    ({'pixels': np.full((32, 32), 7, np.uint8)}, 'one grey value everywhere'),
+    ({'image': np.full((32, 32), 0.5, np.float32)}, 'one grey value everywhere'),
     ({'remarks': (TWO_VALUES,)}, 'a mask?'),
   ]:
     (found,) = detector.obstacles(dataclasses.replace(judgeable, **change))

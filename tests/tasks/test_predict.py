@@ -1,54 +1,108 @@
 """What `predict` and `evaluate` take in."""
 
+import csv
 import dataclasses
 import shutil
 
 import numpy as np
 import pytest
 from conftest import make_images
+from made_dicom import chest_hu, ct, save
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from ctfake_jax.data import dataset
+from ctfake_jax import config as config_lib
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.tasks import evaluate, predict
-from ctfake_jax.types import Source, UserError
+from ctfake_jax.types import UserError
+
+VIEW = Preprocess(8, -600.0, 1500.0, 'crop')
 
 
-def picture(path):
-  Image.fromarray(np.zeros((4, 4), np.uint8)).save(path)
+class ByMean:
+  """A classifier of 8 x 8 views by their mean, in place of a trained one."""
+
+  view, class_names = VIEW, ('dark', 'bright')
+
+  def __init__(self, unit='grey'):
+    self.unit = unit
+
+  def predict(self, images):
+    assert images.dtype == np.float32
+    bright = (images.mean((1, 2, 3)) + 1) / 2
+    return np.stack([1 - bright, bright], 1)
 
 
-def test_a_single_dicom_file_is_dicom_whatever_its_name(tmp_path):
-  path = tmp_path / 'slice'
-  shutil.copy(get_testdata_file('CT_small.dcm'), path)
-  source = predict.open_input(path, max_pixels=10**6)
-  assert source[0].unit == 'HU'
+def picture(path, level=0, side=8):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(np.full((side, side), level, np.uint8)).save(path)
 
 
-def test_one_odd_file_stops_no_other(tmp_path):
-  picture(tmp_path / 'a.png')
-  shutil.copy(get_testdata_file('CT_small.dcm'), tmp_path / 'b.dcm')
-  shutil.copy(get_testdata_file('MR_small.dcm'), tmp_path / 'c.dcm')
-  (tmp_path / 'd.png').write_bytes(b'junk')
-  (tmp_path / 'e.webp').touch()
-  source = predict.open_input(tmp_path, max_pixels=10**6)
-  assert isinstance(source, Source)
-  view = Preprocess(8, -600.0, 1500.0, 'crop')
-  for unit, judged, other in (('grey', 'a.png', 'b.dcm'), ('HU', 'b.dcm', 'a.png')):
-    images = dataset.gather(source, view, labelled=False, unit=unit)
-    assert [record.provenance for record in images.records] == [judged]
-    reasons = {error.path: error.reason for error in images.unreadable}
-    assert set(reasons) == {other, 'c.dcm', 'd.png'}
-    assert f'the network learnt from {unit} values' in reasons[other]
-    assert 'Modality MR' in reasons['c.dcm']
-    assert images.skipped == {'.webp': 1}
+@pytest.fixture
+def predicted(tmp_path, monkeypatch):
+  """Runs the task on a folder with `ByMean`; rows of its table by path, and the results."""
+
+  def run(folder, unit='grey'):
+    monkeypatch.setattr(predict.inference, 'load', lambda _: ByMean(unit))
+    config = config_lib.defaults()
+    config.task, config.checkpoint, config.input = 'predict', 'x', str(folder)
+    config.detection.workers = 1
+    workdir = tmp_path / f'out-{unit}'
+    workdir.mkdir()
+    results = predict.run(config, workdir)
+    with open(workdir / 'predictions.csv', newline='') as handle:
+      return {row['path']: row for row in csv.DictReader(handle)}, results
+
+  return run
 
 
-def test_an_input_with_neither_says_so(tmp_path):
-  (tmp_path / 'notes.txt').write_text('nothing here')
-  with pytest.raises(UserError, match='no picture'):
-    predict.open_input(tmp_path, max_pixels=10**6)
+def test_one_odd_file_stops_no_other_and_each_has_its_row_in_order(tmp_path, predicted):
+  folder = tmp_path / 'in'
+  picture(folder / 'a.png', 255)
+  for name, own in (('CT_small.dcm', 'b'), ('MR_small.dcm', 'c.dcm')):
+    shutil.copy(get_testdata_file(name), folder / own)
+  (folder / 'd.png').write_bytes(b'junk')
+  (folder / 'e.webp').touch()
+  picture(folder / 'f.png', 0)
+  for unit, judged, other in (('grey', ('a.png', 'f.png'), 'b'), ('HU', ('b',), 'a.png')):
+    rows, results = predicted(folder, unit)
+    assert list(rows) == ['a.png', 'b', 'c.dcm', 'd.png', 'e.webp', 'f.png']
+    assert [path for path, row in rows.items() if row['prediction']] == list(judged)
+    assert f'the network learnt from {unit} values' in rows[other]['error']
+    assert 'Modality MR' in rows['c.dcm']['error']
+    assert results['images'] == len(judged)
+    assert [row['path'] for row in results['unreadable']] == [p for p in rows if p not in judged]
+
+
+def test_a_picture_is_seen_as_a_float_and_judged_in_batches(tmp_path, predicted):
+  folder = tmp_path / 'in'
+  for i in range(70):
+    picture(folder / f'{i:02d}.png', 3 * i, side=16)
+  rows, results = predicted(folder)
+  assert results['per_class'] == {'dark': 43, 'bright': 27}
+  for i, row in enumerate(rows.values()):
+    assert float(row['p_bright']) == pytest.approx(3 * i / 255, abs=1e-6)
+
+
+def test_slices_without_an_intercept_are_decided_on_together(tmp_path, predicted):
+  lost = {'RescaleSlope': None, 'RescaleIntercept': None, 'SeriesInstanceUID': '1.2.3'}
+  apex = np.where(chest_hu() < -500, 30, chest_hu())  # no air: alone it is not plainly HU
+  (tmp_path / 'in').mkdir()
+  for i, hu in enumerate((chest_hu(), apex, chest_hu(), chest_hu() - 1024)):
+    save(ct(hu + 1024, **lost, ImagePositionPatient=[0, 0, i]), tmp_path / 'in' / f'{i}.dcm')
+  rows, _ = predicted(tmp_path / 'in', 'HU')
+  assert [bool(row['prediction']) for row in rows.values()] == [True, True, True, False]
+  assert 'are HU in a series of HU + 1024' in rows['3.dcm']['error']
+
+
+def test_an_input_without_a_readable_image_says_so(tmp_path, predicted):
+  (tmp_path / 'in').mkdir()
+  (tmp_path / 'in' / 'notes.txt').write_text('nothing here')
+  with pytest.raises(UserError, match=r'no readable image; notes\.txt: '):
+    predicted(tmp_path / 'in')
+  assert not list((tmp_path / 'out-grey').iterdir())
+  with pytest.raises(UserError, match='no such file or folder'):
+    predict.decode_all(tmp_path / 'nowhere', VIEW, None)
 
 
 def test_labels_follow_the_order_of_the_checkpoint():

@@ -7,6 +7,7 @@ processes import this module, so it must not import JAX.
 
 import collections
 import dataclasses
+import functools
 import multiprocessing
 import sys
 from collections.abc import Callable, Iterator
@@ -51,18 +52,18 @@ class Decoded:
 
   Attributes:
     path: relative to the input as it is shown, `#frame` behind it where a file holds several.
-    pixels: uint8[size, size] of the view, None if unreadable.
+    image: float32[size, size] in [-1, 1], the view, None if unreadable.
     unit: 'HU' or 'grey'.
     native_size: height and width as stored.
     patient_id: of a DICOM file.
     re_encoded: uint8[k, size, size], the view of the slice after each of `RE_ENCODINGS` at its own
-      size.
+      size; None where nobody asked.
     remarks: of the slice.
     synthetic: whether the file itself says so; the first remark says where.
   """
 
   path: str
-  pixels: np.ndarray | None
+  image: np.ndarray | None
   unit: str = ''
   reason: str = ''
   native_size: tuple[int, ...] = (0, 0)
@@ -72,11 +73,21 @@ class Decoded:
   synthetic: bool = False
 
   @property
+  def pixels(self) -> np.ndarray | None:
+    """uint8[size, size], the view in 8 bits, as real and fake were when a detector was trained."""
+    return None if self.image is None else to_uint8(self.image)
+
+  @property
   def views(self) -> np.ndarray:
     """uint8[1 + k, size, size], the view and those after re-encodings, of an image with pixels."""
-    assert self.pixels is not None
+    assert self.image is not None
     assert self.re_encoded is not None
-    return np.concatenate([self.pixels[None], self.re_encoded])
+    return np.concatenate([to_uint8(self.image)[None], self.re_encoded])
+
+  def wrong_unit(self, unit: str, who: str) -> list[str]:
+    """Why `who` (the network, the detector), which learnt from `unit`, cannot judge it, if so."""
+    same = self.unit == unit
+    return [] if same else [f'{self.unit} values, the {who} learnt from {unit} values']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +99,17 @@ class _Task:
   known: Decoded | None = None
 
 
-def decode_files(base: str, paths: list[str], view: Preprocess, max_pixels: int) -> list[Decoded]:
-  """What a worker does with a chunk of files."""
-  return [found for path in paths for found in _decode_file(Path(base), path, view, max_pixels)]
+def decode_files(
+  base: str, paths: list[str], view: Preprocess, max_pixels: int, re_encode: bool = True
+) -> list[Decoded]:
+  """What a worker does with a chunk of files; DICOM of one series is decided on together."""
+  root, seeing = Path(base), functools.partial(_see, view=view, re_encode=re_encode)
+  dicom = _decode_dicom(root, [p for p in paths if _is_dicom(root / p)], seeing, max_pixels)
+  return [
+    found
+    for path in paths
+    for found in dicom.get(path) or _decode_file(root, path, seeing, max_pixels)
+  ]
 
 
 def decode_all(
@@ -206,11 +225,43 @@ def _limit_memory(mebibytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (mebibytes * 2**20, mebibytes * 2**20))
 
 
-def _decode_file(base: Path, path: str, view: Preprocess, max_pixels: int) -> list[Decoded]:
+def _is_dicom(path: Path) -> bool:
+  try:
+    return walker.is_dicom(path)
+  except OSError:
+    return False
+
+
+def _decode_dicom(
+  base: Path, paths: list[str], seeing: Callable, max_pixels: int
+) -> dict[str, list[Decoded]]:
+  """Rows of each DICOM file; {} where they could not be opened together: each is tried alone."""
+  from ctfake_jax.data.sources.dicom.source import DicomSource
+
+  if len(paths) < 2:
+    return {}
+  try:
+    source = DicomSource(
+      base,
+      labels_csv=None,
+      max_pixels=max_pixels,
+      unlabelled_ok=True,
+      synthetic_ok=True,
+      files=paths,
+    )
+    found: dict[str, list[Decoded]] = {}
+    for i, record in enumerate(source.records):
+      found.setdefault(record.path, []).append(seeing(source, i))
+    return found
+  except Exception:  # whatever it is, it is one file's, which will say so itself
+    return {}
+
+
+def _decode_file(base: Path, path: str, seeing: Callable, max_pixels: int) -> list[Decoded]:
   shown = walker.shown(path)
   try:
     source = _open(base / path, max_pixels)
-    frames = [_see(source, i, view) for i in range(len(source))]
+    frames = [seeing(source, i) for i in range(len(source))]
     frames += [Decoded(e.path, None, reason=e.reason) for e in source.unreadable]
   except MemoryError:
     return [Decoded(shown, None, reason='took too much memory to decode')]
@@ -235,7 +286,7 @@ def _open(path: Path, max_pixels: int) -> Source:
   return FolderSource(path, max_pixels=max_pixels, unlabelled_ok=True)
 
 
-def _see(source: Source, index: int, view: Preprocess) -> Decoded:
+def _see(source: Source, index: int, view: Preprocess, re_encode: bool) -> Decoded:
   record = source.records[index]
   try:
     image = source[index]
@@ -243,7 +294,7 @@ def _see(source: Source, index: int, view: Preprocess) -> Decoded:
     return Decoded(record.provenance, None, reason=error.reason)
   if obstacle := view.obstacle(image):
     return Decoded(record.provenance, None, reason=obstacle)
-  found = seen(view.levels(image), view, image.unit)
+  found = seen(view.levels(image), view, image.unit, re_encode)
   return dataclasses.replace(
     found,
     path=record.provenance,
@@ -253,8 +304,10 @@ def _see(source: Source, index: int, view: Preprocess) -> Decoded:
   )
 
 
-def seen(levels: np.ndarray, view: Preprocess, unit: str) -> Decoded:
+def seen(levels: np.ndarray, view: Preprocess, unit: str, re_encode: bool = True) -> Decoded:
   """What is judged of a slice's `view.levels`: its view, and those after harmless re-encodings."""
-  others = [view.frame(file_degradations.jpeg(levels, quality)) for quality in RE_ENCODINGS]
-  views = to_uint8(np.stack([view.frame(levels), *others]))[..., 0]
-  return Decoded('', views[0], unit, native_size=levels.shape, re_encoded=views[1:])
+  image, others = view.frame(levels)[..., 0], None
+  if re_encode:
+    jpegs = [view.frame(file_degradations.jpeg(levels, quality)) for quality in RE_ENCODINGS]
+    others = to_uint8(np.stack(jpegs))[..., 0]
+  return Decoded('', image, unit, native_size=levels.shape, re_encoded=others)

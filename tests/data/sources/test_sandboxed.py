@@ -117,7 +117,7 @@ def with_killers(base, paths, view, max_pixels):
       time.sleep(600)
     if 'greedy' in path:
       np.ones(2**33, np.uint8)
-  return [Decoded(path, np.zeros((2, 2), np.uint8), 'grey') for path in paths]
+  return [Decoded(path, np.zeros((2, 2), np.float32), 'grey') for path in paths]
 
 
 @pytest.mark.slow

@@ -77,6 +77,7 @@ class DicomSource:
     classes: tuple[str, ...] = (),
     unlabelled_ok: bool = False,
     synthetic_ok: bool = False,
+    files: Sequence[str] | None = None,
   ):
     """Reads all headers below `root`.
 
@@ -90,6 +91,7 @@ class DicomSource:
       unlabelled_ok: for prediction: all below `root`, wherever it lies, without a label; there
         may be nothing but refused files.
       synthetic_ok: whether what says that it is synthetic is taken; it is no original.
+      files: paths of the DICOM files to take; None for all.
 
     Raises:
       UserError: no such root, no CT in it, labels that do not fit the files, folders that look
@@ -107,7 +109,8 @@ class DicomSource:
     self._known_keys: set[str] = set()
     found: list[_Frame] = []
     folders: list[str] = []
-    for entry in walker.walk(root):
+    entries = walker.walk(root) if files is None else (walker.Entry(f, 'dicom') for f in files)
+    for entry in entries:
       if entry.kind == 'folder':
         folders.append(entry.path)
       else:
