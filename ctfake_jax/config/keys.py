@@ -357,13 +357,13 @@ KEYS: dict[str, Key] = {
     '0: 0.01 where a detector is made, elsewhere its own',
   ),
   'detection.seconds_per_file': Key(
-    20.0, between(0.1, 3600), 'detect: a file that takes longer is unreadable', may_change=True
+    20.0, between(0.1, 3600), 'of a file to be decoded: one that takes longer is unreadable', may_change=True
   ),
   'detection.decoder_mib': Key(
-    2048, at_least(256), 'detect: memory of each decoder process', may_change=True
+    2048, at_least(256), 'memory of each decoder process', may_change=True
   ),
   'detection.workers': Key(
-    0, between(0, 256), 'detect: decoder processes; 0: one for each core', may_change=True
+    0, between(0, 256), 'decoder processes; 0: one for each core', may_change=True
   ),
   'bench.methods': Key(
     BENCH_METHODS, some_of(*BENCH_METHODS), 'columns of the table', may_change=True

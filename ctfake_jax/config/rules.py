@@ -160,7 +160,7 @@ def check_type(key: str, value: Any, default: Any) -> None:
     )
 
 
-_ALWAYS_READ = ('task', 'seed', 'distributed', 'dry_run', 'mesh.')
+_ALWAYS_READ = ('task', 'seed', 'distributed', 'dry_run', 'mesh.', 'runtime.')
 _DATA = ('data.', 'phantom.', 'split.')
 _LOOP = ('train.log_every', 'train.steps_at_once')
 _CLASSIFIER = ('augment.', 'model.', 'train.')
@@ -172,7 +172,7 @@ _READ: dict[str, tuple[str, ...]] = {
   **{name: (*_DATA, *_LOOP, f'{name}.') for name in GENERATORS},
   'generate': (*_DATA, 'generate.'),
   'evaluate': (*_DATA, 'checkpoint'),
-  'predict': ('data.', 'checkpoint', 'input'),
+  'predict': ('data.', 'detection.', 'checkpoint', 'input'),
   'export': ('checkpoint',),
   'study': (*_DATA, *_CLASSIFIER, 'gan.', 'generate.', 'study.'),
   'benchmark': ('data.', *_CLASSIFIER, 'gan.', 'benchmark.'),
