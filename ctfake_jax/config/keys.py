@@ -357,7 +357,10 @@ KEYS: dict[str, Key] = {
     '0: 0.01 where a detector is made, elsewhere its own',
   ),
   'detection.seconds_per_file': Key(
-    20.0, between(0.1, 3600), 'of a file to be decoded: one that takes longer is unreadable', may_change=True
+    20.0,
+    between(0.1, 3600),
+    'of a file to be decoded: one that takes longer is unreadable',
+    may_change=True,
   ),
   'detection.decoder_mib': Key(
     2048, at_least(256), 'memory of each decoder process', may_change=True

@@ -91,8 +91,10 @@ def test_slices_without_an_intercept_are_decided_on_together(tmp_path, predicted
   for i, hu in enumerate((chest_hu(), apex, chest_hu(), chest_hu() - 1024)):
     save(ct(hu + 1024, **lost, ImagePositionPatient=[0, 0, i]), tmp_path / 'in' / f'{i}.dcm')
   rows, _ = predicted(tmp_path / 'in', 'HU')
-  assert [bool(row['prediction']) for row in rows.values()] == [True, True, True, False]
-  assert 'are HU in a series of HU + 1024' in rows['3.dcm']['error']
+  assert all(row['prediction'] for row in rows.values())
+  assert 'values taken as HU + 1024' in rows['1.dcm']['remarks']
+  assert 'values taken as HU in a series of HU + 1024' in rows['3.dcm']['remarks']
+  assert rows['3.dcm']['p_dark'] == rows['0.dcm']['p_dark']
 
 
 def test_an_input_without_a_readable_image_says_so(tmp_path, predicted):

@@ -8,7 +8,7 @@ What a frame becomes (sections of DICOM PS3.3):
   stored values go through Rescale Slope and Intercept, or the Modality LUT, to HU before anything
     else (C.11.1), per frame where there are functional groups (C.7.6.16); where Slope or Intercept
     is missing, values are HU only if one way alone makes a plausible CT of them, which is remarked;
-    the way is that of the series, and a file that plainly needs another is refused;
+    what could be either goes the way of its series, and a file that plainly goes another is named;
   padding (C.7.5.1.1.2, compared with stored values) and whatever lies below -1024 HU become
     -1024 HU, as air around the patient: scanners differ in what they put there;
   MONOCHROME1 says that a display shows low values bright (C.7.6.3.1.2). That step comes after the
@@ -225,16 +225,14 @@ def _hu(
   slope = 1.0 if slope is None else slope
   scaled = stored * slope
   found = _plausible(scaled[~padding], _USUAL_INTERCEPTS if intercept is None else (intercept,))
-  if intercept is None and of_series is not None:
-    if found and of_series not in found:
-      raise RefusalError(
-        f'{names}, and the values are {_way(slope, found[0])} in a series of '
-        f'{_way(slope, of_series)}'
-      )
+  if intercept is None and of_series is not None and len(found) != 1:
     found = [of_series]
   if len(found) != 1:
     raise RefusalError(f'{names}, and the values are not plainly HU')
-  return scaled + found[0], [f'{names}; values taken as {_way(slope, found[0])}']
+  taken = f'{names}; values taken as {_way(slope, found[0])}'
+  if of_series is not None and of_series != found[0]:
+    taken += f' in a series of {_way(slope, of_series)}'
+  return scaled + found[0], [taken]
 
 
 def _way(slope: float, intercept: float) -> str:

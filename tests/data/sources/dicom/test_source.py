@@ -629,11 +629,14 @@ def test_missing_intercept_is_decided_once_per_series(tmp_path, raised):
   apex = np.where(_chest_hu() < -500, 30, _chest_hu())  # no air: alone it is not plainly HU
   hu = [apex, *(_chest_hu() + i for i in range(3)), _chest_hu() + 1024 - 2 * raised]
   source = _series_without_rescale(tmp_path, [values + raised for values in hu])
+  ways = ('HU + 1024', 'HU') if raised else ('HU', 'HU + 1024')
+  lost = 'no Rescale Slope and Intercept; values taken as'
   for i in range(4):
     np.testing.assert_array_equal(source[i].pixels, np.maximum(hu[i], -1024))
-  ways = ('HU', r'HU \+ 1024') if raised else (r'HU \+ 1024', 'HU')
-  with pytest.raises(UnreadableImageError, match=f'4.dcm.*are {ways[0]} in a series of {ways[1]}'):
-    source[4]
+    assert source[i].remarks[0] == f'{lost} {ways[0]}'
+  # What plainly goes another way is right, and named.
+  np.testing.assert_array_equal(source[4].pixels, np.maximum(_chest_hu(), -1024))
+  assert source[4].remarks == (f'{lost} {ways[1]} in a series of {ways[0]}',)
 
 
 def test_a_series_without_a_majority_is_judged_slice_by_slice(tmp_path):
