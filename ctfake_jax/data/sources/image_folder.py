@@ -29,6 +29,7 @@ _DICOM_AMONG_PICTURES = (
 )
 _FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP')
 SEE_THROUGH = 'its transparency is left out'
+HALF_READ = '16 bits a sample, in colour or with alpha: read at 8 bits; store it as 16-bit grey'
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF 6.0, section 8
 
 
@@ -162,11 +163,25 @@ def _decode(path: pathlib.Path, shown: str, max_pixels: int) -> Slice:
     tags = dict(getattr(image, 'tag_v2', {}))
     bits = _significant_bits(path) if image.format == 'PNG' else None
     white = _white(image.mode, tags)
-    remarks = (SEE_THROUGH,) if _see_through(image) else ()
+    remarks = _remarks(image, path)
     pixels = _grey(ImageOps.exif_transpose(image), tags)
   if not (pixels.min() >= 0 and pixels.max() <= 1):  # so written that NaN fails too
     raise UnreadableImageError(shown, 'has float values outside [0, 1] or NaN; rescale them')
   return Slice(pixels, 'grey', None, white, bits, remarks)
+
+
+def _remarks(image: Image.Image, path: pathlib.Path) -> tuple[str, ...]:
+  """What of a picture is not read."""
+  found = [SEE_THROUGH] if _see_through(image) else []
+  if image.format == 'PNG' and not image.mode.startswith('I') and _png_bit_depth(path) == 16:
+    found.append(HALF_READ)
+  return tuple(found)
+
+
+def _png_bit_depth(path: pathlib.Path) -> int:
+  """Of a sample, from the header chunk (PNG, third edition, 11.2.1)."""
+  with path.open('rb') as file:
+    return file.read(25)[24]
 
 
 def _see_through(image: Image.Image) -> bool:

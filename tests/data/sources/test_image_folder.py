@@ -143,6 +143,35 @@ def test_grey_stored_in_another_type_gives_the_same_numbers(tmp_path, mode):
   np.testing.assert_array_equal(decode(path), values / np.float32(255))
 
 
+def png_16_bit(path, colour_type, channels):
+  """A PNG of 4 x 4 samples of 16 bits, which Pillow does not write in colour."""
+  rows = b''.join(b'\0' + np.full(4 * channels, 0x1234, '>u2').tobytes() for _ in range(4))
+  chunks = [
+    (b'IHDR', struct.pack('>IIBBBBB', 4, 4, 16, colour_type, 0, 0, 0)),
+    (b'IDAT', zlib.compress(rows)),
+    (b'IEND', b''),
+  ]
+  path.write_bytes(
+    b'\x89PNG\r\n\x1a\n'
+    + b''.join(
+      struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+      for kind, data in chunks
+    )
+  )
+
+
+@pytest.mark.parametrize(('colour_type', 'channels'), [(0, 1), (2, 3)])
+def test_sixteen_bits_of_colour_are_remarked_and_of_grey_are_read(tmp_path, colour_type, channels):
+  png_16_bit(tmp_path / 'a.png', colour_type, channels)
+  image = image_folder.FolderSource(tmp_path / 'a.png', max_pixels=100, unlabelled_ok=True)[0]
+  if channels == 1:
+    assert image.remarks == ()
+    np.testing.assert_allclose(image.pixels, 0x1234 / 65535, atol=1e-6)
+  else:
+    assert image.remarks == (image_folder.HALF_READ,)
+    np.testing.assert_allclose(image.pixels, 0x12 / 255, atol=1 / 255)
+
+
 @pytest.mark.parametrize(('alpha', 'remarks'), [(255, ()), (7, (image_folder.SEE_THROUGH,))])
 def test_transparency_that_is_left_out_is_remarked(tmp_path, alpha, remarks):
   put(tmp_path / 'x.png', Image.new('RGBA', (2, 3), (1, 2, 3, alpha)))
