@@ -129,6 +129,11 @@ def synthetic(ds: pydicom.Dataset, frame: int) -> str:
   return ''
 
 
+def burned_in(ds: pydicom.Dataset) -> bool:
+  """Whether the file says that its pixels hold text that may name the patient (C.7.6.1)."""
+  return str(ds.get('BurnedInAnnotation') or '').strip().upper() == 'YES'
+
+
 def _items(groups: list[pydicom.Dataset]) -> Iterator[pydicom.Dataset]:
   """Groups and whatever is in their sequences, at any depth."""
   for group in groups:

@@ -34,6 +34,7 @@ from ctfake_jax.types import (
   UserError,
 )
 
+BURNED_IN = 'text is burned into the pixels (0028,0301), which may name the patient'
 _MOST_VOTERS = 16  # slices decoded to find what a series without Rescale Intercept needs
 
 
@@ -147,8 +148,11 @@ class DicomSource:
     try:
       with dicom_header.quiet_pydicom():
         intercept = self._intercept(frame.series) if frame.lacks_intercept else None
-        image = dicom_frame.decode(self._open(frame.path), frame.number, intercept)
-        return _marked(image, dicom_kind.synthetic(self._open(frame.path), frame.number))
+        file = self._open(frame.path)
+        image = dicom_frame.decode(file, frame.number, intercept)
+        if dicom_kind.burned_in(file):
+          image = dataclasses.replace(image, remarks=(*image.remarks, BURNED_IN))
+        return _marked(image, dicom_kind.synthetic(file, frame.number))
     except Exception as error:  # decoders raise whatever a broken file sets off
       raise UnreadableImageError(frame.shown, _reason(error)) from error
 

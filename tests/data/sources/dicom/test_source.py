@@ -23,7 +23,7 @@ from ctfake_jax import config as config_lib
 from ctfake_jax.data import dataset
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.data.sources.dicom import header as dicom_header
-from ctfake_jax.data.sources.dicom.source import DicomSource
+from ctfake_jax.data.sources.dicom.source import BURNED_IN, DicomSource
 from ctfake_jax.types import UNKNOWN_LABEL, Source, UnreadableImageError, UserError
 
 CT_SMALL = pathlib.Path(get_testdata_file('CT_small.dcm'))
@@ -926,3 +926,9 @@ def test_quiet_under_threads_leaves_filters_and_level_as_they_were():
   threads[1].join()
   assert warnings.filters == before
   assert logging.getLogger('pydicom').level == level
+
+
+@pytest.mark.parametrize(('says', 'remarks'), [('YES', (BURNED_IN,)), ('NO', ()), ('', ())])
+def test_text_in_the_pixels_is_remarked(tmp_path, says, remarks):
+  path = _save(_ct(_chest_hu() + 1024, BurnedInAnnotation=says), tmp_path / 'one.dcm')
+  assert _source(path)[0].remarks == remarks
