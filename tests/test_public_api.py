@@ -47,7 +47,7 @@ def test_run_leaves_what_the_command_leaves(tmp_path):
   results = ctfake_jax.run(config, tmp_path / 'cnn')
   assert 0 <= results['accuracy'] <= 1
   assert (tmp_path / 'cnn' / 'results.json').exists()
-  trained = ctfake_jax.load_classifier(tmp_path / 'cnn')
+  trained = ctfake_jax.load_classifier(str(tmp_path / 'cnn'))
   images = ctfake_jax.load_images(config)
   assert trained.predict(images.images[:3]).shape == (3, len(images.class_names))
   config.train.epochs = -3

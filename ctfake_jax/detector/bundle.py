@@ -240,8 +240,9 @@ def digest(workdir: Path) -> str:
   return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
-def load(workdir: Path) -> Detector:
-  """UserError where something is missing, or is not what was saved."""
+def load(workdir: Path | str) -> Detector:
+  """The detector of a workdir; UserError where something is missing, or is not what was saved."""
+  workdir = Path(workdir)
   if not workdir.is_dir():
     raise UserError(f'config.detector = {workdir}: no such folder')
   digests = workdir_lib.read_json(workdir / DIGESTS)

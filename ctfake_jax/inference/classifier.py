@@ -49,8 +49,9 @@ class Trained:
     return softmax(run(self.model, self.variables, images)[0])
 
 
-def load(workdir: Path) -> Trained:
+def load(workdir: Path | str) -> Trained:
   """The best checkpoint of a finished classifier run; UserError where there is none."""
+  workdir = Path(workdir)
   saved = workdir_lib.read_json(workdir / 'config.json')
   results = workdir_lib.read_json(workdir / 'results.json')
   if saved['config']['task'] not in ('classifier', 'study') or 'best_step' not in results:

@@ -103,8 +103,9 @@ class TrainedGenerator:
     return self.config[self.config.task]
 
 
-def load(workdir: Path) -> TrainedGenerator:
+def load(workdir: Path | str) -> TrainedGenerator:
   """The best generator of a finished training; UserError where there is none."""
+  workdir = Path(workdir)
   saved = workdir_lib.read_json(workdir / 'config.json')
   results = workdir_lib.read_json(workdir / 'results.json')
   if not {'frechet_validation', 'class_counts'} <= results.keys():
