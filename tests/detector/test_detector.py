@@ -703,7 +703,7 @@ def test_what_cannot_be_judged_is_not_explained(tmp_path):
     return [] if decoded.pixels.max() else ['black']
 
   view, left_out = Preprocess.from_config(config.data), []
-  asked = explain.Explained(None, view, obstacles, [])
+  asked = explain.Explained(None, view, True, obstacles, [])
   assert [d.path for d in explain._decoded(config, asked, left_out)] == ['b.png', 'c.png']
   assert [error.path for error in left_out] == ['a.png', 'd.png']
   assert left_out[0].reason == 'black'
