@@ -51,7 +51,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
       if probabilities is None:
         left_out.append({'path': decoded.path, 'reason': reason})
       else:
-        counts[trained.class_names[int(probabilities.argmax())]] += 1
+        counts[trained.class_names[int(np.argmax(probabilities))]] += 1
         remarks.update(decoded.remarks)
   walker.say(skipped)
   first = '; '.join(f'{row["path"]}: {row["reason"]}' for row in left_out[:FEW_REASONS])
@@ -98,6 +98,6 @@ def _cells(
   safe = workdir_lib.csv_safe
   if probabilities is None:
     return [safe(decoded.path), '', *([''] * len(class_names)), safe(reason), '']
-  chosen = class_names[int(probabilities.argmax())]
+  chosen = class_names[int(np.argmax(probabilities))]
   values = [f'{p:.6f}' for p in probabilities]
   return [safe(decoded.path), safe(chosen), *values, '', safe('; '.join(decoded.remarks))]
