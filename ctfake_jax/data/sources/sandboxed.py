@@ -235,7 +235,7 @@ def _is_dicom(path: Path) -> bool:
 def _decode_dicom(
   base: Path, paths: list[str], seeing: Callable, max_pixels: int
 ) -> dict[str, list[Decoded]]:
-  """Rows of each DICOM file; {} where they could not be opened together: each is tried alone."""
+  """Rows of the DICOM files that show something; the others are tried alone."""
   from ctfake_jax.data.sources.dicom.source import DicomSource
 
   if len(paths) < 2:
@@ -252,6 +252,11 @@ def _decode_dicom(
     found: dict[str, list[Decoded]] = {}
     for i, record in enumerate(source.records):
       found.setdefault(record.path, []).append(seeing(source, i))
+    refused_frames = {f'{walker.shown(path)}#': rows for path, rows in found.items()}
+    for error in source.unreadable:
+      path, _, number = error.path.rpartition('#')
+      if number.isdigit() and f'{path}#' in refused_frames:
+        refused_frames[f'{path}#'].append(Decoded(error.path, None, reason=error.reason))
     return found
   except Exception:  # whatever it is, it is one file's, which will say so itself
     return {}

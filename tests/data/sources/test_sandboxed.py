@@ -9,7 +9,10 @@ from pathlib import Path
 import numpy as np
 import pydicom.data
 import pytest
+from made_dicom import chest_hu, ct, save
 from PIL import Image
+from pydicom import uid
+from pydicom.dataset import Dataset
 
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.data.sources import sandboxed
@@ -144,3 +147,32 @@ def test_a_missing_input_is_named(tmp_path):
 def test_workers_need_no_jax():
   source = Path(sandboxed.__file__).read_text()
   assert 'import jax' not in source
+
+
+def frames_axial_and_coronal(path):
+  """A multi-frame object whose second frame is no axial slice."""
+  groups = []
+  for axes in ([1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, 1]):
+    plane, group = Dataset(), Dataset()
+    plane.ImageOrientationPatient = axes
+    group.PlaneOrientationSequence = [plane]
+    groups.append(group)
+  ds = ct(np.stack([chest_hu() + 1024] * 2), SOPClassUID=uid.EnhancedCTImageStorage)
+  del ds.ImageOrientationPatient
+  ds.PerFrameFunctionalGroupsSequence = groups
+  save(ds, path)
+
+
+def test_files_of_a_chunk_have_the_rows_that_each_has_alone(tmp_path):
+  frames_axial_and_coronal(tmp_path / 'a.dcm')
+  save(ct(chest_hu() + 1024), tmp_path / 'b.dcm')
+  save(ct(chest_hu() + 1024, Modality='MR'), tmp_path / 'c.dcm')
+
+  def rows(names):
+    found = sandboxed.decode_files(str(tmp_path), names, VIEW, 10_000)
+    return [(d.path, d.reason, d.image is None) for d in found]
+
+  together = rows(['a.dcm', 'b.dcm', 'c.dcm'])
+  assert together == [row for name in ('a.dcm', 'b.dcm', 'c.dcm') for row in rows([name])]
+  assert [path for path, *_ in together] == ['a.dcm#1', 'a.dcm#2', 'b.dcm', 'c.dcm']
+  assert 'off axial' in together[1][1]
