@@ -146,7 +146,7 @@ def _run() -> None:
     for line in dry_run.describe(CONFIG.value):
       print(line, flush=True)
     return
-  registry.find(CONFIG.value.task)
+  registry.find(CONFIG.value.task)  # imports its module
   gc.freeze()  # what imports made stays: tracing, which makes much garbage, is a fifth faster
   registry.run(CONFIG.value, folder)
   if mesh.is_main_process():

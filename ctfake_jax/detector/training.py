@@ -28,9 +28,9 @@ from ctfake_jax.models.patch_net import STRIDE
 from ctfake_jax.runtime import batching, streams
 from ctfake_jax.runtime import mesh as mesh_lib
 from ctfake_jax.train import loop
-from ctfake_jax.train.classifier import NETWORK, init_state
-from ctfake_jax.train.optimizer_step import apply_gradients, kernels
-from ctfake_jax.train.state import State, advanced
+from ctfake_jax.train.classifier import NETWORK, init_state, updated
+from ctfake_jax.train.optimizer_step import kernels
+from ctfake_jax.train.state import State
 from ctfake_jax.types import ImageSet
 
 PATCH_WEIGHT = 0.5
@@ -82,15 +82,7 @@ def make_train_step(
       _alternating(synthetic, jnp.zeros_like(synthetic)),
       key_drop,
     )
-    params, opt_state = apply_gradients(tx, grads, state.opt_states[NETWORK], old['params'])
-    state = advanced(
-      state,
-      {NETWORK: {'params': params, 'batch_stats': batch_stats}},
-      {NETWORK: opt_state},
-      used=NETWORK,
-      loss=loss,
-      ema_decay=config.detection.ema_decay,
-    )
+    state = updated(state, tx, grads, batch_stats, loss=loss, ema_decay=config.detection.ema_decay)
     return state, {'loss': loss, 'accuracy': ((logits > 0) == fake).mean()}
 
   return train_step

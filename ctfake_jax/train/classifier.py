@@ -103,18 +103,29 @@ def make_train_step(
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
       old['params'], old['batch_stats'], images, targets, weights, drop
     )
-    params, opt_state = apply_gradients(tx, grads, state.opt_states[NETWORK], old['params'])
-    state = advanced(
-      state,
-      {NETWORK: {'params': params, 'batch_stats': batch_stats}},
-      {NETWORK: opt_state},
-      used=NETWORK,
-      loss=loss,
-      ema_decay=config.train.ema_decay,
-    )
+    state = updated(state, tx, grads, batch_stats, loss=loss, ema_decay=config.train.ema_decay)
     return state, {'loss': loss, 'accuracy': (logits.argmax(-1) == batch['label']).mean()}
 
   return train_step
+
+
+def updated(
+  state: State,
+  tx: optax.GradientTransformation,
+  grads: dict,
+  batch_stats: dict,
+  *,
+  loss: jax.Array,
+  ema_decay: float,
+) -> State:
+  """The state of `init_state` after a step of its one network."""
+  params, opt_state = apply_gradients(
+    tx, grads, state.opt_states[NETWORK], state.networks[NETWORK]['params']
+  )
+  network = {'params': params, 'batch_stats': batch_stats}
+  return advanced(
+    state, {NETWORK: network}, {NETWORK: opt_state}, used=NETWORK, loss=loss, ema_decay=ema_decay
+  )
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
