@@ -29,6 +29,7 @@ from ctfake_jax.evaluation.attribution import ExplainableModel
 from ctfake_jax.models import registry
 from ctfake_jax.models.patch_net import DISCRIMINANT, LAST_COMMON_STAGE, scores_of_parts
 from ctfake_jax.runtime import batching
+from ctfake_jax.runtime import mesh as mesh_lib
 from ctfake_jax.types import Unit, UserError
 from ctfake_jax.workdir import checkpoints
 from ctfake_jax.workdir import files as workdir_lib
@@ -274,7 +275,9 @@ def _from_files(workdir: Path, facts: dict, step: int) -> Detector:
   network = checkpoints.restore_part(workdir / NETWORK, step, 'ema')
   return Detector(
     model=registry.patch_net(config.detection),
-    variables=with_discriminant(network, arrays['centre'], arrays['directions']),
+    variables=mesh_lib.replicate(
+      with_discriminant(network, arrays['centre'], arrays['directions'])
+    ),
     config=config,
     unit=facts['unit'],
     scaling=scaling,

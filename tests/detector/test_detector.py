@@ -484,6 +484,13 @@ def test_a_detector_is_made_with_its_card(made):
 
 
 @pytest.mark.slow
+def test_a_loaded_detector_has_its_weights_on_every_device(made):
+  for leaf in jax.tree.leaves(bundle.load(made[0]).variables):
+    assert len(leaf.sharding.device_set) == jax.device_count()
+    assert leaf.is_fully_replicated
+
+
+@pytest.mark.slow
 def test_detect_writes_a_row_for_every_file(made, tmp_path):
   workdir, _ = made
   folder = tmp_path / 'in'
