@@ -32,7 +32,7 @@ _HOMES = {
   'load_classifier': 'inference.classifier:load',
   'load_detector': 'detector.bundle:load',
   'load_generator': 'inference.generator:load',
-  'load_images': 'data.dataset:load',
+  'load_images': 'tasks.registry:load_images',
   'run': 'tasks.registry:run',
 }
 

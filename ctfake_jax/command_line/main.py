@@ -131,22 +131,23 @@ def _run() -> None:
   from ctfake_jax.runtime import compilation_cache, mesh, preemption
   from ctfake_jax.tasks import registry
 
-  config_lib.validate(CONFIG.value)
+  config = config_lib.resolve(CONFIG.value)
+  config_lib.validate(config)
   given = config_flags.get_override_values(flags.FLAGS['config'])
-  if unread := config_lib.unread(CONFIG.value.task, given):
-    print(f'careful: {CONFIG.value.task} does not read {", ".join(unread)}', file=sys.stderr)
-  mesh.start(CONFIG.value)
+  if unread := config_lib.unread(config.task, given):
+    print(f'careful: {config.task} does not read {", ".join(unread)}', file=sys.stderr)
+  mesh.start(config)
   compilation_cache.enable()
   preemption.install()
   name = Path(config_flags.get_config_filename(flags.FLAGS['config'])).stem
   folder = Path(WORKDIR.value or Path('runs') / name)
-  if CONFIG.value.dry_run:
+  if config.dry_run:
     from ctfake_jax.tasks import dry_run
 
-    for line in dry_run.describe(CONFIG.value):
+    for line in dry_run.describe(config):
       print(line, flush=True)
     return
-  registry.find(CONFIG.value.task)  # imports its module
+  registry.find(config.task)  # imports its module
   gc.freeze()  # what imports made stays: tracing, which makes much garbage, is a fifth faster
   registry.run(CONFIG.value, folder)
   if mesh.is_main_process():
@@ -166,7 +167,7 @@ def _list_keys() -> int:
   from ctfake_jax import config as config_lib
 
   _quiet_pipe()
-  values = dict(config_lib.leaves(CONFIG.value))
+  values = dict(config_lib.leaves(CONFIG.value.to_dict()))
   for key, row in config_lib.KEYS.items():
     print(f'--config.{key}={values.get(key)}\n    {row.meaning}; {row.rule.allowed}')
   return 0

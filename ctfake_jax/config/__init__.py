@@ -1,10 +1,11 @@
-"""The resolved configuration: keys with their defaults, rules, and what a run records of it.
+"""The configuration: keys with their defaults and rules, and what a run records of it.
 
-`defaults()` lists every key once. A file in `configs/` starts from it and overrides a few; the
-command line overrides those (`--config.train.epochs=5`).
+A file in `configs/` starts from `defaults()` and overrides a few; the command line overrides those
+(`--config.train.epochs=5`). `resolve` checks and freezes: everything below a task reads a `Config`.
 """
 
-from ctfake_jax.config.keys import KEYS, defaults, leaves, parse_grey_range
+from ctfake_jax.config.config_dict import defaults, resolve
+from ctfake_jax.config.keys import Config
 from ctfake_jax.config.names import (
   BENCH_METHODS,
   CLASSIFIERS,
@@ -17,12 +18,6 @@ from ctfake_jax.config.names import (
   RENAMED,
   TASKS,
 )
-from ctfake_jax.config.rules import (
-  FEWEST_DEEPFAKES,
-  check_record,
-  unread,
-  validate,
-)
 from ctfake_jax.config.saved import (
   SCHEDULES,
   as_dict,
@@ -31,6 +26,9 @@ from ctfake_jax.config.saved import (
   for_stage,
   from_dict,
 )
+from ctfake_jax.config.tree import KEYS, leaves
+from ctfake_jax.config.validation import FEWEST_DEEPFAKES, unread, validate
+from ctfake_jax.config.value_rules import parse_grey_range
 
 __all__ = [
   'BENCH_METHODS',
@@ -46,15 +44,16 @@ __all__ = [
   'RENAMED',
   'SCHEDULES',
   'TASKS',
+  'Config',
   'as_dict',
   'changed_keys',
-  'check_record',
   'defaults',
   'differing_keys',
   'for_stage',
   'from_dict',
   'leaves',
   'parse_grey_range',
+  'resolve',
   'unread',
   'validate',
 ]

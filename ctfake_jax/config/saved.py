@@ -1,12 +1,12 @@
 """Configs as JSON and back, what differs between two, and what may differ."""
 
+import dataclasses
 from typing import Any
 
-import ml_collections
-
-from ctfake_jax.config.keys import KEYS, defaults, leaves
+from ctfake_jax.config.keys import Config
 from ctfake_jax.config.names import RENAMED
-from ctfake_jax.config.rules import check_record, check_type
+from ctfake_jax.config.tree import KEYS, from_leaves, leaves
+from ctfake_jax.config.validation import check_values
 from ctfake_jax.types import UserError
 
 # Length of a training -> its schedule: under a falling one, what is done had other rates than the
@@ -27,7 +27,7 @@ def differing_keys(old: dict, new: dict) -> list[str]:
 
 def _resolved(config: dict) -> dict[str, Any]:
   """Dotted keys by today's names, with defaults for those that the config lacks."""
-  return {**dict(leaves(defaults())), **{RENAMED.get(k, k): v for k, v in leaves(config)}}
+  return {**dict(leaves(Config())), **{RENAMED.get(k, k): v for k, v in leaves(config)}}
 
 
 def changed_keys(old: dict, new: dict) -> list[str]:
@@ -45,45 +45,50 @@ def _may_change(key: str, old: dict, new: dict) -> bool:
   return constant and whole
 
 
-def for_stage(config: ml_collections.ConfigDict, task: str, *sections: str):
+def for_stage(config: Config, task: str, *sections: str) -> Config:
   """A copy for the stage `task` of a study: sections that it does not read are at their defaults.
 
-  A stage is then finished or resumable whatever is changed for the others.
+  A stage is then finished or resumable whatever is changed for the others. How often it logs stays.
   """
-  own = ml_collections.ConfigDict(config.to_dict())
-  for name, default in defaults().items():
-    if isinstance(default, ml_collections.ConfigDict) and name not in (*_DATA_SECTIONS, *sections):
-      own[name] = default
-  own.task = task
-  return own
-
-
-def as_dict(config: ml_collections.ConfigDict) -> dict:
-  """Nested plain dict, ready for JSON."""
-  return {
-    k: as_dict(v) if isinstance(v, ml_collections.ConfigDict) else _plain(v)
-    for k, v in config.items()
+  default = Config()
+  others = {
+    field.name: getattr(default, field.name)
+    for field in dataclasses.fields(config)
+    if dataclasses.is_dataclass(getattr(default, field.name))
+    and field.name not in (*_DATA_SECTIONS, *sections)
   }
+  if 'train' in others:
+    others['train'] = dataclasses.replace(default.train, log_every=config.train.log_every)
+  return dataclasses.replace(config, task=task, **others)
 
 
-def from_dict(saved: dict) -> ml_collections.ConfigDict:
-  """The config that `as_dict` wrote, on top of today's defaults; raises as `check_record`."""
-  config, known = defaults(), dict(leaves(defaults()))
+def as_dict(config: Config) -> dict:
+  """Nested plain dict, ready for JSON."""
+  made: dict = {}
+  for key, value in leaves(config):
+    *sections, name = key.split('.')
+    place = made
+    for section in sections:
+      place = place.setdefault(section, {})
+    place[name] = _plain(value)
+  return made
+
+
+def from_dict(saved: dict) -> Config:
+  """The config that `as_dict` wrote, on top of today's defaults; raises as `check_values`."""
   values = {
     RENAMED.get(k, k): tuple(v) if isinstance(v, list) else v
     for k, v in leaves(saved)
     if v is not None
   }
-  if unknown := sorted(values.keys() - known.keys()):
+  if unknown := sorted(values.keys() - KEYS.keys()):
     raise UserError(
       f'a recorded config has keys that this version does not know ({", ".join(unknown)}): use the '
       'version that wrote it, or run its command again'
     )
-  for key, value in values.items():
-    check_type(key, value, known[key])
-  config.update_from_flattened_dict(values)
-  check_record(config)
-  return config
+  values = {**dict(leaves(Config())), **values}
+  check_values(values)
+  return from_leaves(values)
 
 
 def _plain(value: Any) -> Any:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
-import ml_collections
 import numpy as np
 
+from ctfake_jax.config.keys import Config
 from ctfake_jax.data import grey_range
 from ctfake_jax.data.fingerprints import DIGEST_BYTES, SMALL_SIDE, Survey, look
 from ctfake_jax.data.lazy_images import LazyImages
@@ -31,7 +31,7 @@ WORDS_BYTES = 400  # of why an image cannot be read, or of the remarks on it
 FEW_REASONS = 3  # on the screen; results have all
 
 
-def open_source(config: ml_collections.ConfigDict) -> Source:
+def open_source(config: Config) -> Source:
   """The source that `config.data` and `config.phantom` name."""
   data = config.data
   if data.source == 'phantom':
@@ -239,13 +239,12 @@ def _text(codes: np.ndarray) -> str:
   return codes.tobytes().rstrip(b'\0').decode(errors='ignore')
 
 
-def load(config: ml_collections.ConfigDict) -> ImageSet:
-  """The labelled image set that the config names; an 'auto' in it gives way to what is found."""
+def load(config: Config) -> tuple[ImageSet, Config]:
+  """The labelled image set that the config names; and the config, its 'auto' now what was found."""
   source = open_source(config)
-  found = grey_range.settle(config.data, source)
-  view = Preprocess.from_config(config.data)
-  images = gather(source, view, stream=config.data.stream)
-  return dataclasses.replace(images, grey_range=found)
+  found, data = grey_range.settle(config.data, source)
+  images = gather(source, Preprocess.from_config(data), stream=data.stream)
+  return dataclasses.replace(images, grey_range=found), dataclasses.replace(config, data=data)
 
 
 def _check_labels(images: ImageSet) -> None:

@@ -5,11 +5,12 @@ type, all of it is nearly one grey. `data.grey_range` = 'auto' scales by what is
 """
 
 import collections
+import dataclasses
 
-import ml_collections
 import numpy as np
 
 from ctfake_jax import config as config_lib
+from ctfake_jax.config.keys import DataConfig
 from ctfake_jax.data.preprocess import LEAST_SHARE, GreyRange
 from ctfake_jax.runtime import mesh as mesh_lib
 from ctfake_jax.types import Source, UnreadableImageError, UserError
@@ -19,19 +20,20 @@ _LEVELS = 65536  # of grey in [0, 1]
 _TAILS = 0.001  # of the pixels, at either end
 
 
-def settle(data: ml_collections.ConfigDict, source: Source) -> str:
-  """Says which range the pictures of a source use; puts it in the place of an 'auto'.
+def settle(data: DataConfig, source: Source) -> tuple[str, DataConfig]:
+  """Says which range the pictures of a source use.
 
   Returns:
-    the range as `data.grey_range` takes it; '' of a source in HU.
+    the range as `data.grey_range` takes it, '' of a source in HU; and the section with it in the
+    place of an 'auto'.
 
   Raises:
     UserError: little of the type's range is used, and `data.grey_range` is 'type'.
   """
   ranges = find(source)
   if not ranges:
-    data.grey_range = 'type' if data.grey_range == 'auto' else data.grey_range
-    return ''
+    own = 'type' if data.grey_range == 'auto' else data.grey_range
+    return '', dataclasses.replace(data, grey_range=own)
   found = ranges[0]
   if data.grey_range == 'type':
     refuse_narrow(
@@ -40,12 +42,12 @@ def settle(data: ml_collections.ConfigDict, source: Source) -> str:
   if data.grey_range == 'auto':
     if not config_lib.parse_grey_range(str(found)):
       raise UserError('config.data.grey_range = auto: the pictures have one grey value everywhere')
-    data.grey_range = str(found)
+    data = dataclasses.replace(data, grey_range=str(found))
   if mesh_lib.is_main_process():
-    own = data.grey_range == 'type'
-    scale = 'their type' if own else f'data.grey_range = {data.grey_range}'
+    typed = data.grey_range == 'type'
+    scale = 'their type' if typed else f'data.grey_range = {data.grey_range}'
     print(f'grey values use {found} ({found.share:.1%}); scaled by {scale}')
-  return str(found)
+  return str(found), data
 
 
 def refuse_narrow(ranges: list[GreyRange], remedy: str) -> None:

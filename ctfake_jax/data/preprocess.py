@@ -7,11 +7,11 @@ DICOM PS3.3 C.11.2.1.3.2 (LINEAR_EXACT): centre - width / 2 maps to -1, centre +
 
 import dataclasses
 
-import ml_collections
 import numpy as np
 from PIL import Image
 
 from ctfake_jax import config as config_lib
+from ctfake_jax.config.keys import DataConfig
 from ctfake_jax.types import Plane, Slice, UserError
 
 LEAST_SIDE = 0.5  # of the side that is seen; a detector's robustness is measured down to it
@@ -71,7 +71,7 @@ class Preprocess:
   grey: GreyRange | None = None
 
   @classmethod
-  def from_config(cls, data: ml_collections.ConfigDict) -> 'Preprocess':
+  def from_config(cls, data: DataConfig) -> 'Preprocess':
     """Reads the keys of `config.data`."""
     grey = GreyRange.parse(data.grey_range)
     return cls(data.image_size, data.window_center_hu, data.window_width_hu, data.aspect, grey)

@@ -6,12 +6,12 @@ patient is known. Every function takes an `ImageSet` of n images and returns ind
 
 import dataclasses
 
-import ml_collections
 import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
 from sklearn.model_selection import StratifiedGroupKFold
 
+from ctfake_jax.config.keys import SplitConfig
 from ctfake_jax.data.fingerprints import ROWS_AT_ONCE, Survey
 from ctfake_jax.runtime import streams
 from ctfake_jax.types import ImageSet, UserError
@@ -39,7 +39,7 @@ class Split:
     return {'by': self.by, **names}
 
 
-def split(images: ImageSet, config: ml_collections.ConfigDict, fold: int) -> Split:
+def split(images: ImageSet, config: SplitConfig, fold: int) -> Split:
   """The parts for `fold` (0 for a single split), stratified by class, fixed by `config.seed`."""
   by, groups = group(images, config)
   everyone = np.arange(len(images))
@@ -87,7 +87,7 @@ def refuse_one_patient(by: str, groups: np.ndarray) -> None:
     )
 
 
-def group(images: ImageSet, config: ml_collections.ConfigDict) -> tuple[str, np.ndarray]:
+def group(images: ImageSet, config: SplitConfig) -> tuple[str, np.ndarray]:
   """How images are grouped, and their group numbers int[n]."""
   patients = [record.patient_id for record in images.records]
   by = config.by
@@ -111,14 +111,13 @@ def group(images: ImageSet, config: ml_collections.ConfigDict) -> tuple[str, np.
   return by, np.arange(len(images))
 
 
-def with_random_labels(images: ImageSet, config: ml_collections.ConfigDict) -> ImageSet:
+def with_random_labels(images: ImageSet, config: SplitConfig) -> ImageSet:
   """The same images, every patient (or set of near-duplicates) of a random class.
 
   Nothing can be learnt of such labels but by recognising who was seen in training: accuracy above
   chance on the test part is leakage.
   """
-  auto = ml_collections.ConfigDict({**config.to_dict(), 'by': 'auto'})
-  _, groups = group(images, auto)
+  _, groups = group(images, dataclasses.replace(config, by='auto'))
   rng = streams.generator(config.seed, 'random labels')
   drawn = rng.permutation(np.arange(groups.max() + 1) % len(images.class_names))
   labels = drawn[groups].astype(np.int32)

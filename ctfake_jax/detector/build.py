@@ -8,9 +8,9 @@ from pathlib import Path
 
 import flax.linen as nn
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
+from ctfake_jax.config.keys import Config
 from ctfake_jax.data import image_grids
 from ctfake_jax.data.fingerprints import fingerprint
 from ctfake_jax.detector import (
@@ -37,9 +37,9 @@ from ctfake_jax.workdir import files as workdir_lib
 SHOWN = 2  # images of each family whose verdict is explained
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
+def run(config: Config, workdir: Path) -> dict:
   """Makes the detector directory; returns what results.json holds."""
-  reals = detector_dataset.originals(config)
+  reals, config = detector_dataset.originals(config)
   others = detector_dataset.external_fakes(config, reals)
   images = reals.images
   calibration.refuse_few_groups(
@@ -85,7 +85,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
 
 
 def calibrate(
-  config: ml_collections.ConfigDict,
+  config: Config,
   images: ImageSet,
   model: nn.Module,
   variables: dict,
@@ -117,7 +117,7 @@ def calibrate(
   )
 
 
-def test(detector: Detector, shown: DetectorDataset, config: ml_collections.ConfigDict) -> dict:
+def test(detector: Detector, shown: DetectorDataset, config: Config) -> dict:
   """Figures on images that nothing was fitted to, judged as `detect` judges them."""
   found = detector.examine(shown.decoded(detector.view, detector.unit), config.fake_prevalence)
   scores, fake = found['score'], shown.fake
@@ -169,9 +169,7 @@ def _patch_auroc(patches: np.ndarray, shown: DetectorDataset, family: str) -> fl
   return metrics.auroc(patches[own][synthetic], patches[own][~synthetic])
 
 
-def reasons(
-  detector: Detector, shown: DetectorDataset, config: ml_collections.ConfigDict, workdir: Path
-) -> dict:
+def reasons(detector: Detector, shown: DetectorDataset, config: Config, workdir: Path) -> dict:
   """Explains images of each family; leaves pictures in explanations/ and says how true they are."""
   c, explainable = config.explain, detector.explainable(config.fake_prevalence)
   rows: list[dict] = []

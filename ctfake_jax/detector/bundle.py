@@ -15,10 +15,10 @@ from pathlib import Path
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from ctfake_jax import config as config_lib
+from ctfake_jax.config.keys import Config
 from ctfake_jax.data.preprocess import ONE_VALUE, TWO_VALUES, Preprocess
 from ctfake_jax.data.sources.sandboxed import Decoded
 from ctfake_jax.detector import calibration, training
@@ -65,7 +65,7 @@ class Detector:
 
   model: nn.Module
   variables: dict
-  config: ml_collections.ConfigDict
+  config: Config
   unit: Unit
   scaling: Scaling
   threshold: Threshold

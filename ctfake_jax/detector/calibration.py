@@ -10,12 +10,12 @@ raises an alarm. `rate_bound` says how bad this one may be.
 import dataclasses
 import math
 
-import ml_collections
 import numpy as np
 import scipy.special
 import scipy.stats
 from sklearn.linear_model import LogisticRegression
 
+from ctfake_jax.config.keys import Config
 from ctfake_jax.runtime import streams
 from ctfake_jax.types import UserError
 
@@ -48,7 +48,7 @@ class Threshold:
   guarantee: str
 
 
-def asked_rate(config: ml_collections.ConfigDict, own: float = USUAL_RATE) -> float:
+def asked_rate(config: Config, own: float = USUAL_RATE) -> float:
   """`detection.false_alarm_rate`, or `own` where it is 0."""
   return config.detection.false_alarm_rate or own
 

@@ -4,26 +4,26 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import ml_collections
 
+from ctfake_jax.config.keys import Config
 from ctfake_jax.detector import bundle
 
 TEMPLATES = Path(__file__).parent
 
 
-def write(config: ml_collections.ConfigDict, results: dict, workdir: Path) -> None:
+def write(config: Config, results: dict, workdir: Path) -> None:
   """Leaves MODEL_CARD.md of a detector made with `config`."""
   _render('card.md', config, workdir, config=config, r=results, t=results['threshold'])
 
 
-def write_site(config: ml_collections.ConfigDict, figures: dict, workdir: Path) -> None:
+def write_site(config: Config, figures: dict, workdir: Path) -> None:
   """Leaves that of a recalibrated one, with the `figures` of its directory."""
   site = figures['recalibration']
   content = {'s': site, 't': site['threshold'], 'home': figures['home'], 'says': bundle.ALARMS}
   _render('site_card.md', config, workdir, **content)
 
 
-def _render(name: str, made_with: ml_collections.ConfigDict, workdir: Path, **content: Any) -> None:
+def _render(name: str, made_with: Config, workdir: Path, **content: Any) -> None:
   environment = jinja2.Environment(
     undefined=jinja2.StrictUndefined,
     autoescape=False,  # noqa: S701 (Markdown, and no text of files)

@@ -11,10 +11,10 @@ import functools
 import json
 from pathlib import Path
 
-import ml_collections
 import numpy as np
 
 from ctfake_jax import config as config_lib
+from ctfake_jax.config.keys import Config
 from ctfake_jax.data import dataset, file_facts, splits
 from ctfake_jax.data.class_mix import class_counts, labels_in_mix
 from ctfake_jax.data.fingerprints import Survey, fingerprint
@@ -136,18 +136,19 @@ class SplitImages:
     return {record.provenance: i for i, record in enumerate(self.source.records)}
 
 
-def originals(config: ml_collections.ConfigDict) -> SplitImages:
-  """The reals of `config.data`, dealt by patients or near-duplicates."""
-  images = dataset.load(config)
+def originals(config: Config) -> tuple[SplitImages, Config]:
+  """The reals of `config.data`, dealt by patients or near-duplicates; the config as of `load`."""
+  images, config = dataset.load(config)
   by, groups = splits.group(images, config.split)
   splits.refuse_one_patient(by, groups)
   files = config.data.source in ('folders', 'dicom')
   root = Path(config.data.path) if files else None
   source, view = dataset.open_source(config), Preprocess.from_config(config.data)
-  return SplitImages(images, groups, split_groups(groups, config.seed), root, source, view)
+  parts = split_groups(groups, config.seed)
+  return SplitImages(images, groups, parts, root, source, view), config
 
 
-def external_fakes(config: ml_collections.ConfigDict, reals: SplitImages) -> SplitImages | None:
+def external_fakes(config: Config, reals: SplitImages) -> SplitImages | None:
   """The fakes in `detection.fakes_folder`, dealt by near-duplicates; None where it is not set.
 
   A fake that is a near-duplicate of an original, as an edit of it is, joins its group and part.
@@ -215,7 +216,7 @@ def _split_by_groups(
   return {part: np.nonzero(np.isin(groups, own))[0] for part, own in zip(shares, chosen)}
 
 
-def train_generators(config: ml_collections.ConfigDict, reals: SplitImages, workdir: Path) -> None:
+def train_generators(config: Config, reals: SplitImages, workdir: Path) -> None:
   """Every generator that `detection.families` need, on the part `train`; finished ones are kept."""
   split = reals.split()
   for name in networks(config):
@@ -224,7 +225,7 @@ def train_generators(config: ml_collections.ConfigDict, reals: SplitImages, work
     workdir_lib.run_stage_once(folder, own, make)
 
 
-def networks(config: ml_collections.ConfigDict) -> list[str]:
+def networks(config: Config) -> list[str]:
   """Names of the generators behind the families, each once."""
   return sorted({fakes.FAMILIES[f].network for f in config.detection.families} - {''})
 
@@ -234,19 +235,18 @@ def generator_dir(workdir: Path, name: str) -> Path:
   return workdir / 'generators' / name
 
 
-def generator_config(config: ml_collections.ConfigDict, name: str) -> ml_collections.ConfigDict:
+def generator_config(config: Config, name: str) -> Config:
   """The config of a training of its own for the generator `name`."""
   task = name if name in config_lib.GENERATORS else 'gan'
   own = config_lib.for_stage(config, task, task)
-  own.seed = streams.seed(config.seed, 'generator', name)
-  own.train.log_every = config.train.log_every
+  own = dataclasses.replace(own, seed=streams.seed(config.seed, 'generator', name))
   if task == 'gan':
-    own.gan.name = name
+    return dataclasses.replace(own, gan=dataclasses.replace(own.gan, name=name))
   return own
 
 
 def build_part(
-  config: ml_collections.ConfigDict,
+  config: Config,
   reals: SplitImages,
   others: SplitImages | None,
   part: str,

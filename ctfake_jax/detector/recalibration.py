@@ -13,11 +13,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import ml_collections
 import numpy as np
 import scipy.stats
 from scipy.spatial.distance import cdist
 
+from ctfake_jax.config.keys import Config
 from ctfake_jax.data import splits
 from ctfake_jax.data.preprocess import from_uint8
 from ctfake_jax.data.sources import layout, walker
@@ -34,7 +34,7 @@ COMPARED = 2000
 LOOSE = 3  # times the promised rate that the bound on it may be, without a word
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
+def run(config: Config, workdir: Path) -> dict:
   """Reads the site's reals in `config.input`, leaves a detector directory in the workdir."""
   old = bundle.load(Path(config.detector))
   if workdir.resolve() == Path(config.detector).resolve():
@@ -71,7 +71,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   return results
 
 
-def reals(config: ml_collections.ConfigDict, detector: Detector) -> tuple[list[Decoded], ImageSet]:
+def reals(config: Config, detector: Detector) -> tuple[list[Decoded], ImageSet]:
   """Every image of `config.input`, decoded as `detect` does, as the detector sees it.
 
   Raises:
@@ -108,7 +108,7 @@ def reals(config: ml_collections.ConfigDict, detector: Detector) -> tuple[list[D
   )
 
 
-def _patient(decoded: Decoded, config: ml_collections.ConfigDict) -> str | None:
+def _patient(decoded: Decoded, config: Config) -> str | None:
   """That of a DICOM file; of a picture the folder right below the input, where that is said."""
   if not config.data.patient_folders:
     return decoded.patient_id
@@ -122,7 +122,7 @@ def _patient(decoded: Decoded, config: ml_collections.ConfigDict) -> str | None:
 
 
 def recalibrate(
-  old: Detector, seen: Sequence[Decoded], groups: np.ndarray, config: ml_collections.ConfigDict
+  old: Detector, seen: Sequence[Decoded], groups: np.ndarray, config: Config
 ) -> tuple[Detector, dict]:
   """From n reals of another site in groups int[n]; the new detector and figures.
 

@@ -15,10 +15,10 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 
+from ctfake_jax.config.keys import Config, DetectionConfig
 from ctfake_jax.data.loader import open_feed
 from ctfake_jax.data.transforms import degradations, domain_randomization
 from ctfake_jax.detector import calibration
@@ -40,7 +40,7 @@ FARTHEST = 3  # pixels that a pair is moved by
 def make_train_step(
   model: nn.Module,
   tx: optax.GradientTransformation,
-  config: ml_collections.ConfigDict,
+  config: Config,
 ) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
   """The pure step (state, {image f32[b, h, w, 3]}, key) -> (state, {loss, accuracy}).
 
@@ -88,7 +88,7 @@ def make_train_step(
   return train_step
 
 
-def make_optimizer(c: ml_collections.ConfigDict) -> optax.GradientTransformation:
+def make_optimizer(c: DetectionConfig) -> optax.GradientTransformation:
   """AdamW by `config.detection`; the rate rises for a twentieth of the updates, then falls to 0.
 
   Kernels alone decay.
@@ -149,7 +149,7 @@ def patch_losses(logits: jax.Array, synthetic: jax.Array) -> jax.Array:
 
 
 def fit(
-  config: ml_collections.ConfigDict,
+  config: Config,
   model: nn.Module,
   train: DetectorDataset,
   validation: DetectorDataset,

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import sklearn.ensemble
 import sklearn.linear_model
@@ -22,6 +21,7 @@ import sklearn.svm
 import sklearn.tree
 
 from ctfake_jax import config as config_lib
+from ctfake_jax.config.keys import Config
 from ctfake_jax.data.transforms import degradations
 from ctfake_jax.detector import discriminant, training
 from ctfake_jax.detector.dataset import REAL, DetectorDataset
@@ -51,7 +51,7 @@ class TrainingContext:
     folder: for the method's own checkpoints.
   """
 
-  config: ml_collections.ConfigDict
+  config: Config
   train: DetectorDataset
   validation: DetectorDataset
   bench: Path
@@ -80,15 +80,15 @@ class FittedMethod:
 
 def network(name: str, context: TrainingContext) -> FittedMethod:
   """Real against fake by a network: the shipped detector's, or one of `registry.MODELS`."""
-  config = ml_collections.ConfigDict(context.config.to_dict())
-  config.seed = context.seed
-  c = config.detection
+  c = context.config.detection
   if name == SHIPPED:
     model = registry.patch_net(c)
   else:
     model = registry.MODELS[name](num_classes=1)
-    c.updates, c.eval_every = config.bench.network_updates, config.bench.network_updates
-    c.learning_rate = min(c.learning_rate, HIGHEST_RATES.get(name, np.inf))
+    updates = context.config.bench.network_updates
+    rate = min(c.learning_rate, HIGHEST_RATES.get(name, np.inf))
+    c = dataclasses.replace(c, updates=updates, eval_every=updates, learning_rate=rate)
+  config = dataclasses.replace(context.config, seed=context.seed, detection=c)
   variables, facts = training.fit(
     config, model, context.train, context.validation, context.folder / 'network', name
   )

@@ -6,18 +6,19 @@ threshold, and the originals and the held-out fakes of `test` judge them. Parts 
 patients or near-duplicates. Each cell of the table has a folder and is not measured again.
 """
 
+import dataclasses
 import functools
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 import sklearn.linear_model
 import sklearn.metrics
 
 from ctfake_jax import config as config_lib
+from ctfake_jax.config.keys import Config
 from ctfake_jax.data.fingerprints import fingerprint
 from ctfake_jax.data.preprocess import Preprocess, from_uint8
 from ctfake_jax.detector import calibration, domain
@@ -55,7 +56,7 @@ HELD_OUT = {
 BATCH, BATCHES = 50, 400
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
+def run(config: Config, workdir: Path) -> dict:
   """Fills the table; writes results.json and report.html after every method."""
   units = held_out_units(config)
   if len(units) < 2:
@@ -63,7 +64,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
       f'config.detection.families = {tuple(config.detection.families)}: one generator is held out '
       'at a time, so the bench needs families of at least two'
     )
-  reals = detector_dataset.originals(config)
+  reals, config = detector_dataset.originals(config)
   calibration.refuse_few_groups(
     reals.groups[reals.parts['conformal']], calibration.asked_rate(config)
   )
@@ -100,7 +101,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   return results
 
 
-def held_out_units(config: ml_collections.ConfigDict) -> list[str]:
+def held_out_units(config: Config) -> list[str]:
   """The keys of `HELD_OUT` that `detection.families` make fakes of."""
   asked = set(config.detection.families)
   return [unit for unit, families in HELD_OUT.items() if asked & set(families)]
@@ -110,29 +111,28 @@ def _stage(name: str) -> None:
   print(f'--- {name}', flush=True)
 
 
-def _train_classifier(
-  config: ml_collections.ConfigDict, reals: detector_dataset.SplitImages, workdir: Path
-) -> None:
+def _train_classifier(config: Config, reals: detector_dataset.SplitImages, workdir: Path) -> None:
   own = config_lib.for_stage(config, 'classifier', 'augment', 'model', 'train')
-  own.seed = streams.seed(config.seed, 'classifier of labels')
+  own = dataclasses.replace(own, seed=streams.seed(config.seed, 'classifier of labels'))
   folder = workdir / CLASSIFIER
   fit = functools.partial(classifier.fit, own, reals.images, reals.split(), folder)
   workdir_lib.run_stage_once(folder, own, fit)
 
 
-def _train_residual(
-  config: ml_collections.ConfigDict, reals: detector_dataset.SplitImages, workdir: Path
-) -> None:
+def _train_residual(config: Config, reals: detector_dataset.SplitImages, workdir: Path) -> None:
   own = detector_dataset.generator_config(config, 'diffusion')
-  own.diffusion.conditional = False
-  own.seed = streams.seed(config.seed, 'diffusion of reals')
+  own = dataclasses.replace(
+    own,
+    diffusion=dataclasses.replace(own.diffusion, conditional=False),
+    seed=streams.seed(config.seed, 'diffusion of reals'),
+  )
   folder = workdir / RESIDUAL
   fit = functools.partial(generator.fit, own, reals.images, reals.split(), folder)
   workdir_lib.run_stage_once(folder, own, fit)
 
 
 def _cell(
-  config: ml_collections.ConfigDict,
+  config: Config,
   shown: dict[str, DetectorDataset],
   workdir: Path,
   name: str,
@@ -141,15 +141,17 @@ def _cell(
 ) -> dict:
   """One method on one held-out unit with one seed; kept in its folder."""
   folder = workdir / 'cells' / name / unit / f'seed{seed}'
-  own = ml_collections.ConfigDict(config.to_dict())
   # A cell depends on neither the other methods nor on how many seeds winners get.
-  own.bench.methods, own.bench.top_two_seeds = (name,), 1
+  bench = dataclasses.replace(config.bench, methods=(name,), top_two_seeds=1)
+  own = dataclasses.replace(config, bench=bench)
   return workdir_lib.run_stage_once(
     folder, own, lambda: _measure_cell(own, shown, workdir, folder, name, unit, seed)
   )
 
 
-def _measure_cell(config, shown, workdir: Path, folder: Path, name: str, unit: str, seed: int):
+def _measure_cell(
+  config: Config, shown, workdir: Path, folder: Path, name: str, unit: str, seed: int
+):
   workdir_lib.record_config(folder, config, {})
   test = shown['test'].of(REAL, *HELD_OUT[unit])
   if name == FALL:
@@ -163,7 +165,7 @@ def _measure_cell(config, shown, workdir: Path, folder: Path, name: str, unit: s
 
 
 def _judge(
-  config,
+  config: Config,
   scorer: FittedMethod,
   seen: dict[str, DetectorDataset],
   test: DetectorDataset,
@@ -274,7 +276,7 @@ def _row(cells: dict[str, dict]) -> dict:
   }
 
 
-def _winners(config, shown, workdir: Path, results: dict) -> dict | None:
+def _winners(config: Config, shown, workdir: Path, results: dict) -> dict | None:
   """The two best methods of single images by mean AUROC: compared, and with more seeds."""
   single = {name: row for name, row in results['rows'].items() if name != FALL}
   best = sorted(single, key=lambda name: single[name]['mean_auroc_all'], reverse=True)[:2]

@@ -6,10 +6,10 @@ leaks between the parts.
 
 from collections.abc import Sequence
 
-import ml_collections
 import numpy as np
 from sklearn.ensemble import RandomForestClassifier
 
+from ctfake_jax.config.keys import SplitConfig
 from ctfake_jax.data import splits
 from ctfake_jax.data.fingerprints import Survey
 from ctfake_jax.evaluation import metrics
@@ -34,7 +34,7 @@ def describe(images: ImageSet) -> dict:
 
 
 def measure(
-  images: ImageSet, folds: Sequence[splits.Split], config: ml_collections.ConfigDict, seed: int
+  images: ImageSet, folds: Sequence[splits.Split], config: SplitConfig, seed: int
 ) -> dict:
   """Accuracies pooled over the folds' test parts, with intervals over groups; leaks summed."""
   right: dict[str, list[np.ndarray]] = {'chance': [], 'nearest_neighbour': [], 'file_facts': []}

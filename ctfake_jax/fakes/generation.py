@@ -17,12 +17,12 @@ import dataclasses
 import hashlib
 from pathlib import Path
 
-import ml_collections
 import numpy as np
 from PIL import Image
 
 from ctfake_jax import __version__
 from ctfake_jax import config as config_lib
+from ctfake_jax.config.keys import Config
 from ctfake_jax.data import dataset
 from ctfake_jax.data.class_mix import labels_in_mix
 from ctfake_jax.data.image_grids import save_grid
@@ -88,7 +88,7 @@ class Maker:
     )
 
   @classmethod
-  def editor(cls, config: ml_collections.ConfigDict, reals: ImageSet) -> 'Maker':
+  def editor(cls, config: Config, reals: ImageSet) -> 'Maker':
     """The edit that the config names."""
     method = config.generate.method
     view = Preprocess.from_config(config.data)
@@ -119,7 +119,7 @@ class Maker:
     return centred((self.view.size, self.view.size), spacing)
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path, mix: np.ndarray | None = None) -> dict:
+def run(config: Config, workdir: Path, mix: np.ndarray | None = None) -> dict:
   """Writes `generate.count` images; returns the manifest.
 
   Samples come in the class mix [c] of `mix`, or of the images that the generator learnt from.
@@ -147,21 +147,19 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mix: np.ndarray | None
   return manifest
 
 
-def _samples(
-  config: ml_collections.ConfigDict, mix: np.ndarray | None
-) -> tuple[Fakes, Maker, dict]:
+def _samples(config: Config, mix: np.ndarray | None) -> tuple[Fakes, Maker, dict]:
   trained = sampling.load(Path(config.generate.checkpoint))
   labels = labels_in_mix(trained.class_counts if mix is None else mix, config.generate.count)
   made = fakes.sample(trained, labels, config.seed)
   return made, Maker.trained(trained, 'samples'), _checkpoint(config, trained)
 
 
-def _on_reals(config: ml_collections.ConfigDict) -> tuple[Fakes, Maker, dict]:
+def _on_reals(config: Config) -> tuple[Fakes, Maker, dict]:
   """Of the images of `config.data`; `sources` names the one that each fake was made from."""
   c, trained = config.generate, None
   if c.method == 'reconstructions':
     trained = sampling.load(Path(c.checkpoint))
-  reals = dataset.load(config)
+  reals, config = dataset.load(config)
   largest, side = int(reals.native_sizes.max()), config.data.image_size
   if largest > side:
     print(
@@ -182,7 +180,7 @@ def _on_reals(config: ml_collections.ConfigDict) -> tuple[Fakes, Maker, dict]:
   return made, maker, facts
 
 
-def _checkpoint(config: ml_collections.ConfigDict, trained: TrainedGenerator) -> dict:
+def _checkpoint(config: Config, trained: TrainedGenerator) -> dict:
   return {
     'checkpoint': Path(config.generate.checkpoint).name,
     'checkpoint_step': trained.step,
@@ -191,11 +189,9 @@ def _checkpoint(config: ml_collections.ConfigDict, trained: TrainedGenerator) ->
   }
 
 
-def _check_same_view(
-  config: ml_collections.ConfigDict, trained: TrainedGenerator, reals: ImageSet
-) -> None:
+def _check_same_view(config: Config, trained: TrainedGenerator, reals: ImageSet) -> None:
   for key in ('image_size', 'window_center_hu', 'window_width_hu', 'aspect', 'grey_range'):
-    learnt, asked = trained.config.data[key], config.data[key]
+    learnt, asked = (getattr(c.data, key) for c in (trained.config, config))
     if learnt != asked:
       raise UserError(f'config.data.{key} = {asked}: the generator learnt from {learnt}, set that')
   if trained.class_names != reals.class_names:
@@ -224,7 +220,7 @@ def write_dicoms(
   workdir: Path,
   made: Fakes,
   maker: Maker,
-  config: ml_collections.ConfigDict,
+  config: Config,
   planes: list[Plane],
 ) -> list[dict]:
   """CT that says that it is synthetic by class folder, each image a series of its own.

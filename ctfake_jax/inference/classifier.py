@@ -7,10 +7,10 @@ from pathlib import Path
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from ctfake_jax import config as config_lib
+from ctfake_jax.config.keys import Config
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.models import registry
 from ctfake_jax.models.test_time_augmentation import TestTimeAugmentation
@@ -33,7 +33,7 @@ class Trained:
 
   model: nn.Module
   variables: dict
-  config: ml_collections.ConfigDict
+  config: Config
   class_names: tuple[str, ...]
   unit: str
   view: Preprocess

@@ -12,10 +12,10 @@ from pathlib import Path
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from ctfake_jax import config as config_lib
+from ctfake_jax.config.keys import Config, GeneratorConfig
 from ctfake_jax.data.class_mix import labels_in_mix
 from ctfake_jax.models import layers, registry
 from ctfake_jax.runtime import batching, streams
@@ -78,7 +78,7 @@ class TrainedGenerator:
   """
 
   sampler: Sampler
-  config: ml_collections.ConfigDict
+  config: Config
   class_names: tuple[str, ...]
   unit: str
   class_counts: np.ndarray
@@ -90,17 +90,17 @@ class TrainedGenerator:
   @property
   def family(self) -> str:
     """Its name: that of the adversarial pair, or of the task."""
-    return self.section.get('name', self.config.task)
+    return self.config.generator_name
 
   @property
   def conditional(self) -> bool:
     """Whether it was trained with labels."""
-    return self.section.get('conditional', False)
+    return getattr(self.section, 'conditional', False)
 
   @property
-  def section(self) -> ml_collections.ConfigDict:
+  def section(self) -> GeneratorConfig:
     """The part of the config that it was trained by."""
-    return self.config[self.config.task]
+    return self.config.generator
 
 
 def load(workdir: Path | str) -> TrainedGenerator:

@@ -1,11 +1,20 @@
 """The networks by name: one dict of classifiers, one of generators of adversarial pairs."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from ctfake_jax.config.keys import (
+  Config,
+  DetectionConfig,
+  DiffusionConfig,
+  GanConfig,
+  ModelConfig,
+  VaeConfig,
+)
 from ctfake_jax.models import (
   autoencoder,
   cnn,
@@ -41,9 +50,9 @@ GENERATORS: dict[str, Callable[..., nn.Module]] = {
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
-def classifier(config: Any, num_classes: int) -> nn.Module:
+def classifier(config: ModelConfig, num_classes: int) -> nn.Module:
   """The classifier of `config.model`; its section `cnn` concerns the custom CNN only."""
-  options = dict(config.cnn.items()) if config.name == 'cnn' else {}
+  options = dataclasses.asdict(config.cnn) if config.name == 'cnn' else {}
   network = MODELS[config.name](num_classes=num_classes, dtype=DTYPES[config.dtype], **options)
   if config.pretrained:
     network = pretrained.ImagenetInput(network)
@@ -54,37 +63,40 @@ def classifier(config: Any, num_classes: int) -> nn.Module:
   )
 
 
-def generator(config: Any, num_classes: int) -> tuple[nn.Module, int]:
+def generator(config: Config, num_classes: int) -> tuple[nn.Module, int]:
   """The generator that the config's task trains, and the length of its latents.
 
   An autoencoder has none: it maps images.
   """
-  section, size = config[config.task], config.data.image_size
+  size = config.data.image_size
   if config.task == 'autoencoder':
-    return autoencoder.Autoencoder(section.width, DTYPES[section.dtype]), 0
-  options = _options(section, num_classes)
+    return autoencoder.Autoencoder(config.autoencoder.width, DTYPES[config.autoencoder.dtype]), 0
   if config.task == 'diffusion':
-    return diffusion.Sampler(diffusion.UNet(**options), section.sample_steps, size), size * size
-  make = resize_gan.Generator if config.task == 'vae' else GENERATORS[section.name]
-  return make(size=size, **options), section.latent
+    unet = diffusion.UNet(**_options(config.diffusion, num_classes))
+    return diffusion.Sampler(unet, config.diffusion.sample_steps, size), size * size
+  if config.task == 'vae':
+    decoder = resize_gan.Generator(size=size, **_options(config.vae, num_classes))
+    return decoder, config.vae.latent
+  make = GENERATORS[config.gan.name]
+  return make(size=size, **_options(config.gan, num_classes)), config.gan.latent
 
 
-def discriminator(config: Any, num_classes: int) -> nn.Module:
+def discriminator(config: Config, num_classes: int) -> nn.Module:
   """DCGAN's, for every generator of `config.gan`."""
   return dcgan.Discriminator(size=config.data.image_size, **_options(config.gan, num_classes))
 
 
-def encoder(config: Any) -> nn.Module:
+def encoder(config: Config) -> nn.Module:
   """The encoder that `config.vae` trains beside its generator."""
   c = config.vae
   return vae.Encoder(config.data.image_size, c.latent, c.width, DTYPES[c.dtype])
 
 
-def patch_net(config: Any) -> nn.Module:
+def patch_net(config: DetectionConfig) -> nn.Module:
   """The real-against-fake network of `config.detection`."""
   return patch_net_lib.PatchNet(width=config.width, dtype=DTYPES[config.dtype])
 
 
-def _options(section: Any, num_classes: int) -> dict[str, Any]:
+def _options(section: GanConfig | VaeConfig | DiffusionConfig, num_classes: int) -> dict[str, Any]:
   classes = num_classes if section.conditional else 0
   return {'width': section.width, 'num_classes': classes, 'dtype': DTYPES[section.dtype]}

@@ -8,10 +8,10 @@ from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ctfake_jax.config.keys import Config
 from ctfake_jax.types import UserError
 
 TASKS_OF_MANY_PROCESSES = ('classifier', 'gan', 'vae', 'diffusion', 'autoencoder')
@@ -21,7 +21,7 @@ HEARTBEAT_SECONDS = 40
 _PROCESS_COUNTS = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
 
 
-def start(config: ml_collections.ConfigDict) -> None:
+def start(config: Config) -> None:
   """Joins the other processes where `config.distributed` asks; before any other use of JAX."""
   addressed = config.mesh.coordinator is not None
   found = addressed or in_a_cluster(os.environ)

@@ -19,9 +19,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
+from ctfake_jax.config.keys import Config
 from ctfake_jax.data.loader import DeviceFeed
 from ctfake_jax.inference import classifier as inference
 from ctfake_jax.inference import generator as sampling
@@ -88,7 +88,7 @@ class _Work:
   steps: int = 1
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
+def run(config: Config, workdir: Path) -> dict:
   """The task `benchmark`."""
   workdir_lib.check_same_command(workdir, config)
   mesh_lib.check_batch_size('train.batch_size', config.train.batch_size)
@@ -108,7 +108,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   return {'rows': rows}
 
 
-def measure(config: ml_collections.ConfigDict, name: str, mode: str) -> Row:
+def measure(config: Config, name: str, mode: str) -> Row:
   """The row of one network in mode 'train' or 'infer'."""
   batch_size = config.train.batch_size
   work = _WORK[(name in registry.GENERATORS, mode)](config, name, batch_size)
@@ -172,7 +172,7 @@ def _random_images(batch_size: int, size: int) -> ImageSet:
   )
 
 
-def _training(config, state, train_step, batch_size: int, dtype: str) -> _Work:
+def _training(config: Config, state, train_step, batch_size: int, dtype: str) -> _Work:
   """The step as the loop compiles it, on a feed like the loop's."""
   images = _random_images(batch_size, config.data.image_size)
   feed = DeviceFeed(mesh_lib.data_mesh(), images, batch_size, config.seed)
@@ -188,7 +188,7 @@ def _training(config, state, train_step, batch_size: int, dtype: str) -> _Work:
   return _Work(calls(), lambda: steps.cost, state.parameter_count(), dtype, steps=at_once)
 
 
-def _train_classifier(config, name: str, batch_size: int) -> _Work:
+def _train_classifier(config: Config, name: str, batch_size: int) -> _Work:
   own = classifier.for_network(config, name, config.seed)
   model = classifier.build(own, CLASSES)
   tx = classifier.make_optimizer(own, steps_per_epoch=100)
@@ -197,12 +197,12 @@ def _train_classifier(config, name: str, batch_size: int) -> _Work:
   return _training(own, state, step, batch_size, own.model.dtype)
 
 
-def _train_gan(config, name: str, batch_size: int) -> _Work:
+def _train_gan(config: Config, name: str, batch_size: int) -> _Work:
   own, networks, state = _gan(config, name)
   return _training(own, state, gan.make_train_step(networks, own), batch_size, own.gan.dtype)
 
 
-def _infer_classifier(config, name: str, batch_size: int) -> _Work:
+def _infer_classifier(config: Config, name: str, batch_size: int) -> _Work:
   own = classifier.for_network(config, name, config.seed)
   model = classifier.build(own, CLASSES)
   size = own.data.image_size
@@ -219,7 +219,7 @@ def _infer_classifier(config, name: str, batch_size: int) -> _Work:
   return _inference(forward, variables, images, parameters, own.model.dtype)
 
 
-def _infer_gan(config, name: str, batch_size: int) -> _Work:
+def _infer_gan(config: Config, name: str, batch_size: int) -> _Work:
   own, networks, state = _gan(config, name)
   draw = functools.partial(sampling.draw_samples, networks.generator, networks.latent)
   constants = state.networks['generator'], jax.random.key(0)
@@ -227,9 +227,8 @@ def _infer_gan(config, name: str, batch_size: int) -> _Work:
   return _inference(draw, constants, labels, state.parameter_count(), own.gan.dtype)
 
 
-def _gan(config, name: str) -> tuple[ml_collections.ConfigDict, gan.Networks, State]:
-  own = ml_collections.ConfigDict(config.to_dict())
-  own.task, own.gan.name = 'gan', name
+def _gan(config: Config, name: str) -> tuple[Config, gan.Networks, State]:
+  own = dataclasses.replace(config, task='gan', gan=dataclasses.replace(config.gan, name=name))
   networks = gan.build(own, CLASSES)
   return (
     own,

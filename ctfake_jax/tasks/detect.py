@@ -14,11 +14,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import ml_collections
 import numpy as np
 
 from ctfake_jax import __version__
 from ctfake_jax import config as config_lib
+from ctfake_jax.config.keys import Config
 from ctfake_jax.data.sources import walker
 from ctfake_jax.data.sources.sandboxed import Decoded, Limits, decode_all
 from ctfake_jax.detector import bundle, calibration
@@ -93,7 +93,7 @@ def detect(
   return _in_batches(images, loaded, fake_prevalence)
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
+def run(config: Config, workdir: Path) -> dict:
   """Judges all of `config.input` by the detector in `config.detector`."""
   workdir_lib.check_same_command(workdir, config)
   detector = bundle.load(Path(config.detector))
@@ -161,7 +161,7 @@ def crowd_outside(outside: int, judged: int) -> str:
   )
 
 
-def _refuse_another_rate(config: ml_collections.ConfigDict, detector: Detector) -> None:
+def _refuse_another_rate(config: Config, detector: Detector) -> None:
   own = detector.threshold.false_alarm_rate
   asked = calibration.asked_rate(config, own)
   if asked != own:

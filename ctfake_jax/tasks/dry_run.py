@@ -12,10 +12,10 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import ml_collections
 import numpy as np
 
 from ctfake_jax import config as config_lib
+from ctfake_jax.config.keys import Config
 from ctfake_jax.data import dataset
 from ctfake_jax.data.sources import walker
 from ctfake_jax.detector import dataset as detector_dataset
@@ -51,7 +51,7 @@ class Job:
     }
 
 
-def describe(config: ml_collections.ConfigDict) -> Iterator[str]:
+def describe(config: Config) -> Iterator[str]:
   """Lines of text as they are known: the data, each network with memory and time, the sum."""
   if config.task not in ('classifier', 'study', *FAMILIES, *_DETECTING):
     yield f'{config.task}: no training; nothing to estimate'
@@ -75,7 +75,7 @@ def describe(config: ml_collections.ConfigDict) -> Iterator[str]:
   yield f'training in all: {total / 60:.1f} minutes on {jax.device_count()} device(s)'
 
 
-def jobs(config: ml_collections.ConfigDict, classes: int, images: int) -> Iterator[Job]:
+def jobs(config: Config, classes: int, images: int) -> Iterator[Job]:
   """The networks that the config's task trains on so many images; none for other tasks."""
   held_out = 1 / config.split.folds if config.split.folds else config.split.test_fraction
   train_images = round(images * (1 - held_out) * (1 - config.split.val_fraction))
@@ -85,7 +85,7 @@ def jobs(config: ml_collections.ConfigDict, classes: int, images: int) -> Iterat
     yield _classifier_job(config, classes, train_images, config.split.folds if every else 1)
   if config.task == 'study':
     for name in config.study.classifiers:
-      folds = config.study.per_model[name].folds or config.study.folds
+      folds = config.study.per_model.of(name).folds or config.study.folds
       own = classifier.for_network(config, name, config.seed)
       yield _classifier_job(own, classes, train_images, folds)
   if config.task == 'study':
@@ -93,7 +93,7 @@ def jobs(config: ml_collections.ConfigDict, classes: int, images: int) -> Iterat
     for _ in range(config.study.seeds):
       yield _generator_job(config_lib.for_stage(config, 'gan', 'gan'), classes)
   if config.task in FAMILIES:
-    batch_size = config[config.task].batch_size
+    batch_size = config.generator.batch_size
     loop.check_batch_size(f'{config.task}.batch_size', batch_size, train_images)
     yield _generator_job(config, classes)
   if config.task in _DETECTING:
@@ -105,7 +105,7 @@ def jobs(config: ml_collections.ConfigDict, classes: int, images: int) -> Iterat
     yield from _bench_jobs(config, classes, images)
 
 
-def _bench_jobs(config, classes: int, images: int) -> Iterator[Job]:
+def _bench_jobs(config: Config, classes: int, images: int) -> Iterator[Job]:
   """What the bench trains beside the generators; more seeds of the winners come on top."""
   asked, cells = set(config.bench.methods), len(bench.held_out_units(config))
   if asked & {methods.FALL, *methods.ON_LOGITS, *methods.ON_FEATURES}:
@@ -113,14 +113,14 @@ def _bench_jobs(config, classes: int, images: int) -> Iterator[Job]:
   if 'diffusion_residual' in asked:
     yield _generator_job(detector_dataset.generator_config(config, 'diffusion'), classes)
   for name in (name for name in config.bench.methods if name in config_lib.MODELS):
-    own = ml_collections.ConfigDict(config.to_dict())
-    own.detection.updates = config.bench.network_updates
+    detection = dataclasses.replace(config.detection, updates=config.bench.network_updates)
+    own = dataclasses.replace(config, detection=detection)
     yield _detector_job(own, name, registry.MODELS[name](num_classes=1), cells)
   if methods.SHIPPED in asked:
     yield _detector_job(config, methods.SHIPPED, registry.patch_net(config.detection), cells)
 
 
-def _detector_job(config, name: str, model: nn.Module, times: int) -> Job:
+def _detector_job(config: Config, name: str, model: nn.Module, times: int) -> Job:
   c, tx = config.detection, training.make_optimizer(config.detection)
   return Job(
     name=name,
@@ -132,7 +132,7 @@ def _detector_job(config, name: str, model: nn.Module, times: int) -> Job:
   )
 
 
-def _classifier_job(config, classes: int, train_images: int, folds: int) -> Job:
+def _classifier_job(config: Config, classes: int, train_images: int, folds: int) -> Job:
   per_epoch = max(1, train_images // config.train.batch_size)
   model, tx = classifier.build(config, classes), classifier.make_optimizer(config, per_epoch)
   return Job(
@@ -144,11 +144,11 @@ def _classifier_job(config, classes: int, train_images: int, folds: int) -> Job:
   )
 
 
-def _generator_job(config, classes: int) -> Job:
-  family, section = FAMILIES[config.task], config[config.task]
+def _generator_job(config: Config, classes: int) -> Job:
+  family, section = FAMILIES[config.task], config.generator
   networks = family.build(config, classes)
   return Job(
-    name=section.get('name', config.task),
+    name=config.generator_name,
     init=lambda: family.init_state(networks, config.data.image_size, config.seed),
     step=family.make_train_step(networks, config),
     batch_size=section.batch_size,

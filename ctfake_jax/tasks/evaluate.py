@@ -7,9 +7,9 @@ Class names must be those that the checkpoint was trained on.
 import dataclasses
 from pathlib import Path
 
-import ml_collections
 import numpy as np
 
+from ctfake_jax.config.keys import Config
 from ctfake_jax.data import dataset, grey_range, splits
 from ctfake_jax.data.fingerprints import digests
 from ctfake_jax.evaluation import baselines, metrics
@@ -18,7 +18,7 @@ from ctfake_jax.types import ImageSet, UserError
 from ctfake_jax.workdir import files as workdir_lib
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
+def run(config: Config, workdir: Path) -> dict:
   """Writes results.json: accuracy with its interval over groups, per class, AUROC, confusion."""
   workdir_lib.check_same_command(workdir, config)
   trained = inference.load(Path(config.checkpoint))

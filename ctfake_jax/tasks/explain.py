@@ -12,9 +12,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import ml_collections
 import numpy as np
 
+from ctfake_jax.config.keys import Config
 from ctfake_jax.data import image_grids
 from ctfake_jax.data.preprocess import Preprocess, from_uint8, to_uint8
 from ctfake_jax.data.sources import walker
@@ -55,7 +55,7 @@ class Explained:
     return image[..., None]
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
+def run(config: Config, workdir: Path) -> dict:
   """Explains the answers to `config.input`; leaves explanations/*.png and results.json."""
   workdir_lib.check_same_command(workdir, config)
   asked = load_model(config)
@@ -94,7 +94,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   return results
 
 
-def load_model(config: ml_collections.ConfigDict) -> Explained:
+def load_model(config: Config) -> Explained:
   """The detector or the classifier that the config names."""
   if bool(config.detector) == bool(config.checkpoint):
     raise UserError('explain: set one of --config.detector=DIR and --config.checkpoint=DIR')
@@ -113,7 +113,7 @@ def load_model(config: ml_collections.ConfigDict) -> Explained:
 
 
 def _decoded(
-  config: ml_collections.ConfigDict,
+  config: Config,
   asked: Explained,
   left_out: list[UnreadableImageError],
   skipped: collections.Counter | None = None,

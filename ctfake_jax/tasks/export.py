@@ -10,9 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jax import export as jax_export
 
+from ctfake_jax.config.keys import Config
 from ctfake_jax.inference import classifier as inference
 from ctfake_jax.inference import generator as sampling
 from ctfake_jax.models.ops import platform
@@ -24,7 +24,7 @@ PLATFORMS = ('cpu', 'cuda', 'tpu')
 FILE = 'model.jax_export'
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
+def run(config: Config, workdir: Path) -> dict:
   """Writes model.jax_export and export.json of the classifier or generator in config.checkpoint."""
   workdir_lib.check_same_command(workdir, config)
   source = Path(config.checkpoint)

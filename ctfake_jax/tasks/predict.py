@@ -13,9 +13,9 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-import ml_collections
 import numpy as np
 
+from ctfake_jax.config.keys import Config
 from ctfake_jax.data.sources import walker
 from ctfake_jax.data.sources.sandboxed import Decoded, Limits, decode_all, decode_files
 from ctfake_jax.inference import classifier as inference
@@ -27,7 +27,7 @@ FEW_REASONS = 3  # on the screen; results have all
 Row = tuple[Decoded, str, np.ndarray | None]  # an image, why it has no answer, its probabilities
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
+def run(config: Config, workdir: Path) -> dict:
   """Writes predictions.csv (path, prediction, one column a class, ...) and results.json."""
   workdir_lib.check_same_command(workdir, config)
   trained = inference.load(Path(config.checkpoint))

@@ -8,7 +8,10 @@ import ml_collections
 
 from ctfake_jax import config as config_lib
 from ctfake_jax.config import GENERATORS
+from ctfake_jax.config.keys import Config
+from ctfake_jax.data import dataset
 from ctfake_jax.models.ops import platform
+from ctfake_jax.types import ImageSet
 from ctfake_jax.workdir import files as workdir_files
 
 MODULES: dict[str, str] = {
@@ -28,7 +31,7 @@ MODULES: dict[str, str] = {
 }
 
 
-def find(task: str) -> Callable[[ml_collections.ConfigDict, Path], dict]:
+def find(task: str) -> Callable[[Config, Path], dict]:
   """The function (config, workdir) -> results of a task that `config.validate` let pass."""
   return importlib.import_module(f'ctfake_jax.{MODULES[task]}').run
 
@@ -39,9 +42,16 @@ def run(config: ml_collections.ConfigDict, workdir: Path | str) -> dict:
   Raises:
     UserError: a key has no sense, or the workdir belongs to another run.
   """
-  config_lib.validate(config)
-  folder = Path(workdir)
-  if config.input:
-    workdir_files.refuse_inside(folder, Path(config.input))
-  with workdir_files.locked(folder), platform.reference_ops(config.runtime.reference_ops):
-    return find(config.task)(config, folder)
+  resolved, folder = config_lib.resolve(config), Path(workdir)
+  config_lib.validate(resolved)
+  if resolved.input:
+    workdir_files.refuse_inside(folder, Path(resolved.input))
+  with workdir_files.locked(folder), platform.reference_ops(resolved.runtime.reference_ops):
+    return find(resolved.task)(resolved, folder)
+
+
+def load_images(config: ml_collections.ConfigDict) -> ImageSet:
+  """The labelled images that `config.data` names; raises UserError as `run` does."""
+  resolved = config_lib.resolve(config)
+  config_lib.validate(resolved)
+  return dataset.load(resolved)[0]

@@ -9,10 +9,10 @@ from collections.abc import Callable
 import chex
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 
+from ctfake_jax.config.keys import Config
 from ctfake_jax.models import autoencoder, registry
 from ctfake_jax.models.initializers import variables
 from ctfake_jax.runtime import batching, streams
@@ -25,7 +25,7 @@ ERROR_WEIGHT, ADVERSARIAL_WEIGHT = 5.0, 0.2
 BETA1 = 0.5
 
 
-def build(config: ml_collections.ConfigDict, num_classes: int) -> Networks:
+def build(config: Config, num_classes: int) -> Networks:
   """The networks of `config.autoencoder`; labels are not asked for."""
   c = config.autoencoder
   generator, latent = registry.generator(config, num_classes)
@@ -45,7 +45,7 @@ def init_state(networks: Networks, size: int, seed: int) -> State:
 
 
 def make_train_step(
-  networks: Networks, config: ml_collections.ConfigDict
+  networks: Networks, config: Config
 ) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
   """The pure step (state, {image}, key) -> (state, losses)."""
   c = config.autoencoder

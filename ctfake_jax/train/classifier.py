@@ -4,6 +4,7 @@ The pure step lives in `make_train_step`; `fit` puts it on the mesh, runs the lo
 best checkpoint.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,11 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 
 from ctfake_jax import config as config_lib
+from ctfake_jax.config.keys import Config
 from ctfake_jax.data import dataset, splits
 from ctfake_jax.data.fingerprints import digests, identity
 from ctfake_jax.data.loader import open_feed
@@ -49,9 +50,7 @@ def init_state(model: nn.Module, tx: optax.GradientTransformation, size: int, se
   )
 
 
-def make_optimizer(
-  config: ml_collections.ConfigDict, steps_per_epoch: int
-) -> optax.GradientTransformation:
+def make_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
   """Optimiser and schedule of `config.train`; kernels alone decay."""
   c = config.train
   total = c.epochs * steps_per_epoch
@@ -74,7 +73,7 @@ def make_optimizer(
 def make_train_step(
   model: nn.Module,
   tx: optax.GradientTransformation,
-  config: ml_collections.ConfigDict,
+  config: Config,
   class_weights: np.ndarray,
 ) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
   """The pure step (state, {image, label}, key) -> (state, {loss, accuracy})."""
@@ -128,9 +127,9 @@ def updated(
   )
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
+def run(config: Config, workdir: Path) -> dict:
   """The task `classifier`: data, split, baselines, training, test; of one fold or of every one."""
-  images = dataset.load(config)
+  images, config = dataset.load(config)
   if config.split.random_labels:
     images = splits.with_random_labels(images, config.split)
   every = config.split.fold == config_lib.EVERY_FOLD
@@ -149,9 +148,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   return results
 
 
-def cross_validate(
-  config: ml_collections.ConfigDict, images: ImageSet, folds: list[Split], workdir: Path
-) -> dict:
+def cross_validate(config: Config, images: ImageSet, folds: list[Split], workdir: Path) -> dict:
   """Trains on the first folds in turn, each in its own folder; pooled over all their test images.
 
   A fold that has left its results is not run again.
@@ -160,11 +157,10 @@ def cross_validate(
     The network's row of results.json: the report on the pooled predictions, the mean validation
     accuracy, and the cost of all folds together.
   """
-  own = ml_collections.ConfigDict(config.to_dict())
   rows, predictions = [], []
   for fold, parts in enumerate(folds):
-    own.split.fold = fold
-    own.seed = streams.seed(config.seed, 'fold', fold)
+    seed = streams.seed(config.seed, 'fold', fold)
+    own = dataclasses.replace(config, seed=seed, split=dataclasses.replace(config.split, fold=fold))
     folder = workdir / f'fold{fold}'
     train = functools.partial(fit, own, images, parts, folder)
     rows.append(workdir_lib.run_stage_once(folder, own, train))
@@ -187,7 +183,7 @@ def cross_validate(
 
 
 def fit(
-  config: ml_collections.ConfigDict,
+  config: Config,
   images: ImageSet,
   parts: Split,
   workdir: Path,
@@ -220,24 +216,25 @@ def fit(
   return result
 
 
-def for_network(
-  config: ml_collections.ConfigDict, name: str, seed: int
-) -> ml_collections.ConfigDict:
+def for_network(config: Config, name: str, seed: int) -> Config:
   """The study's config as that of a single run of the network `name`."""
   own = config_lib.for_stage(config, 'classifier', 'augment', 'model', 'train')
-  own.model.name, own.seed = name, seed
-  chosen = config.study.per_model[name]
-  own.train.epochs = chosen.epochs or config.train.epochs
-  own.train.learning_rate = chosen.learning_rate or config.train.learning_rate
-  return own
+  chosen = config.study.per_model.of(name)
+  train = dataclasses.replace(
+    config.train,
+    epochs=chosen.epochs or config.train.epochs,
+    learning_rate=chosen.learning_rate or config.train.learning_rate,
+  )
+  model = dataclasses.replace(config.model, name=name)
+  return dataclasses.replace(own, seed=seed, model=model, train=train)
 
 
-def build(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
+def build(config: Config, num_classes: int) -> nn.Module:
   """The classifier that `config.model` names."""
   return registry.classifier(config.model, num_classes)
 
 
-def _train(config, model, train: ImageSet, val: ImageSet, workdir: Path):
+def _train(config: Config, model, train: ImageSet, val: ImageSet, workdir: Path):
   batch_size = config.train.batch_size
   loop.check_batch_size('train.batch_size', batch_size, len(train))
   steps_per_epoch = max(1, len(train) // batch_size)
@@ -272,7 +269,7 @@ def _train(config, model, train: ImageSet, val: ImageSet, workdir: Path):
   )
 
 
-def _first_state(config, model: nn.Module, tx: optax.GradientTransformation) -> State:
+def _first_state(config: Config, model: nn.Module, tx: optax.GradientTransformation) -> State:
   state = init_state(model, tx, config.data.image_size, config.seed)
   if not config.model.pretrained:
     return state
@@ -310,7 +307,7 @@ def report(predictions: dict[str, np.ndarray], class_names: tuple[str, ...]) -> 
   )
 
 
-def _pretrained(config: ml_collections.ConfigDict, like: dict) -> dict:
+def _pretrained(config: Config, like: dict) -> dict:
   try:
     return pretrained.load(Path(config.model.pretrained), config.model.name, like)
   except (ValueError, OSError) as error:

@@ -7,10 +7,10 @@ import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 
+from ctfake_jax.config.keys import Config
 from ctfake_jax.models import diffusion, registry
 from ctfake_jax.models.initializers import variables
 from ctfake_jax.runtime import streams
@@ -26,7 +26,7 @@ class Networks(flax.struct.PyTreeNode):
   tx: optax.GradientTransformation = flax.struct.field(pytree_node=False)
 
 
-def build(config: ml_collections.ConfigDict, num_classes: int) -> Networks:
+def build(config: Config, num_classes: int) -> Networks:
   """The network of `config.diffusion`."""
   c = config.diffusion
   generator, latent = registry.generator(config, num_classes)
@@ -47,7 +47,7 @@ def init_state(networks: Networks, size: int, seed: int) -> State:
 
 
 def make_train_step(
-  networks: Networks, config: ml_collections.ConfigDict
+  networks: Networks, config: Config
 ) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
   """The pure step (state, {image, label}, key) -> (state, {loss})."""
   c, unet = config.diffusion, networks.generator.unet

@@ -14,10 +14,10 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 
+from ctfake_jax.config.keys import Config, GanConfig
 from ctfake_jax.data.transforms.augment import discriminator_view
 from ctfake_jax.models import registry
 from ctfake_jax.models.initializers import variables
@@ -36,7 +36,7 @@ class Networks(flax.struct.PyTreeNode):
   tx_discriminator: optax.GradientTransformation = flax.struct.field(pytree_node=False)
 
 
-def build(config: ml_collections.ConfigDict, num_classes: int) -> Networks:
+def build(config: Config, num_classes: int) -> Networks:
   """The pair that `config.gan` names."""
   c = config.gan
   generator, latent = registry.generator(config, num_classes)
@@ -49,7 +49,7 @@ def build(config: ml_collections.ConfigDict, num_classes: int) -> Networks:
   )
 
 
-def _rate(c: ml_collections.ConfigDict, peak: float) -> optax.ScalarOrSchedule:
+def _rate(c: GanConfig, peak: float) -> optax.ScalarOrSchedule:
   return optax.cosine_decay_schedule(peak, c.updates) if c.schedule == 'cosine' else peak
 
 
@@ -76,7 +76,7 @@ def before_training(networks: Networks, generator: dict, discriminator: dict) ->
 
 
 def make_train_step(
-  networks: Networks, config: ml_collections.ConfigDict
+  networks: Networks, config: Config
 ) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
   """The pure step (state, {image, label}, key) -> (state, losses and discriminator accuracies)."""
   c = config.gan
@@ -134,7 +134,7 @@ def make_train_step(
   return train_step
 
 
-def _discriminator_loss(discriminator: nn.Module, c: ml_collections.ConfigDict) -> Callable:
+def _discriminator_loss(discriminator: nn.Module, c: GanConfig) -> Callable:
   """(params, statistics, reals, fakes, key) -> (loss, (statistics, metrics)).
 
   Told only whether an image is real, a discriminator soon stops looking at the label beside it,
@@ -162,7 +162,7 @@ def _discriminator_loss(discriminator: nn.Module, c: ml_collections.ConfigDict) 
   return loss_of
 
 
-def _view(c: ml_collections.ConfigDict, images: jax.Array, key: jax.Array) -> jax.Array:
+def _view(c: GanConfig, images: jax.Array, key: jax.Array) -> jax.Array:
   return discriminator_view(images, key) if c.augment else images
 
 

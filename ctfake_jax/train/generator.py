@@ -17,9 +17,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import ml_collections
 import numpy as np
 
+from ctfake_jax.config.keys import Config
 from ctfake_jax.data import dataset, splits
 from ctfake_jax.data.class_mix import class_counts, labels_in_mix
 from ctfake_jax.data.fingerprints import identity
@@ -48,9 +48,9 @@ COLLAPSED_DIVERSITY = 0.2
 PREVIEW_PER_CLASS = 8
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
+def run(config: Config, workdir: Path) -> dict:
   """The tasks of `FAMILIES`: data, split, training on the training part."""
-  images = dataset.load(config)
+  images, config = dataset.load(config)
   parts = splits.split(images, config.split, config.split.fold)
   workdir_lib.record_config(workdir, config, identity(images, Preprocess.from_config(config.data)))
   workdir_lib.write_json(workdir / 'split.json', parts.as_json(images))
@@ -59,18 +59,18 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   return results
 
 
-def fit(config: ml_collections.ConfigDict, images: ImageSet, parts: Split, workdir: Path) -> dict:
+def fit(config: Config, images: ImageSet, parts: Split, workdir: Path) -> dict:
   """Trains on `parts.train`, keeps the generator nearest to `parts.val`; writes results.json."""
   workdir_lib.record_config(workdir, config, identity(images, Preprocess.from_config(config.data)))
   train, val = images.take(parts.train), images.take(parts.val)
-  batch_size = config[config.task].batch_size
+  batch_size = config.generator.batch_size
   loop.check_batch_size(f'{config.task}.batch_size', batch_size, len(train))
   networks = FAMILIES[config.task].build(config, len(images.class_names))
   state, progress = _train(config, networks, train, val, workdir)
   result = {
     'best_step': progress.best_step,
     'frechet_validation': -progress.best_score,
-    **loop.costs(progress, config[config.task].batch_size),
+    **loop.costs(progress, config.generator.batch_size),
     'parameters': state.parameter_counts(),
     'train_images': len(train),
     'class_counts': class_counts(train.labels, len(train.class_names)).tolist(),
@@ -79,8 +79,8 @@ def fit(config: ml_collections.ConfigDict, images: ImageSet, parts: Split, workd
   return result
 
 
-def _train(config, networks: Any, train: ImageSet, val: ImageSet, workdir: Path):
-  family, c, mesh = FAMILIES[config.task], config[config.task], mesh_lib.data_mesh()
+def _train(config: Config, networks: Any, train: ImageSet, val: ImageSet, workdir: Path):
+  family, c, mesh = FAMILIES[config.task], config.generator, mesh_lib.data_mesh()
   return loop.run(
     name=f'{config.task} {workdir.name}',
     workdir=workdir,
@@ -99,7 +99,7 @@ def _train(config, networks: Any, train: ImageSet, val: ImageSet, workdir: Path)
   )
 
 
-def _evaluator(config, networks: Any, train: ImageSet, val: ImageSet, workdir: Path):
+def _evaluator(config: Config, networks: Any, train: ImageSet, val: ImageSet, workdir: Path):
   """Judges a generator by the texture Frechet distance (not FID) to validation reals.
 
   Leaves a grid of samples.
@@ -111,7 +111,7 @@ def _evaluator(config, networks: Any, train: ImageSet, val: ImageSet, workdir: P
   real_features = extract(val.images)
   real_diversity = diversity(val.images, val.labels, classes, seed=config.seed)
   mix = class_counts(val.labels, classes)
-  labels = labels_in_mix(mix, config[config.task].quality_images)
+  labels = labels_in_mix(mix, config.generator.quality_images)
   learnt = class_counts(train.labels, classes)
   preview = np.repeat(np.arange(classes, dtype=np.int32), PREVIEW_PER_CLASS)
 
@@ -131,7 +131,9 @@ def _evaluator(config, networks: Any, train: ImageSet, val: ImageSet, workdir: P
   return evaluate
 
 
-def _maker(config, networks: Any, variables: dict, learnt: np.ndarray, val: ImageSet) -> Callable:
+def _maker(
+  config: Config, networks: Any, variables: dict, learnt: np.ndarray, val: ImageSet
+) -> Callable:
   """(labels i32[n], seed) -> images f32[n, h, w, 1]: samples, or images of `val` rebuilt."""
   if config.task == 'autoencoder':
     return functools.partial(autoencoder.rebuilt_of, networks.generator, variables, val)

@@ -15,9 +15,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
+from ctfake_jax.config.keys import TrainConfig
 from ctfake_jax.data.loader import Feed
 from ctfake_jax.runtime import flops, preemption, streams
 from ctfake_jax.runtime import mesh as mesh_lib
@@ -58,7 +58,7 @@ def check_batch_size(key: str, batch_size: int, images: int) -> None:
     )
 
 
-def steps_at_once(train: ml_collections.ConfigDict) -> int:
+def steps_at_once(train: TrainConfig) -> int:
   """As `config.train` says; by itself, as many as hide an accelerator's dispatch."""
   default = 1 if jax.default_backend() == 'cpu' else 10
   return train.steps_at_once or default

@@ -12,10 +12,10 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 
+from ctfake_jax.config.keys import Config
 from ctfake_jax.models import registry
 from ctfake_jax.models.initializers import variables
 from ctfake_jax.runtime import streams
@@ -34,7 +34,7 @@ class Networks(flax.struct.PyTreeNode):
   tx: optax.GradientTransformation = flax.struct.field(pytree_node=False)
 
 
-def build(config: ml_collections.ConfigDict, num_classes: int) -> Networks:
+def build(config: Config, num_classes: int) -> Networks:
   """The networks of `config.vae`."""
   c = config.vae
   generator, latent = registry.generator(config, num_classes)
@@ -60,7 +60,7 @@ def divergence(mean: jax.Array, log_var: jax.Array) -> jax.Array:
 
 
 def make_train_step(
-  networks: Networks, config: ml_collections.ConfigDict
+  networks: Networks, config: Config
 ) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
   """The pure step (state, {image, label}, key) -> (state, losses)."""
   c = config.vae

@@ -16,12 +16,12 @@ from typing import Any
 
 import filelock
 import jax
-import ml_collections
 import numpy as np
 import tensorboardX
 
 from ctfake_jax import __version__
 from ctfake_jax import config as config_lib
+from ctfake_jax.config.keys import Config
 from ctfake_jax.runtime import processors
 from ctfake_jax.types import UserError
 
@@ -84,7 +84,7 @@ def locked(workdir: Path) -> Iterator[None]:
     lock.release()
 
 
-def record_config(workdir: Path, config: ml_collections.ConfigDict, facts: dict) -> None:
+def record_config(workdir: Path, config: Config, facts: dict) -> None:
   """Writes config.json with `facts`, or checks that a run here may go on with these keys.
 
   A run that was stopped before it left anything else has not begun.
@@ -116,9 +116,7 @@ def _why_not_longer(changed: list[str]) -> str:
   return ' (a run grows longer under a constant schedule alone: a falling one had other rates)'
 
 
-def run_stage_once(
-  folder: Path, config: ml_collections.ConfigDict, make: Callable[[], dict]
-) -> dict:
+def run_stage_once(folder: Path, config: Config, make: Callable[[], dict]) -> dict:
   """The results of a stage that was finished with this config, or `make()`, which writes them."""
   results, recorded = folder / 'results.json', folder / 'config.json'
   if results.exists() and recorded.exists():
@@ -155,7 +153,7 @@ def environment() -> dict:
   }
 
 
-def check_same_command(workdir: Path, config: ml_collections.ConfigDict) -> None:
+def check_same_command(workdir: Path, config: Config) -> None:
   """For a task that leaves results, no training: the same command may be repeated, no other.
 
   Raises:
@@ -173,7 +171,7 @@ def check_same_command(workdir: Path, config: ml_collections.ConfigDict) -> None
     raise UserError(f'--workdir={workdir} holds a training: choose another one')
 
 
-def record_command(workdir: Path, config: ml_collections.ConfigDict) -> None:
+def record_command(workdir: Path, config: Config) -> None:
   """Leaves which command the results that follow are of."""
   write_json(workdir / COMMAND, config_lib.as_dict(config))
 

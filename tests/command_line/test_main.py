@@ -14,6 +14,7 @@ from door import ROOT, command, environment
 from PIL import Image
 
 from ctfake_jax import config as config_lib
+from ctfake_jax.config import resolve
 from ctfake_jax.tasks import dry_run
 from ctfake_jax.types import UserError
 
@@ -268,7 +269,7 @@ def test_a_dry_run_refuses_what_training_would(changes, message):
   config.phantom.patients, config.phantom.slices_per_patient = 20, 1
   config.update_from_flattened_dict(changes)
   with pytest.raises(UserError, match=message):
-    list(dry_run.describe(config))
+    list(dry_run.describe(resolve(config)))
 
 
 @pytest.mark.slow
@@ -286,7 +287,7 @@ def test_the_bench_is_estimated_network_by_network():
   config.detection.families = ('dcgan', 'blended', 'copied')
   config.detection.updates, config.bench.network_updates = 70, 50
   config.bench.methods = ('energy', 'resnet18', 'detector')
-  found = {job.name: job.steps for job in dry_run.jobs(config, 2, 1000)}
+  found = {job.name: job.steps for job in dry_run.jobs(resolve(config), 2, 1000)}
   assert found == {'dcgan': 6000, 'cnn': 30 * 14, 'resnet18': 3 * 50, 'detector': 3 * 70}
 
 

@@ -15,6 +15,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from ctfake_jax import config as config_lib
+from ctfake_jax.config import resolve
 from ctfake_jax.data.sources.phantom import scanner
 from ctfake_jax.fakes import families as fakes
 from ctfake_jax.models import registry
@@ -62,14 +63,14 @@ def test_addresses_that_lead_nowhere_are_refused(keys, message):
   config = config_lib.defaults()
   config.mesh.update(keys)
   with pytest.raises(UserError, match=message):
-    config_lib.validate(config)
+    config_lib.validate(resolve(config))
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
 def test_config_files_validate_and_open_with_their_command(path):
   config = load(path)
   config.update_from_flattened_dict(GIVEN.get(path.stem, {}))
-  config_lib.validate(config)
+  config_lib.validate(resolve(config))
   assert f'python launch.py --config=configs/{path.name}' in path.read_text()
 
 
@@ -108,7 +109,7 @@ def test_an_impossible_value_is_named_with_its_key(key, value):
   config = config_lib.defaults()
   config.update_from_flattened_dict({key: value})
   with pytest.raises(UserError, match=rf'config\.{key} = '):
-    config_lib.validate(config)
+    config_lib.validate(resolve(config))
 
 
 @pytest.mark.parametrize('key', config_lib.KEYS)
@@ -123,7 +124,7 @@ def test_an_unknown_key_is_named():
   config = config_lib.defaults()
   config.train.epoch = 3
   with pytest.raises(UserError, match=r'config\.train\.epoch: unknown key'):
-    config_lib.validate(config)
+    config_lib.validate(resolve(config))
 
 
 def test_a_wrong_type_is_named():
@@ -131,7 +132,7 @@ def test_a_wrong_type_is_named():
   with config.ignore_type():
     config.train.epochs = 'many'
   with pytest.raises(UserError, match=r"config\.train\.epochs = 'many': must be int"):
-    config_lib.validate(config)
+    config_lib.validate(resolve(config))
 
 
 def printed_commands() -> list[str]:
@@ -161,7 +162,7 @@ def test_a_folder_that_nothing_would_read_is_refused():
   config = config_lib.defaults()
   config.data.path = 'mine'
   with pytest.raises(UserError, match=r'data\.source=folders'):
-    config_lib.validate(config)
+    config_lib.validate(resolve(config))
 
 
 @pytest.mark.parametrize('command', printed_commands())
@@ -173,30 +174,30 @@ def test_printed_commands_are_valid(command, monkeypatch):
   config = config_flags.DEFINE_config_file('config', flag_values=values)
   flags.DEFINE_string('workdir', None, '', flag_values=values)
   assert values(arguments) == ['launch.py']
-  config_lib.validate(config.value)
+  config_lib.validate(resolve(config.value))
 
 
 def test_only_a_benchmark_of_gans_needs_a_power_of_two():
   config = config_lib.defaults()
   config.task, config.data.image_size = 'benchmark', 224
   with pytest.raises(UserError, match='power of two'):
-    config_lib.validate(config)
+    config_lib.validate(resolve(config))
   config.benchmark.models = ('cnn',)
-  config_lib.validate(config)
+  config_lib.validate(resolve(config))
 
 
 def test_a_gan_needs_a_power_of_two():
   config = config_lib.defaults()
   config.task, config.data.image_size = 'gan', 48
   with pytest.raises(UserError, match='power of two'):
-    config_lib.validate(config)
+    config_lib.validate(resolve(config))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
 def test_the_steps_of_every_training_config_trace(path):
   config = load(path)
-  for job in dry_run.jobs(config, classes=4, images=1200):
+  for job in dry_run.jobs(resolve(config), classes=4, images=1200):
     batch = job.batch(config.data.image_size)
     state, metrics = jax.eval_shape(job.step, job.init(), batch, jax.random.key(0))
     assert jax.tree.leaves(state)
@@ -209,7 +210,7 @@ def test_a_task_without_its_paths_says_which(task):
   config = config_lib.defaults()
   config.task = task
   with pytest.raises(UserError, match='is empty'):
-    config_lib.validate(config)
+    config_lib.validate(resolve(config))
 
 
 @pytest.mark.parametrize(
@@ -229,21 +230,21 @@ def test_what_would_fail_after_hours_is_refused_at_once(key, value):
   config.task = 'study'
   config.update_from_flattened_dict({key: value})
   with pytest.raises(UserError, match=rf'config\.{key}'):
-    config_lib.validate(config)
+    config_lib.validate(resolve(config))
 
 
 def test_saved_configs_come_back():
   config = config_lib.defaults()
   config.data.classes = ('a', 'b')
   config.train.learning_rate = 3e-4
-  saved = config_lib.as_dict(config)
+  saved = config_lib.as_dict(resolve(config))
   assert config_lib.as_dict(config_lib.from_dict(saved)) == saved
 
 
 @pytest.mark.parametrize(('old', 'new'), config_lib.RENAMED.items())
 def test_a_record_with_an_old_name_is_read(old, new):
-  saved = dict(config_lib.leaves(config_lib.as_dict(config_lib.defaults())))
-  before = config_lib.defaults()
+  saved = dict(config_lib.leaves(config_lib.as_dict(config_lib.Config())))
+  before = config_lib.Config()
   records = {**saved, old: saved.pop(new)}
   nested: dict = {}
   for key, value in records.items():
@@ -262,7 +263,7 @@ def test_a_record_with_an_old_name_is_read(old, new):
 def test_a_record_needs_no_paths(task, source):
   config = config_lib.defaults()
   config.task, config.data.source = task, source
-  saved = config_lib.as_dict(config)
+  saved = config_lib.as_dict(resolve(config))
   assert config_lib.as_dict(config_lib.from_dict(saved)) == saved
 
 
@@ -271,7 +272,7 @@ def test_a_record_needs_no_paths(task, source):
   [('data', 'image_size', 4), ('detection', 'width', 'wide'), ('data', 'colour', 1)],
 )
 def test_an_impossible_record_is_refused(section, key, value):
-  saved = config_lib.as_dict(config_lib.defaults())
+  saved = config_lib.as_dict(config_lib.Config())
   saved[section][key] = value
   with pytest.raises(UserError, match=key):
     config_lib.from_dict(saved)
@@ -291,14 +292,14 @@ def test_a_run_is_extended_where_its_rates_stay(key, schedule, warmup, may):
   config = config_lib.defaults()
   section, _, name = key.partition('.')
   config[section].schedule, config.train.warmup_epochs = schedule, warmup
-  old = config_lib.as_dict(config)
+  old = config_lib.as_dict(resolve(config))
   config[section][name] += 1
-  changed = config_lib.changed_keys(old, config_lib.as_dict(config))
+  changed = config_lib.changed_keys(old, config_lib.as_dict(resolve(config)))
   assert changed == ([] if may else [key])
 
 
 def test_changed_keys_pass_over_the_safe_ones():
-  old, new = config_lib.as_dict(config_lib.defaults()), config_lib.as_dict(config_lib.defaults())
+  old, new = config_lib.as_dict(config_lib.Config()), config_lib.as_dict(config_lib.Config())
   old['train']['schedule'] = new['train']['schedule'] = 'constant'
   new['train']['epochs'] += 1
   new['train']['batch_size'] += 1
@@ -310,7 +311,7 @@ def test_changed_keys_pass_over_the_safe_ones():
 def test_a_stage_keeps_only_what_it_reads():
   config = config_lib.defaults()
   config.seed, config.gan.width, config.train.epochs, config.data.image_size = 3, 5, 7, 64
-  own = config_lib.for_stage(config, 'gan', 'gan')
+  own = config_lib.for_stage(resolve(config), 'gan', 'gan')
   assert (own.task, own.seed, own.gan.width, own.data.image_size) == ('gan', 3, 5, 64)
   assert own.train.epochs == config_lib.defaults().train.epochs
   assert config.task == 'classifier'
@@ -320,7 +321,7 @@ def test_the_last_checkpoint_leaves_nothing_to_stop_for():
   config = config_lib.defaults()
   config.train.select_checkpoint, config.train.early_stop_evals = 'last', 3
   with pytest.raises(UserError, match=r'config\.train\.early_stop_evals = 3'):
-    config_lib.validate(config)
+    config_lib.validate(resolve(config))
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
+from ctfake_jax.config import resolve
 from ctfake_jax.data import dataset, fingerprints, splits
 from ctfake_jax.data.fingerprints import Survey
 from ctfake_jax.data.preprocess import Preprocess, to_uint8
@@ -62,7 +63,7 @@ def test_uint8_rounds():
 
 
 def test_patients_never_cross_parts(images, tiny_config):
-  parts = splits.split(images, tiny_config.split, 0)
+  parts = splits.split(images, resolve(tiny_config).split, 0)
   owners = [
     {images.records[i].patient_id for i in rows} for rows in (parts.train, parts.val, parts.test)
   ]
@@ -73,7 +74,7 @@ def test_patients_never_cross_parts(images, tiny_config):
 
 def test_folds_test_every_image_once(images, tiny_config):
   tiny_config.split.folds = 3
-  tested = [splits.split(images, tiny_config.split, fold).test for fold in range(3)]
+  tested = [splits.split(images, resolve(tiny_config).split, fold).test for fold in range(3)]
   np.testing.assert_array_equal(np.sort(np.concatenate(tested)), np.arange(len(images)))
 
 
@@ -86,7 +87,7 @@ def test_near_duplicates_share_a_group(images, tiny_config):
   twins.images[0::2] = distinct
   twins.images[1::2] = distinct + 0.01 * rng.normal(size=distinct.shape)
   tiny_config.split.by = 'duplicates'
-  by, groups = splits.group(twins, tiny_config.split)
+  by, groups = splits.group(twins, resolve(tiny_config).split)
   assert by == 'duplicates'
   np.testing.assert_array_equal(groups[0::2], groups[1::2])
   assert len(set(groups)) == 24
@@ -95,7 +96,7 @@ def test_near_duplicates_share_a_group(images, tiny_config):
 def test_a_prescribed_split_is_kept(images, tiny_config):
   names = np.repeat(np.resize(['train', 'val', 'test', 'train', 'train'], 24), 2)
   records = tuple(dataclasses.replace(r, split=str(n)) for r, n in zip(images.records, names))
-  parts = splits.split(dataclasses.replace(images, records=records), tiny_config.split, 0)
+  parts = splits.split(dataclasses.replace(images, records=records), resolve(tiny_config).split, 0)
   assert parts.by == 'given'
   assert {records[i].split for i in parts.test} == {'test'}
   assert {records[i].split for i in parts.val} == {'val'}
@@ -106,7 +107,7 @@ def test_one_image_without_patient_does_not_turn_the_grouping_off(images, tiny_c
   records[5] = dataclasses.replace(records[5], patient_id=None)
   tiny_config.split.by = 'auto'
   with pytest.raises(UserError, match=r'5\.png and 0 more images have no patient'):
-    splits.split(dataclasses.replace(images, records=tuple(records)), tiny_config.split, 0)
+    splits.split(dataclasses.replace(images, records=tuple(records)), resolve(tiny_config).split, 0)
 
 
 @pytest.mark.parametrize(
@@ -116,25 +117,25 @@ def test_a_prescribed_split_is_never_ignored(folds, words, images, tiny_config):
   records = tuple(dataclasses.replace(r, split='train') for r in images.records)
   tiny_config.split.folds = folds
   with pytest.raises(UserError, match=words):
-    splits.split(dataclasses.replace(images, records=records), tiny_config.split, 0)
+    splits.split(dataclasses.replace(images, records=records), resolve(tiny_config).split, 0)
 
 
 def test_patient_split_without_patients_is_refused(images, tiny_config):
   unknown = tuple(dataclasses.replace(r, patient_id=None) for r in images.records)
   with pytest.raises(UserError, match='knows no patients'):
-    splits.split(dataclasses.replace(images, records=unknown), tiny_config.split, 0)
+    splits.split(dataclasses.replace(images, records=unknown), resolve(tiny_config).split, 0)
 
 
 def test_baselines_are_pooled_over_folds(images, tiny_config):
   tiny_config.split.folds = 3
-  folds = [splits.split(images, tiny_config.split, fold) for fold in range(3)]
-  rows = baselines.measure(images, folds, tiny_config.split, seed=0)
+  folds = [splits.split(images, resolve(tiny_config).split, fold) for fold in range(3)]
+  rows = baselines.measure(images, folds, resolve(tiny_config).split, seed=0)
   assert rows['nearest_neighbour']['n'] == rows['leak_audit']['test_images'] == len(images)
 
 
 def test_random_labels_stay_with_their_patient_and_tell_nothing_else(tiny_config):
   images = make_images(400)
-  random = splits.with_random_labels(images, tiny_config.split)
+  random = splits.with_random_labels(images, resolve(tiny_config).split)
   np.testing.assert_array_equal(random.labels[0::2], random.labels[1::2])
   agreement = (random.labels == images.labels).mean()
   assert 0.35 < agreement < 0.65
@@ -143,15 +144,15 @@ def test_random_labels_stay_with_their_patient_and_tell_nothing_else(tiny_config
 
 def test_a_leaky_split_shows_its_accuracy(tiny_config):
   """With labels that tell nothing of a picture a neighbour is right by knowing the patient."""
-  images = splits.with_random_labels(make_images(400), tiny_config.split)
+  images = splits.with_random_labels(make_images(400), resolve(tiny_config).split)
   own = np.random.default_rng(0).normal(0, 0.3, (200, *images.images.shape[1:]))
   alike = np.clip(images.images + np.repeat(own, 2, axis=0), -1, 1).astype(np.float32)
   images = dataclasses.replace(images, images=alike)
 
   def right(by):
     tiny_config.split.by = by
-    parts = splits.split(images, tiny_config.split, 0)
-    found = baselines.measure(images, [parts], tiny_config.split, seed=0)
+    parts = splits.split(images, resolve(tiny_config).split, 0)
+    found = baselines.measure(images, [parts], resolve(tiny_config).split, seed=0)
     return found['nearest_neighbour'], found['leak_audit']
 
   leaky, audit = right('slice')
@@ -163,7 +164,7 @@ def test_a_leaky_split_shows_its_accuracy(tiny_config):
 
 
 def test_the_leak_audit_finds_a_planted_copy(images, tiny_config):
-  parts = splits.split(images, tiny_config.split, 0)
+  parts = splits.split(images, resolve(tiny_config).split, 0)
 
   def exact_duplicates():
     survey = Survey.of(images)
@@ -175,11 +176,11 @@ def test_the_leak_audit_finds_a_planted_copy(images, tiny_config):
 
 
 def test_pictures_under_two_classes_are_counted_and_named(images, tiny_config, capsys):
-  parts = splits.split(images, tiny_config.split, 0)
+  parts = splits.split(images, resolve(tiny_config).split, 0)
   one, other = (int(np.nonzero(images.labels == label)[0][0]) for label in (0, 1))
 
   def found():
-    rows = baselines.measure(images, [parts], tiny_config.split, seed=0)
+    rows = baselines.measure(images, [parts], resolve(tiny_config).split, seed=0)
     return rows['leak_audit']['contradictions']
 
   assert found() == 0
@@ -214,8 +215,8 @@ def test_near_copies_under_two_classes_are_counted(tiny_config, capsys, change):
   def found(pictures):
     seen = [view(32)(Slice(np.float32(grey), 'grey', None)) for grey in pictures]
     images = dataclasses.replace(make_images(24), images=np.stack(seen))
-    parts = splits.split(images, tiny_config.split, 0)
-    rows = baselines.measure(images, [parts], tiny_config.split, seed=0)
+    parts = splits.split(images, resolve(tiny_config).split, 0)
+    rows = baselines.measure(images, [parts], resolve(tiny_config).split, seed=0)
     return rows['leak_audit']['near_contradictions']
 
   assert found(slices) == 0
@@ -231,7 +232,7 @@ def test_one_patient_id_for_all_is_said(images, tiny_config, by):
   records = tuple(dataclasses.replace(r, patient_id='a') for r in images.records)
   tiny_config.split.by = by
   with pytest.raises(UserError, match=r'all 48 images bear one patient ID.*split\.by=duplicates'):
-    splits.split(dataclasses.replace(images, records=records), tiny_config.split, 0)
+    splits.split(dataclasses.replace(images, records=records), resolve(tiny_config).split, 0)
 
 
 def test_classes_that_differ_by_case_or_spelling_are_remarked(capsys):
@@ -246,13 +247,14 @@ def test_classes_that_differ_by_case_or_spelling_are_remarked(capsys):
 
 
 def test_baselines_see_what_they_should(images, tiny_config):
-  parts = splits.split(images, tiny_config.split, 0)
-  rows = baselines.measure(images, [parts], tiny_config.split, seed=0)
+  parts = splits.split(images, resolve(tiny_config).split, 0)
+  rows = baselines.measure(images, [parts], resolve(tiny_config).split, seed=0)
   assert rows['nearest_neighbour']['accuracy'] == 1.0
   assert rows['file_facts']['accuracy'] <= 0.75
   images.native_sizes[images.labels == 1] += 7
   assert (
-    baselines.measure(images, [parts], tiny_config.split, seed=0)['file_facts']['accuracy'] == 1
+    baselines.measure(images, [parts], resolve(tiny_config).split, seed=0)['file_facts']['accuracy']
+    == 1
   )
 
 
@@ -298,7 +300,7 @@ def test_a_class_without_readable_images_is_refused():
 
 def augmented(config, key=0, images=None):
   images = make_images(4).images if images is None else images
-  return np.asarray(augment.augment(images, jax.random.key(key), config.augment))
+  return np.asarray(augment.augment(images, jax.random.key(key), resolve(config).augment))
 
 
 def test_augmentation_of_nothing_is_the_identity(tiny_config):

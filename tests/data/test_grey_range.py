@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from ctfake_jax import config as config_lib
+from ctfake_jax.config import resolve
 from ctfake_jax.data import dataset, grey_range
 from ctfake_jax.data.preprocess import (
   ONE_VALUE,
@@ -69,15 +70,15 @@ def pictures(tmp_path):
 def test_a_set_that_uses_little_of_its_range_is_refused_or_scaled(pictures, offset, fill, capsys):
   config = pictures(offset, fill=fill)
   with pytest.raises(UserError, match=r'grey_range=auto'):
-    dataset.load(config)
+    dataset.load(resolve(config))
   config.data.grey_range = 'auto'
-  images = dataset.load(config)
-  low, high, white = config_lib.parse_grey_range(config.data.grey_range)
+  images, settled = dataset.load(resolve(config))
+  low, high, white = config_lib.parse_grey_range(settled.data.grey_range)
   assert white == 65535
   assert abs(low - (offset - 1000)) <= 25
   assert abs(high - (offset + 1200)) <= 25
-  assert f'grey values use {config.data.grey_range}' in capsys.readouterr().out
-  assert baselines.describe(images)['grey_range'] == config.data.grey_range
+  assert f'grey values use {settled.data.grey_range}' in capsys.readouterr().out
+  assert baselines.describe(images)['grey_range'] == settled.data.grey_range
   assert images.images.std() > 0.4
   # Lung, -800 HU, lies 200 of 2200 HU above black.
   assert abs(np.median(images.images[:, 5:7, 4:7]) - (2 * 200 / 2200 - 1)) < 0.05
@@ -86,22 +87,22 @@ def test_a_set_that_uses_little_of_its_range_is_refused_or_scaled(pictures, offs
 def test_what_png_says_of_its_bits_is_the_range(pictures):
   config = pictures(1024, bits=12)
   config.data.grey_range = 'auto'
-  dataset.load(config)
-  assert config.data.grey_range == '0-4095/65535'
+  _, settled = dataset.load(resolve(config))
+  assert settled.data.grey_range == '0-4095/65535'
 
 
 def test_bits_that_values_exceed_are_not_believed(pictures):
   config = pictures(32768, bits=12)
   config.data.grey_range = 'auto'
-  dataset.load(config)
-  assert config.data.grey_range != '0-4095/65535'
+  _, settled = dataset.load(resolve(config))
+  assert settled.data.grey_range != '0-4095/65535'
 
 
 def test_the_record_scales_single_pictures_and_names_other_depths(pictures, tmp_path):
   config = pictures(1024)
   config.data.grey_range = 'auto'
-  images = dataset.load(config)
-  view = Preprocess.from_config(config_lib.from_dict(config_lib.as_dict(config)).data)
+  images, settled = dataset.load(resolve(config))
+  view = Preprocess.from_config(config_lib.from_dict(config_lib.as_dict(settled)).data)
   stored = np.asarray(Image.open(tmp_path / 'set/a/0.png'))
   alone = tmp_path / 'alone'
   alone.mkdir()
@@ -123,7 +124,7 @@ def test_other_depths_in_the_training_set_are_listed(pictures, tmp_path):
   config = pictures(1024)
   Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(tmp_path / 'set/a/8.png')
   config.data.grey_range = 'auto'
-  assert [error.path for error in dataset.load(config).unreadable] == ['a/8.png']
+  assert [error.path for error in dataset.load(resolve(config))[0].unreadable] == ['a/8.png']
 
 
 def test_a_set_of_records_keeps_the_depth(pictures, tmp_path):
@@ -134,7 +135,7 @@ def test_a_set_of_records_keeps_the_depth(pictures, tmp_path):
   assert grey_range.find(stored) == grey_range.find(source)
   config.data.source, config.data.path = 'tfds', str(tmp_path / 'records')
   with pytest.raises(UserError, match='grey_range=auto'):
-    dataset.load(config)
+    dataset.load(resolve(config))
 
 
 def test_8_bit_pictures_are_taken_as_they_are(tmp_path):
@@ -143,8 +144,8 @@ def test_8_bit_pictures_are_taken_as_they_are(tmp_path):
   for name in ('a', 'b'):
     (tmp_path / name).mkdir()
     Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(tmp_path / name / 'x.png')
-  images = dataset.load(config)
-  assert (config.data.grey_range, images.grey_range) == ('type', '1-254/255')
+  images, settled = dataset.load(resolve(config))
+  assert (settled.data.grey_range, images.grey_range) == ('type', '1-254/255')
   np.testing.assert_allclose(images.images[0, 0, :3, 0], np.array([0, 1, 2]) / 127.5 - 1, atol=1e-6)
 
 
@@ -152,8 +153,8 @@ def test_values_in_hu_need_no_range():
   config = config_lib.defaults()
   config.phantom.patients, config.phantom.slices_per_patient = 8, 1
   config.data.grey_range = 'auto'
-  assert dataset.load(config).grey_range == ''
-  assert config.data.grey_range == 'type'
+  images, settled = dataset.load(resolve(config))
+  assert (images.grey_range, settled.data.grey_range) == ('', 'type')
 
 
 @pytest.mark.parametrize('text', ['0-4095/65535', '24-2300/65535', '0.00010-0.06244/1'])
@@ -161,7 +162,7 @@ def test_a_range_is_written_as_it_is_read(text):
   assert str(GreyRange.parse(text)) == text
   config = config_lib.defaults()
   config.data.grey_range = text
-  config_lib.validate(config)
+  config_lib.validate(resolve(config))
 
 
 @pytest.mark.parametrize('text', ['', 'none', '5-5/255', '9-5/255', '0-300/255', '-1-5/255', '0-9'])
@@ -169,7 +170,7 @@ def test_what_is_no_range_is_named(text):
   config = config_lib.defaults()
   config.data.grey_range = text
   with pytest.raises(UserError, match=r'data\.grey_range'):
-    config_lib.validate(config)
+    config_lib.validate(resolve(config))
 
 
 def test_a_range_maps_its_ends_and_clips():

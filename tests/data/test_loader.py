@@ -13,6 +13,7 @@ import pytest
 from conftest import make_images
 
 from ctfake_jax import config as config_lib
+from ctfake_jax.config import resolve
 from ctfake_jax.data import dataset, fingerprints, loader
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.data.sources import array_record
@@ -110,7 +111,7 @@ VIEW = Preprocess(32, -600.0, 1500.0, 'crop')
 
 @pytest.mark.slow
 def test_images_on_disk_are_those_in_memory_and_read_when_asked(tiny_config):
-  source = Decoding(dataset.open_source(tiny_config))
+  source = Decoding(dataset.open_source(resolve(tiny_config)))
   loaded = dataset.gather(source, VIEW)
   stored = dataset.gather(source, VIEW, stream=True)
   before = source.count
@@ -130,7 +131,7 @@ def records(tmp_path_factory):
   config = config_lib.defaults()
   config.phantom.patients, config.phantom.slices_per_patient = 40, 2
   folder = tmp_path_factory.mktemp('records')
-  array_record.write_records(dataset.open_source(config), folder)
+  array_record.write_records(dataset.open_source(resolve(config)), folder)
   return folder
 
 
@@ -140,7 +141,7 @@ def test_a_streamed_run_ends_as_one_from_memory(tiny_config, records, tmp_path):
   results = []
   for stream in (False, True):
     tiny_config.data.stream = stream
-    result = classifier.run(tiny_config, tmp_path / str(stream))
+    result = classifier.run(resolve(tiny_config), tmp_path / str(stream))
     results.append({k: result[k] for k in ('accuracy', 'confusion', 'data', 'baselines')})
   assert results[0] == results[1]
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ctfake_jax import config as config_lib
+from ctfake_jax.config import resolve
 from ctfake_jax.data import splits
 from ctfake_jax.data.dataset import gather, load
 from ctfake_jax.data.preprocess import TWO_VALUES, Preprocess, from_uint8, to_uint8
@@ -60,7 +61,7 @@ def tiny():
 
 def test_more_fakes_than_reals_to_learn_from_are_all_different(tmp_path):
   config, reals = tiny(), stock(make_images(96, size=32))
-  shown = detector_dataset.build_part(config, reals, None, 'train', tmp_path)
+  shown = detector_dataset.build_part(resolve(config), reals, None, 'train', tmp_path)
   assert len(reals.parts['train']) < 100
   for family in config.detection.families:
     own = shown.of(family)
@@ -103,7 +104,7 @@ def stock(images, groups=None, root=None):
 
 def test_edited_fakes_stay_in_their_sources_group_and_everything_is_8_bit(tmp_path):
   config, reals = tiny(), stock(make_images(96, size=32))
-  shown = detector_dataset.build_part(config, reals, None, 'test', tmp_path)
+  shown = detector_dataset.build_part(resolve(config), reals, None, 'test', tmp_path)
   own = set(reals.groups[reals.parts['test']].tolist())
   assert len(shown) == 3 * len(reals.parts['test'])
   assert set(shown.groups.tolist()) == own
@@ -111,7 +112,7 @@ def test_edited_fakes_stay_in_their_sources_group_and_everything_is_8_bit(tmp_pa
   assert shown.of('copied').masks.any((1, 2)).all()
   levels = (shown.images + 1) * 127.5
   np.testing.assert_allclose(levels, np.round(levels), atol=1e-3)
-  other = detector_dataset.build_part(config, reals, None, 'calibration', tmp_path)
+  other = detector_dataset.build_part(resolve(config), reals, None, 'calibration', tmp_path)
   assert not set(other.groups.tolist()) & own
 
 
@@ -137,8 +138,8 @@ def audited(tmp_path, suffix, size):
   """Reals as PNG of 32 pixels against fakes stored otherwise; all images are of one kind."""
   images = np.random.default_rng(0).normal(0, 0.3, (160, 32, 32, 1)).clip(-1, 1)
   config = two_folders(tmp_path, images[:80], images[80:], suffix, size)
-  reals = detector_dataset.originals(config)
-  others = detector_dataset.external_fakes(config, reals)
+  reals, _ = detector_dataset.originals(resolve(config))
+  others = detector_dataset.external_fakes(resolve(config), reals)
   shown = detector_dataset.join(
     [
       s
@@ -165,7 +166,7 @@ def test_the_audit_names_a_planted_leak_and_refuses(suffix, size, fact, tmp_path
 
 def test_the_audit_measures_the_class_mix():
   config = tiny()
-  reals = detector_dataset.originals(config)
+  reals, _ = detector_dataset.originals(resolve(config))
   shown = reals.part('train', detector_dataset.REAL)
   fakes = reals.part('conformal', detector_dataset.REAL)
   fakes = dataclasses.replace(
@@ -219,8 +220,8 @@ def test_an_edit_of_an_original_joins_its_part_and_group(tmp_path):
   edited[:, 10:14, 10:14] = 0.9
   config = two_folders(tmp_path, images[:80], np.concatenate([edited, images[80:]]))
   config.split.duplicate_correlation = 0.8
-  reals = detector_dataset.originals(config)
-  others = detector_dataset.external_fakes(config, reals)
+  reals, _ = detector_dataset.originals(resolve(config))
+  others = detector_dataset.external_fakes(resolve(config), reals)
   idle = np.isin(others.groups, reals.groups[reals.parts['conformal']])
   assert 0 < idle.sum() < 30
   used = np.concatenate(list(others.parts.values()))
@@ -243,15 +244,15 @@ def test_fakes_that_are_all_edits_of_originals_are_dealt_with_them(tmp_path):
   edited[:, 10:14, 10:14] = 0.9
   config = two_folders(tmp_path, images, edited)
   config.split.duplicate_correlation = 0.8
-  reals = detector_dataset.originals(config)
-  others = detector_dataset.external_fakes(config, reals)
+  reals, _ = detector_dataset.originals(resolve(config))
+  others = detector_dataset.external_fakes(resolve(config), reals)
   assert others.parts.keys() == detector_dataset.WITH_FAKES.keys()
   for part, rows in others.parts.items():
     np.testing.assert_array_equal(rows, reals.parts[part])
   for path in sorted((tmp_path / 'fake').rglob('*.png'))[3:]:
     path.unlink()
   with pytest.raises(UserError, match=r'fakes_folder.*add fakes'):
-    detector_dataset.external_fakes(config, reals)
+    detector_dataset.external_fakes(resolve(config), reals)
 
 
 @pytest.mark.slow
@@ -350,7 +351,7 @@ def test_an_edits_few_patches_weigh_as_much_as_the_rest():
 
 def test_every_fake_is_beside_an_original_of_its_group(tmp_path):
   config, reals = tiny(), stock(make_images(96, size=32))
-  shown = detector_dataset.build_part(config, reals, None, 'train', tmp_path)
+  shown = detector_dataset.build_part(resolve(config), reals, None, 'train', tmp_path)
   copied = shown.of('copied')
   external = dataclasses.replace(copied, groups=10_000 + np.arange(len(copied)))
   together = detector_dataset.join([shown, external])
@@ -384,7 +385,7 @@ def test_moved_pairs_are_moved_by_whole_pixels_and_alike():
 @pytest.mark.slow
 def test_kernels_alone_decay():
   config = tiny()
-  tx = training.make_optimizer(config.detection)
+  tx = training.make_optimizer(resolve(config).detection)
   params = {'conv': {'kernel': jnp.ones((3, 3, 1, 2)), 'bias': jnp.ones(2)}, 'scale': jnp.ones(2)}
   state = tx.init(params)
   for _ in range(3):  # the rate rises from 0
@@ -405,9 +406,9 @@ def test_a_step_changes_a_fake_and_its_original_alike():
       jax.debug.callback(seen.append, x)
       return nn.Dense(1)(x.mean((1, 2)))[:, 0], {}
 
-  model, tx = Spy(), training.make_optimizer(config.detection)
+  model, tx = Spy(), training.make_optimizer(resolve(config).detection)
   state = training.init_state(model, tx, 32, 0)
-  step = jax.jit(training.make_train_step(model, tx, config))
+  step = jax.jit(training.make_train_step(model, tx, resolve(config)))
   step(state, {'image': pairs}, jax.random.key(1))
   jax.effects_barrier()
   found = next(np.asarray(x) for x in seen if len(x) == 16)
@@ -446,8 +447,8 @@ def test_a_trained_detector_beats_chance_where_there_is_something_to_find(
     halves_with_a_trace(make_images(160, size=32, seed=seed).images, strength, seed)
     for seed in range(3)
   )
-  model = registry.patch_net(config.detection)
-  variables, _ = training.fit(config, model, train, validation, tmp_path, 'detector')
+  model = registry.patch_net(resolve(config).detection)
+  variables, _ = training.fit(resolve(config), model, train, validation, tmp_path, 'detector')
   scores = training.predict(model, variables, test.images)[0]
   assert low <= metrics.auroc(scores[test.fake], scores[~test.fake]) <= high
 
@@ -455,7 +456,7 @@ def test_a_trained_detector_beats_chance_where_there_is_something_to_find(
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('detector')
-  return workdir, build.run(tiny(), workdir)
+  return workdir, build.run(resolve(tiny()), workdir)
 
 
 @pytest.mark.slow
@@ -500,9 +501,9 @@ def test_detect_writes_a_row_for_every_file(made, tmp_path):
   (folder / 'z.png').write_bytes(b'junk')
   config = config_lib.defaults()
   config.task, config.detector, config.input = 'detect', str(workdir), str(folder)
-  config_lib.validate(config)
+  config_lib.validate(resolve(config))
   (tmp_path / 'out').mkdir()
-  results = detect.run(config, tmp_path / 'out')
+  results = detect.run(resolve(config), tmp_path / 'out')
   with open(tmp_path / 'out' / 'verdicts.csv', newline='') as handle:
     rows = list(csv.DictReader(handle))
   assert [row['path'] for row in rows] == [*(f"'=img{i}.png" for i in range(5)), 'z.png']
@@ -524,16 +525,16 @@ def test_detect_writes_a_row_for_every_file(made, tmp_path):
   kept = (tmp_path / 'out' / 'verdicts.csv').read_text()
   config.input = str(tmp_path / 'nothing')
   with pytest.raises(UserError, match='other values of input'):
-    detect.run(config, tmp_path / 'out')
+    detect.run(resolve(config), tmp_path / 'out')
   with pytest.raises(UserError, match='no such file'):
-    detect.run(config, tmp_path / 'elsewhere')
+    detect.run(resolve(config), tmp_path / 'elsewhere')
   config.input = str(folder)
   assert (tmp_path / 'out' / 'verdicts.csv').read_text() == kept
   # The default of making, too, where it is asked for.
   for rate in (0.3, calibration.USUAL_RATE):
     config.detection.false_alarm_rate = rate
     with pytest.raises(UserError, match=rf'rate = {rate}: this detector was calibrated for 0.1'):
-      detect.run(config, tmp_path / 'elsewhere')
+      detect.run(resolve(config), tmp_path / 'elsewhere')
 
 
 @pytest.mark.slow
@@ -627,7 +628,7 @@ def test_a_threshold_that_cannot_be_set_is_refused_before_any_training(tmp_path)
   config = tiny()
   config.detection.false_alarm_rate = 0.01
   with pytest.raises(UserError, match=r'needs 99 .* add'):
-    build.run(config, tmp_path)
+    build.run(resolve(config), tmp_path)
   assert not (tmp_path / 'generators').exists()
 
 
@@ -679,7 +680,7 @@ def site_files(tmp_path_factory):
   config.task, config.generate.method = 'generate', 'copied'
   config.generate.count, config.generate.dicom = 12, True
   config.phantom.patients, config.phantom.slices_per_patient = 12, 1
-  generation.run(config, folder)
+  generation.run(resolve(config), folder)
   return folder / 'dicom'
 
 
@@ -688,8 +689,8 @@ def test_verdicts_of_a_detector_are_explained(made, site_files, tmp_path):
   config = config_lib.defaults()
   config.task, config.detector, config.input = 'explain', str(made[0]), str(site_files)
   config.explain.count, config.explain.lime_samples = 2, 32
-  config_lib.validate(config)
-  results = explain.run(config, tmp_path)
+  config_lib.validate(resolve(config))
+  results = explain.run(resolve(config), tmp_path)
   assert len(results['images']) == 2
   for row in results['images']:
     assert row['answer'] == 'fake'
@@ -709,9 +710,9 @@ def test_what_cannot_be_judged_is_not_explained(tmp_path):
   def obstacles(decoded):
     return [] if decoded.pixels.max() else ['black']
 
-  view, left_out = Preprocess.from_config(config.data), []
+  view, left_out = Preprocess.from_config(resolve(config).data), []
   asked = explain.Explained(None, view, True, obstacles, [])
-  assert [d.path for d in explain._decoded(config, asked, left_out)] == ['b.png', 'c.png']
+  assert [d.path for d in explain._decoded(resolve(config), asked, left_out)] == ['b.png', 'c.png']
   assert [error.path for error in left_out] == ['a.png', 'd.png']
   assert left_out[0].reason == 'black'
 
@@ -720,7 +721,7 @@ def test_an_explanation_needs_one_network(tmp_path):
   config = config_lib.defaults()
   config.task, config.input = 'explain', str(tmp_path)
   with pytest.raises(UserError, match='set one of'):
-    explain.run(config, tmp_path)
+    explain.run(resolve(config), tmp_path)
 
 
 def _decoded(detector, folder):
@@ -778,9 +779,9 @@ def test_what_says_that_it_is_synthetic_is_no_original_of_a_site(site_files, tmp
   with pytest.raises(
     UserError, match=r'no image can be taken; .*synthetic \(0008,001C\): no original'
   ):
-    recalibration.reals(config, Willing())
+    recalibration.reals(resolve(config), Willing())
   config.data.synthetic_ok = True
-  assert len(recalibration.reals(config, Willing())[0]) == 12
+  assert len(recalibration.reals(resolve(config), Willing())[0]) == 12
 
 
 @pytest.mark.slow
@@ -809,22 +810,22 @@ def test_patients_of_a_site_are_its_folders_where_that_is_said(made, tmp_path):
   Image.new('L', (32, 32)).save(tmp_path / 'patient0' / 'black.png')
   mask = Image.fromarray((np.eye(32) * 255).astype(np.uint8))
   mask.save(tmp_path / 'patient0' / 'lung.png')
-  _, images = recalibration.reals(config, detector)
-  by, groups = splits.group(images, config.split)
+  _, images = recalibration.reals(resolve(config), detector)
+  by, groups = splits.group(images, resolve(config).split)
   assert (by, groups.tolist()) == ('patient', [0, 0, 0, 1, 1, 1])
   assert [e.path for e in images.unreadable] == ['patient0/black.png', 'patient0/lung.png']
   with pytest.raises(UserError, match=r'no image can be taken; patient0/black\.png: grey values'):
-    recalibration.reals(config, bundle.load(made[0]))
+    recalibration.reals(resolve(config), bundle.load(made[0]))
   mask.save(tmp_path / 'patient0' / 'study' / '0_mask.png')
   Image.fromarray(np.arange(1024, dtype=np.uint8).reshape(32, 32)).save(
     tmp_path / 'patient0' / 'study' / '2_seg.png'
   )
   with pytest.raises(UserError, match=r"2_seg\.png' looks like a mask"):
-    recalibration.reals(config, detector)
+    recalibration.reals(resolve(config), detector)
   (tmp_path / 'patient0' / 'study' / '2_seg.png').unlink()
   shutil.copyfile(tmp_path / 'patient0' / 'study' / '0.png', tmp_path / 'whose.png')
   with pytest.raises(UserError, match=r'whose\.png lies in no folder of a patient'):
-    recalibration.reals(config, detector)
+    recalibration.reals(resolve(config), detector)
 
 
 @pytest.mark.slow
@@ -834,8 +835,8 @@ def test_a_detector_is_recalibrated_from_files(made, site_files, tmp_path, capsy
   config.task, config.detector = 'recalibrate', str(workdir)
   config.input, config.detection.false_alarm_rate = str(site_files), 0.1
   config.data.synthetic_ok = True  # edits of phantoms, taken for a site's originals
-  config_lib.validate(config)
-  results = recalibration.run(config, tmp_path / 'new')
+  config_lib.validate(resolve(config))
+  results = recalibration.run(resolve(config), tmp_path / 'new')
   assert results['groups'] == 12
   assert set(results['alarms']) == {'drift', 'outliers', 'rate'}
   raised = [name for name, alarm in results['alarms'].items() if alarm['raised']]
@@ -871,24 +872,24 @@ def test_a_detector_is_recalibrated_from_files(made, site_files, tmp_path, capsy
   assert 'approximate' in found.threshold.guarantee
   np.testing.assert_array_equal(found.reference, old.reference)
   with pytest.raises(UserError, match='is the old detector'):
-    recalibration.run(config, workdir)
+    recalibration.run(resolve(config), workdir)
   (tmp_path / 'training').mkdir()
   (tmp_path / 'training' / 'config.json').write_text('{}')
   with pytest.raises(UserError, match='holds a training'):
-    recalibration.run(config, tmp_path / 'training')
+    recalibration.run(resolve(config), tmp_path / 'training')
   config.input = str(site_files.parent)
   with pytest.raises(UserError, match='other values of input'):
-    recalibration.run(config, tmp_path / 'new')
+    recalibration.run(resolve(config), tmp_path / 'new')
   config.input = str(site_files)
   config.detection.false_alarm_rate = 0.001
   many = [decoded[i % len(decoded)] for i in range(999)]
   with pytest.raises(UserError, match=r'rate = 0.001: the detector was calibrated on .*too few'):
-    recalibration.recalibrate(old, many, np.arange(999), config)
+    recalibration.recalibrate(old, many, np.arange(999), resolve(config))
   # Once more: the site's centre again, and still compared with the making's reals.
   # Twelve reals are one too few for the rate asked now, but nearly promise it.
   config.detector, config.detection.false_alarm_rate = str(tmp_path / 'new'), 0.072
-  again = recalibration.run(config, tmp_path / 'again')
-  recalibration.run(config, tmp_path / 'again')
+  again = recalibration.run(resolve(config), tmp_path / 'again')
+  recalibration.run(resolve(config), tmp_path / 'again')
   assert '12 independent reals' in capsys.readouterr().out
   assert again['threshold']['false_alarm_rate'] == 1 / 13
   assert again['threshold']['value'] > found.threshold.value
@@ -906,7 +907,7 @@ def pictures(tmp_path_factory):
   """Class folders of grey pictures, 60 to learn from and 40 of another site."""
   config = config_lib.defaults()
   config.phantom.patients, config.phantom.slices_per_patient = 100, 1
-  images, folder = load(config), tmp_path_factory.mktemp('pictures')
+  images, folder = load(resolve(config))[0], tmp_path_factory.mktemp('pictures')
   for i, (image, label) in enumerate(zip(images.images, images.labels)):
     place = folder / ('home' if i < 60 else 'site') / images.class_names[label]
     place.mkdir(parents=True, exist_ok=True)
@@ -919,21 +920,21 @@ def test_a_detector_of_pictures_is_made_recalibrated_and_used(pictures, tmp_path
   config = tiny()
   config.data.source, config.data.path = 'folders', str(pictures / 'home')
   config.split.by = 'slice'
-  config_lib.validate(config)
-  build.run(config, tmp_path / 'made')
+  config_lib.validate(resolve(config))
+  build.run(resolve(config), tmp_path / 'made')
   site_of = {'made': 'once', 'once': 'twice'}
   for old, new in site_of.items():
     own = config_lib.defaults()
     own.task, own.detector, own.input = 'recalibrate', str(tmp_path / old), str(pictures / 'site')
     own.detection.false_alarm_rate, own.split.by = 0.1, 'slice'
-    config_lib.validate(own)
-    recalibration.run(own, tmp_path / new)
+    config_lib.validate(resolve(own))
+    recalibration.run(resolve(own), tmp_path / new)
   for task, run in (('detect', detect.run), ('explain', explain.run)):
     own = config_lib.defaults()
     own.task, own.detector, own.input = task, str(tmp_path / 'twice'), str(pictures / 'site')
     own.explain.count, own.explain.lime_samples = 1, 32
-    config_lib.validate(own)
+    config_lib.validate(resolve(own))
     (tmp_path / task).mkdir()
-    assert run(own, tmp_path / task)['images']
+    assert run(resolve(own), tmp_path / task)['images']
   kept = json.loads((tmp_path / 'twice' / 'config.json').read_text())
   assert str(pictures) not in json.dumps(kept)

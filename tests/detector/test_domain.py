@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctfake_jax import config as config_lib
+from ctfake_jax.config import resolve
 from ctfake_jax.data.transforms import file_degradations
 from ctfake_jax.detector import dataset as detector_dataset
 from ctfake_jax.detector import domain
@@ -22,10 +23,12 @@ def parts(tmp_path_factory):
   config.task, config.phantom.patients, config.phantom.slices_per_patient = 'detector', 300, 1
   config.detection.families = ('blended', 'copied')
   config.detection.train_fakes_per_family = 100
-  reals = detector_dataset.originals(config)
+  reals, _ = detector_dataset.originals(resolve(config))
   folder = tmp_path_factory.mktemp('domain')
   names = ('train', 'validation', 'conformal', 'test')
-  return {name: detector_dataset.build_part(config, reals, None, name, folder) for name in names}
+  return {
+    name: detector_dataset.build_part(resolve(config), reals, None, name, folder) for name in names
+  }
 
 
 @pytest.fixture(scope='module')

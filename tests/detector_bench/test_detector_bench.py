@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
 from ctfake_jax import config as config_lib
+from ctfake_jax.config import resolve
 from ctfake_jax.detector.dataset import REAL, DetectorDataset
 from ctfake_jax.detector_bench import comparison, handcrafted_features, methods
 from ctfake_jax.detector_bench import run as bench
@@ -121,8 +122,8 @@ def test_a_tiny_table_end_to_end(tmp_path):
   config.model.cnn.widths, config.train.epochs, config.train.batch_size = (4,), 1, 16
   config.bench.methods = ('fall_of_50', 'neighbours', 'svm', 'reservoir', 'cnn', 'detector')
   config.bench.network_updates, config.bench.top_two_seeds = 20, 1
-  config_lib.validate(config)
-  results = bench.run(config, tmp_path)
+  config_lib.validate(resolve(config))
+  results = bench.run(resolve(config), tmp_path)
   assert list(results['rows']) == list(config.bench.methods)
   for name, row in results['rows'].items():
     assert set(row['cells']) == {'blended', 'copied'}
@@ -137,7 +138,7 @@ def test_a_tiny_table_end_to_end(tmp_path):
   assert 'Support vector machine' in page
   cell = tmp_path / 'cells' / 'svm' / 'copied' / 'seed0' / 'results.json'
   before = cell.stat().st_mtime_ns
-  bench.run(config, tmp_path)
+  bench.run(resolve(config), tmp_path)
   assert cell.stat().st_mtime_ns == before
 
 
@@ -180,7 +181,7 @@ def test_the_detectors_domain_is_learnt_without_the_held_out_generator(tmp_path)
   brightness = methods.FittedMethod(lambda x: x.mean((1, 2, 3)).astype(float), None)
   for within, kept, called in ((False, None, 1.0), (True, 0.0, 0.0)):
     scorer = dataclasses.replace(brightness, within_domain=within)
-    cell = bench._judge(config, scorer, seen, test, tmp_path)
+    cell = bench._judge(resolve(config), scorer, seen, test, tmp_path)
     assert (cell['kept'], cell['called_fake']) == (kept, called)
 
 
@@ -189,12 +190,12 @@ def test_what_the_bench_cannot_do_is_refused_before_any_training(tmp_path):
   config.task = 'detector_bench'
   config.detection.families = ('vae', 'vae_reconstruction')
   with pytest.raises(UserError, match='at least two'):
-    bench.run(config, tmp_path)
+    bench.run(resolve(config), tmp_path)
   config.detection.families = ('blended', 'copied')
   config.phantom.patients, config.phantom.slices_per_patient = 30, 1
   with pytest.raises(UserError, match='the threshold needs 99'):
-    bench.run(config, tmp_path)
+    bench.run(resolve(config), tmp_path)
   assert not (tmp_path / 'config.json').exists()
   config.detection.fakes_folder = str(tmp_path)
   with pytest.raises(UserError, match='makes its own fakes'):
-    config_lib.validate(config)
+    config_lib.validate(resolve(config))

@@ -13,6 +13,7 @@ from scipy import ndimage
 from test_architecture import FILES, imports, module_name
 
 from ctfake_jax import config as config_lib
+from ctfake_jax.config import resolve
 from ctfake_jax.data import splits
 from ctfake_jax.data.transforms import controls
 from ctfake_jax.fakes import families as fakes
@@ -143,7 +144,8 @@ def test_kept_fakes_are_made_again_by_other_code(tmp_path, monkeypatch):
 def test_the_code_that_makes_fakes_is_known_whole():
   """Whatever `fakes` imports of ours, at any remove, is in its digest or touches no pixel."""
   touch_no_pixel = {
-    *('ctfake_jax', 'types', 'config', 'config.keys', 'config.names', 'config.rules'),
+    *('ctfake_jax', 'types', 'config', 'config.keys', 'config.names', 'config.tree'),
+    *('config.config_dict', 'config.validation', 'config.value_rules'),
     *('config.saved', 'workdir', 'workdir.files', 'workdir.checkpoints', 'runtime', 'data'),
     *('runtime.mesh', 'runtime.preemption', 'runtime.progress_bar', 'runtime.processors'),
     *('inference', 'fakes'),
@@ -166,17 +168,19 @@ def trained_vae(config, tmp_path):
   c.batch_size, c.updates, c.eval_every, c.quality_images, c.width = 8, 60, 60, 8, 8
   c.latent, c.learning_rate = 8, 3e-3
   images = make_images(64, size=32)
-  generator.fit(config, images, splits.split(images, config.split, 0), tmp_path)
+  generator.fit(resolve(config), images, splits.split(images, resolve(config).split, 0), tmp_path)
   return sampling.load(tmp_path)
 
 
 def fresh_diffusion(config):
   """Predicts no noise as yet: what it undoes is the scale."""
   config.task, config.data.image_size, config.diffusion.width = 'diffusion', 32, 8
-  networks = diffusion.build(config, 2)
+  networks = diffusion.build(resolve(config), 2)
   state = diffusion.init_state(networks, 32, seed=0)
   sampler = sampling.make_sampler(networks.generator, state.ema, networks.latent, np.ones(2))
-  return sampling.TrainedGenerator(sampler, config, ('0', '1'), 'grey', np.ones(2), 0, '', None)
+  return sampling.TrainedGenerator(
+    sampler, resolve(config), ('0', '1'), 'grey', np.ones(2), 0, '', None
+  )
 
 
 @pytest.mark.slow
@@ -194,7 +198,9 @@ def test_a_reconstruction_is_nearer_to_its_source_than_another_image_is(
 
 
 def test_a_gan_cannot_reconstruct(tiny_config, tmp_path):
-  network = sampling.TrainedGenerator(None, tiny_config, (), 'grey', np.ones(1), 0, '', None)
+  network = sampling.TrainedGenerator(
+    None, resolve(tiny_config), (), 'grey', np.ones(1), 0, '', None
+  )
   tiny_config.task = 'gan'
   with pytest.raises(UserError, match='cannot reconstruct'):
     fakes.reconstruct(network, REALS.images, REALS.labels, 0)
@@ -209,8 +215,8 @@ def test_edits_are_generated_with_masks_sources_and_labels(tmp_path):
   config = config_lib.defaults()
   config.task, config.generate.method, config.generate.count = 'generate', 'copied', 6
   config.phantom.patients, config.phantom.slices_per_patient = 8, 1
-  config_lib.validate(config)
-  manifest = generation.run(config, tmp_path)
+  config_lib.validate(resolve(config))
+  manifest = generation.run(resolve(config), tmp_path)
   assert len(manifest['files']) == len(manifest['sources']) == 6
   for row in manifest['files']:
     mask = np.asarray(Image.open(tmp_path / row['mask']))
@@ -220,7 +226,7 @@ def test_edits_are_generated_with_masks_sources_and_labels(tmp_path):
   assert json.loads((tmp_path / 'manifest.json').read_text())['method'] == 'copied'
   config.generate.method = 'reconstructions'
   with pytest.raises(UserError, match='checkpoint is empty'):
-    config_lib.validate(config)
+    config_lib.validate(resolve(config))
 
 
 def test_sampled_fakes_have_no_source(tiny_config):
@@ -229,7 +235,9 @@ def test_sampled_fakes_have_no_source(tiny_config):
       del seed
       return np.zeros((len(labels), 4, 4, 1), np.float32)
 
-  network = sampling.TrainedGenerator(Constant(), tiny_config, (), 'grey', np.ones(1), 0, '', None)
+  network = sampling.TrainedGenerator(
+    Constant(), resolve(tiny_config), (), 'grey', np.ones(1), 0, '', None
+  )
   made = fakes.sample(network, np.array([0, 1], np.int32), 0)
   assert (made.sources == -1).all()
   assert made.masks is None

@@ -9,6 +9,7 @@ from made_dicom import chest_hu, ct, dciodvfy_errors, save
 from PIL import Image
 
 from ctfake_jax import config as config_lib
+from ctfake_jax.config import resolve
 from ctfake_jax.data.dataset import load
 from ctfake_jax.data.fingerprints import identity
 from ctfake_jax.data.preprocess import Preprocess
@@ -45,14 +46,14 @@ def _config(root, method='copied'):
   config.generate.count, config.generate.dicom = 8, True
   config.data.source, config.data.path = 'dicom', str(root)
   config.data.image_size = 16
-  config_lib.validate(config)
+  config_lib.validate(resolve(config))
   return config
 
 
 @pytest.mark.parametrize('method', config_lib.EDITS)
 def test_edits_of_patients_lie_where_their_sources_do(patients, tmp_path, method):
   workdir = tmp_path / 'w'
-  manifest = generation.run(_config(patients, method), workdir)
+  manifest = generation.run(resolve(_config(patients, method)), workdir)
   files = sorted((workdir / 'dicom').rglob('*.dcm'), key=lambda path: path.name)
   assert len(files) == 8
   headers = [pydicom.dcmread(path) for path in files]
@@ -88,7 +89,7 @@ def test_edits_of_patients_lie_where_their_sources_do(patients, tmp_path, method
 
 def test_no_identity_of_the_source_and_no_key_in_any_file(patients, tmp_path):
   workdir = tmp_path / 'w'
-  generation.run(_config(patients), workdir)
+  generation.run(resolve(_config(patients)), workdir)
   key = (workdir / KEY_FILE).read_bytes()
   for path in (workdir / 'dicom').rglob('*.dcm'):
     text = path.read_bytes()
@@ -100,17 +101,17 @@ def test_no_identity_of_the_source_and_no_key_in_any_file(patients, tmp_path):
       assert key not in path.read_bytes()
       assert key.hex().encode() not in path.read_bytes()
   first = {p.name: p.read_bytes() for p in (workdir / 'dicom').rglob('*.dcm')}
-  generation.run(_config(patients), workdir)
+  generation.run(resolve(_config(patients)), workdir)
   assert {p.name: p.read_bytes() for p in (workdir / 'dicom').rglob('*.dcm')} == first
 
 
 def test_an_edit_read_back_is_its_source_outside_of_the_mask(patients, tmp_path):
   workdir, config = tmp_path / 'w', _config(patients)
-  manifest = generation.run(config, workdir)
-  reals = load(config)
+  manifest = generation.run(resolve(config), workdir)
+  reals, _ = load(resolve(config))
   rows = {record.provenance: i for i, record in enumerate(reals.records)}
   source = DicomSource(workdir / 'dicom', labels_csv=None, max_pixels=2**20, synthetic_ok=True)
-  view = Preprocess.from_config(config.data)
+  view = Preprocess.from_config(resolve(config).data)
   for i in range(len(source)):
     number = int(source.records[i].provenance[-10:-4])
     real = reals.images[rows[manifest['sources'][number]]][..., 0]
@@ -125,8 +126,8 @@ def test_edits_of_a_phantom_are_of_no_patient(tmp_path):
   config.task, config.generate.method = 'generate', 'copied'
   config.generate.count, config.generate.dicom = 4, True
   config.phantom.patients, config.phantom.slices_per_patient = 8, 1
-  generation.run(config, tmp_path)
-  reals = load(config)
+  generation.run(resolve(config), tmp_path)
+  reals, _ = load(resolve(config))
   spacings = {round(record.plane.spacing_mm[0], 6) for record in reals.records}
   for path in (tmp_path / 'dicom').rglob('*.dcm'):
     ds = pydicom.dcmread(path)
@@ -145,21 +146,21 @@ class _Grey:
 
 def _samples(config, spacing_mm, workdir, monkeypatch):
   trained = sampling.TrainedGenerator(
-    _Grey(), config, ('a', 'b'), 'HU', np.ones(2), 0, 'digest', None, spacing_mm
+    _Grey(), resolve(config), ('a', 'b'), 'HU', np.ones(2), 0, 'digest', None, spacing_mm
   )
   monkeypatch.setattr(sampling, 'load', lambda path: trained)
   config.generate.method, config.generate.checkpoint = 'samples', 'somewhere'
-  return generation.run(config, workdir)
+  return generation.run(resolve(config), workdir)
 
 
 def test_samples_have_the_spacing_of_what_was_learnt_from(tmp_path, patients, monkeypatch):
   config = _config(patients)
   config.task = 'vae'
-  learnt = identity(load(config), Preprocess.from_config(config.data))
+  learnt = identity(load(resolve(config))[0], Preprocess.from_config(resolve(config).data))
   assert learnt['spacing_mm'] == [3, 3]
   config.data.aspect = 'stretch'
-  view = Preprocess.from_config(config.data)
-  learnt = identity(load(config), view)
+  view = Preprocess.from_config(resolve(config).data)
+  learnt = identity(load(resolve(config))[0], view)
   assert learnt['spacing_mm'] == [3, 60 / 16]
   _samples(config, tuple(learnt['spacing_mm']), tmp_path / 'w', monkeypatch)
   for path in (tmp_path / 'w' / 'dicom').rglob('*.dcm'):
@@ -188,20 +189,20 @@ def test_field_of_view_is_that_of_a_body(value, right):
   config = config_lib.defaults()
   config.generate.field_of_view_mm = value
   if right:
-    config_lib.validate(config)
+    config_lib.validate(resolve(config))
   else:
     with pytest.raises(UserError, match='field_of_view_mm'):
-      config_lib.validate(config)
+      config_lib.validate(resolve(config))
 
 
 def test_a_generator_rebuilds_images_seen_as_it_learnt_them(patients):
   config = _config(patients)
   trained = sampling.TrainedGenerator(
-    _Grey(), _config(patients), ('a', 'b'), 'HU', np.ones(2), 0, '', None
+    _Grey(), resolve(_config(patients)), ('a', 'b'), 'HU', np.ones(2), 0, '', None
   )
-  generation._check_same_view(config, trained, load(config))
+  generation._check_same_view(resolve(config), trained, load(resolve(config))[0])
   for key, value in (('window_width_hu', 400.0), ('aspect', 'stretch')):
     other = _config(patients)
     other.data[key] = value
     with pytest.raises(UserError, match=f'config.data.{key} = .*: the generator learnt from'):
-      generation._check_same_view(other, trained, load(other))
+      generation._check_same_view(resolve(other), trained, load(resolve(other))[0])

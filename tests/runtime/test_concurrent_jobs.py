@@ -9,6 +9,7 @@ import chex
 import numpy as np
 import pytest
 
+from ctfake_jax.config import resolve
 from ctfake_jax.data.splits import split
 from ctfake_jax.inference import classifier as inference
 from ctfake_jax.runtime import concurrent_jobs, preemption
@@ -64,10 +65,10 @@ def test_sigterm_reaches_trainings_in_threads(monkeypatch):
 
 @pytest.mark.slow
 def test_two_trainings_side_by_side_end_as_they_do_alone(tiny_config, images, tmp_path):
-  parts = split(images, tiny_config.split, 0)
+  parts = split(images, resolve(tiny_config).split, 0)
 
   def fit(folder):
-    return classifier.fit(tiny_config, images, parts, tmp_path / folder)
+    return classifier.fit(resolve(tiny_config), images, parts, tmp_path / folder)
 
   alone = fit('alone')
   pair = concurrent_jobs.run({name: (lambda name=name: fit(name)) for name in ('a', 'b')})

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from test_architecture import FILES, PACKAGE
 
 from ctfake_jax import config as config_lib
+from ctfake_jax.config import resolve
 from ctfake_jax.runtime import streams
 from ctfake_jax.tasks.study import run as study
 
@@ -102,8 +103,8 @@ def test_all_streams_of_a_study_differ(tmp_path, monkeypatch):
   config.gan.batch_size, config.gan.quality_images = 16, 32
   config.generate.count = 48
   config.split.val_fraction = 0.25
-  config_lib.validate(config)
-  study.run(config, tmp_path)
+  config_lib.validate(resolve(config))
+  study.run(resolve(config), tmp_path)
   assert {name: sites for name, sites in opened.items() if len(sites) > 1} == {}
   often = {use: n for use, n in derived.items() if n > 1 and use[1][0] not in REPEATED}
   assert often == {}

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from ctfake_jax import config as config_lib
+from ctfake_jax.config import resolve
 from ctfake_jax.runtime import flops
 from ctfake_jax.tasks import benchmark
 from ctfake_jax.types import UserError
@@ -20,8 +21,8 @@ def test_every_model_and_mode_gets_a_row(tmp_path):
   config.gan.width = 2
   config.benchmark.models = ('dcgan', 'cnn')
   config.benchmark.steps = config.benchmark.repeats = 1
-  config_lib.validate(config)
-  benchmark.run(config, tmp_path)
+  config_lib.validate(resolve(config))
+  benchmark.run(resolve(config), tmp_path)
   rows = json.loads((tmp_path / 'benchmark.json').read_text())
   assert [(row['model'], row['mode']) for row in rows] == [
     ('dcgan', 'train'),
@@ -46,7 +47,7 @@ def test_blocks_have_whole_groups_of_batches_in_flight(steps, calls, monkeypatch
   monkeypatch.setattr(benchmark, 'matrix_rate', lambda dtype: 1.0)
   config = config_lib.defaults()
   config.benchmark.steps, config.benchmark.repeats = steps, 3
-  benchmark.measure(config, 'cnn', 'infer')
+  benchmark.measure(resolve(config), 'cnn', 'infer')
   assert next(made) == 1 + benchmark.WARM_UP_CALLS + 3 * calls
 
 
@@ -60,4 +61,4 @@ def test_a_batch_that_devices_cannot_share_is_refused(tmp_path):
   config = config_lib.defaults()
   config.train.batch_size = 12
   with pytest.raises(UserError, match=r'batch_size = 12: must be a multiple of the 8'):
-    benchmark.run(config, tmp_path)
+    benchmark.run(resolve(config), tmp_path)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import make_images
 
+from ctfake_jax.config import resolve
 from ctfake_jax.data import splits
 from ctfake_jax.inference import classifier as inference
 from ctfake_jax.inference import generator as sampling
@@ -39,7 +40,7 @@ def run_elsewhere(folder: Path, **inputs: np.ndarray) -> np.ndarray:
 
 def exported(config, checkpoint: Path, folder: Path) -> dict:
   config.checkpoint = str(checkpoint)
-  export.run(config, folder)
+  export.run(resolve(config), folder)
   artefact = jax.export.deserialize(bytearray((folder / export.FILE).read_bytes()))
   assert 'stablehlo.case' in artefact.mlir_module(), 'one form for all platforms'
   return json.loads((folder / 'export.json').read_text())
@@ -50,8 +51,8 @@ def test_a_classifier_gives_the_same_probabilities(tiny_config, tmp_path):
   images = make_images(48)
   tiny_config.model.cnn.widths = (16, 16)
   tiny_config.train.epochs = 1
-  parts = splits.split(images, tiny_config.split, 0)
-  classifier.fit(tiny_config, images, parts, tmp_path / 'run')
+  parts = splits.split(images, resolve(tiny_config).split, 0)
+  classifier.fit(resolve(tiny_config), images, parts, tmp_path / 'run')
   # Traced for this platform alone, which must not get into the file.
   inference.load(tmp_path / 'run').predict(images.images[:1])
   facts = exported(tiny_config, tmp_path / 'run', tmp_path / 'out')
@@ -72,7 +73,8 @@ def test_a_generator_gives_the_same_images(tiny_config, tmp_path):
   tiny_config.gan.batch_size = 8
   tiny_config.gan.updates = tiny_config.gan.eval_every = 2
   tiny_config.gan.quality_images = 16
-  generator.fit(tiny_config, images, splits.split(images, tiny_config.split, 0), tmp_path / 'run')
+  parts = splits.split(images, resolve(tiny_config).split, 0)
+  generator.fit(resolve(tiny_config), images, parts, tmp_path / 'run')
   facts = exported(tiny_config, tmp_path / 'run', tmp_path / 'out')
   assert facts['kind'] == 'generator'
   sampler = sampling.load(tmp_path / 'run').sampler
@@ -86,4 +88,4 @@ def test_a_generator_gives_the_same_images(tiny_config, tmp_path):
 def test_a_folder_without_a_network_is_named(tiny_config, tmp_path):
   tiny_config.checkpoint = str(tmp_path / 'nowhere')
   with pytest.raises(UserError, match='nowhere'):
-    export.run(tiny_config, tmp_path / 'out')
+    export.run(resolve(tiny_config), tmp_path / 'out')

@@ -12,6 +12,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from ctfake_jax import config as config_lib
+from ctfake_jax.config import resolve
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.tasks import evaluate, predict
 from ctfake_jax.types import UserError
@@ -49,7 +50,7 @@ def predicted(tmp_path, monkeypatch):
     config.detection.workers = 1
     workdir = tmp_path / f'out-{unit}'
     workdir.mkdir()
-    results = predict.run(config, workdir)
+    results = predict.run(resolve(config), workdir)
     with open(workdir / 'predictions.csv', newline='') as handle:
       return {row['path']: row for row in csv.DictReader(handle)}, results
 

@@ -11,6 +11,7 @@ import pytest
 from conftest import make_images
 
 from ctfake_jax import config as config_lib
+from ctfake_jax.config import resolve
 from ctfake_jax.fakes import families as fakes
 from ctfake_jax.inference import generator as sampling
 from ctfake_jax.models import autoencoder, initializers, resize_gan
@@ -50,11 +51,11 @@ def configured(tiny_config):
 
 def step_of(config):
   family = generator.FAMILIES[config.task]
-  networks, size = family.build(config, 2), config.data.image_size
+  networks, size = family.build(resolve(config), 2), config.data.image_size
   images = make_images(8, size=size)
   batch = {'image': jnp.asarray(images.images), 'label': jnp.asarray(images.labels)}
   state = family.init_state(networks, size, seed=0)
-  return networks, jax.jit(family.make_train_step(networks, config)), state, batch
+  return networks, jax.jit(family.make_train_step(networks, resolve(config))), state, batch
 
 
 @pytest.mark.slow
@@ -81,8 +82,8 @@ def test_a_generator_trains_is_kept_and_samples_what_is_asked(
 ):
   config, broken = configured(name), (UnreadableImageError('a.png', 'cut off'),)
   images = dataclasses.replace(make_images(64, size=SIZE), unreadable=broken)
-  monkeypatch.setattr(generator.dataset, 'load', lambda _: images)
-  result = generator.run(config, tmp_path)
+  monkeypatch.setattr(generator.dataset, 'load', lambda own: (images, own))
+  result = generator.run(resolve(config), tmp_path)
   assert result['data']['unreadable'] == [{'path': 'a.png', 'reason': 'cut off'}]
   assert result['best_step'] in (2, 4)
   assert (tmp_path / 'samples' / 'step_000004.png').exists()
@@ -102,8 +103,8 @@ def test_autoencoders_learn_to_rebuild_and_have_no_samples(configured, tmp_path,
   config, images = configured('autoencoder'), make_images(64, size=SIZE)
   config.autoencoder.updates, config.autoencoder.eval_every = 60, 60
   config.autoencoder.width, config.autoencoder.learning_rate = 4, 5e-3
-  monkeypatch.setattr(generator.dataset, 'load', lambda _: images)
-  generator.run(config, tmp_path)
+  monkeypatch.setattr(generator.dataset, 'load', lambda own: (images, own))
+  generator.run(resolve(config), tmp_path)
   rows = workdir_files.read_rows(tmp_path / 'metrics.jsonl')
   errors = [row['absolute_error'] for row in rows if 'absolute_error' in row]
   assert errors[-1] < 0.5 * errors[0]
@@ -235,4 +236,4 @@ def test_a_side_that_the_family_cannot_make_is_refused(task, size):
   config = config_lib.defaults()
   config.task, config.data.image_size = task, size
   with pytest.raises(UserError, match=f'image_size = {size}: the generator needs'):
-    config_lib.validate(config)
+    config_lib.validate(resolve(config))

@@ -13,6 +13,7 @@ import pytest
 from conftest import make_images
 
 from ctfake_jax import config as config_lib
+from ctfake_jax.config import resolve
 from ctfake_jax.data import dataset, splits
 from ctfake_jax.inference import classifier as inference
 from ctfake_jax.models import initializers
@@ -24,7 +25,8 @@ from ctfake_jax.workdir import files as workdir_files
 
 
 def fit(config, images, workdir):
-  return classifier.fit(config, images, splits.split(images, config.split, 0), workdir)
+  own = resolve(config)
+  return classifier.fit(own, images, splits.split(images, own.split, 0), workdir)
 
 
 def leaves(tree):
@@ -37,10 +39,10 @@ def rows(workdir):
 
 
 def make_step(config, classes=2):
-  model = classifier.build(config, classes)
-  tx = classifier.make_optimizer(config, steps_per_epoch=4)
+  model = classifier.build(resolve(config), classes)
+  tx = classifier.make_optimizer(resolve(config), steps_per_epoch=4)
   state = classifier.init_state(model, tx, config.data.image_size, seed=0)
-  return classifier.make_train_step(model, tx, config, np.ones(classes, np.float32)), state
+  return classifier.make_train_step(model, tx, resolve(config), np.ones(classes, np.float32)), state
 
 
 def batch(count=8, seed=0):
@@ -58,7 +60,7 @@ def test_a_classifier_learns_and_is_loaded_again(tiny_config, images, tmp_path):
   assert result['accuracy'] == 1.0
   assert result['n'] == result['groups'] * 2
   trained = inference.load(tmp_path)
-  parts = splits.split(images, tiny_config.split, 0)
+  parts = splits.split(images, resolve(tiny_config).split, 0)
   probabilities = trained.predict(images.images[parts.test])
   with np.load(tmp_path / 'predictions.npz', allow_pickle=False) as saved:
     np.testing.assert_allclose(probabilities, inference.softmax(saved['logits']), atol=1e-6)
@@ -71,9 +73,9 @@ def test_a_classifier_learns_and_is_loaded_again(tiny_config, images, tmp_path):
 def test_every_fold_is_tested_once_and_pooled(tiny_config, tmp_path, monkeypatch):
   tiny_config.phantom.patients = 24
   tiny_config.split.folds, tiny_config.split.fold, tiny_config.train.epochs = 3, -1, 1
-  config_lib.validate(tiny_config)
-  result = classifier.run(tiny_config, tmp_path)
-  everything = dataset.load(tiny_config)
+  config_lib.validate(resolve(tiny_config))
+  result = classifier.run(resolve(tiny_config), tmp_path)
+  everything, _ = dataset.load(resolve(tiny_config))
   assert (result['n'], result['folds']) == (len(everything), 3)
   assert result['images_per_s'] > 0
   assert result['flops_per_image'] > 0
@@ -82,12 +84,12 @@ def test_every_fold_is_tested_once_and_pooled(tiny_config, tmp_path, monkeypatch
   right = sum(row['accuracy'] * row['n'] for row in by_fold)
   assert result['accuracy'] == pytest.approx(right / result['n'])
   monkeypatch.setattr(classifier, 'fit', lambda *_: pytest.fail('a finished fold was run again'))
-  assert classifier.run(tiny_config, tmp_path) == result
+  assert classifier.run(resolve(tiny_config), tmp_path) == result
 
 
 @pytest.mark.parametrize('count', [1, 63, 64, 65])
 def test_padding_of_a_last_batch_does_not_matter(tiny_config, count):
-  model = classifier.build(tiny_config, 2)
+  model = classifier.build(resolve(tiny_config), 2)
   images = make_images(65).images
   variables = initializers.variables(model, jax.random.key(0), images[:1], train=False)
   logits, features = inference.run(model, variables, images[:count])
@@ -237,7 +239,10 @@ def test_steps_do_not_change_their_input_and_gradients_reach_every_parameter(tin
 def test_training_starts_from_given_weights(tiny_config, images, tmp_path, monkeypatch):
   tiny_config.model.pretrained = 'weights.npz'
   given = classifier.init_state(
-    classifier.build(tiny_config, 2), classifier.make_optimizer(tiny_config, 3), 16, seed=7
+    classifier.build(resolve(tiny_config), 2),
+    classifier.make_optimizer(resolve(tiny_config), 3),
+    16,
+    seed=7,
   ).ema
   tiny_config.train.learning_rate = 1e-8
   monkeypatch.setattr(classifier.pretrained, 'load', lambda *_: jax.device_get(given))
@@ -333,11 +338,11 @@ def gan_config(tiny_config):
 
 
 def gan_step(config):
-  networks = gan.build(config, num_classes=2)
+  networks = gan.build(resolve(config), num_classes=2)
   state = gan.init_state(networks, 32, seed=0)
   data = make_images(8, size=32)
   return (
-    jax.jit(gan.make_train_step(networks, config)),
+    jax.jit(gan.make_train_step(networks, resolve(config))),
     state,
     {'image': jnp.asarray(data.images), 'label': jnp.asarray(data.labels)},
   )

@@ -10,6 +10,7 @@ import pytest
 
 from ctfake_jax import __version__
 from ctfake_jax import config as config_lib
+from ctfake_jax.config import resolve
 from ctfake_jax.data.transforms import controls
 from ctfake_jax.fakes import generation
 from ctfake_jax.types import UserError
@@ -48,14 +49,14 @@ def test_rows_after_the_restored_step_are_dropped(tmp_path):
 def test_a_run_that_was_refused_has_not_begun(tmp_path):
   """What keeps it from running is mended in the same workdir."""
   config = config_lib.defaults()
-  workdir_files.record_config(tmp_path, config, {})
+  workdir_files.record_config(tmp_path, resolve(config), {})
   workdir_files.write_json(tmp_path / 'split.json', {})
   config.train.batch_size += 1
-  workdir_files.record_config(tmp_path, config, {})
+  workdir_files.record_config(tmp_path, resolve(config), {})
   begin(tmp_path)
   config.train.batch_size += 1
   with pytest.raises(UserError, match=r'train\.batch_size'):
-    workdir_files.record_config(tmp_path, config, {})
+    workdir_files.record_config(tmp_path, resolve(config), {})
 
 
 def begin(workdir):
@@ -66,66 +67,66 @@ def test_a_config_may_change_where_it_is_safe_only(tmp_path):
   begin(tmp_path)
   config = config_lib.defaults()
   config.train.schedule = 'constant'
-  workdir_files.record_config(tmp_path, config, {'class_names': ['a', 'b']})
+  workdir_files.record_config(tmp_path, resolve(config), {'class_names': ['a', 'b']})
   config.train.epochs += 1
-  workdir_files.record_config(tmp_path, config, {'class_names': ['a', 'b']})
+  workdir_files.record_config(tmp_path, resolve(config), {'class_names': ['a', 'b']})
   config.seed += 1
   with pytest.raises(UserError, match='seed'):
-    workdir_files.record_config(tmp_path, config, {'class_names': ['a', 'b']})
+    workdir_files.record_config(tmp_path, resolve(config), {'class_names': ['a', 'b']})
 
 
 def test_a_finished_stage_is_kept_until_its_config_changes(tmp_path):
   config = config_lib.defaults()
-  workdir_files.record_config(tmp_path, config, {})
+  workdir_files.record_config(tmp_path, resolve(config), {})
   workdir_files.write_json(tmp_path / 'results.json', {'made': 1})
-  assert workdir_files.run_stage_once(tmp_path, config, dict) == {'made': 1}
+  assert workdir_files.run_stage_once(tmp_path, resolve(config), dict) == {'made': 1}
   # Written before a key was known.
   recorded = workdir_files.read_json(tmp_path / 'config.json')
   del recorded['config']['augment']['integer_shift_fraction']
   workdir_files.write_json(tmp_path / 'config.json', recorded)
-  assert workdir_files.run_stage_once(tmp_path, config, dict) == {'made': 1}
+  assert workdir_files.run_stage_once(tmp_path, resolve(config), dict) == {'made': 1}
   config.augment.integer_shift_fraction = 0.25
-  assert workdir_files.run_stage_once(tmp_path, config, dict) == {}
+  assert workdir_files.run_stage_once(tmp_path, resolve(config), dict) == {}
   config.augment.integer_shift_fraction, config.train.epochs = 0.0, config.train.epochs + 1
-  assert workdir_files.run_stage_once(tmp_path, config, dict) == {}
+  assert workdir_files.run_stage_once(tmp_path, resolve(config), dict) == {}
 
 
 def test_going_on_with_other_threads_warns(tmp_path, capsys, monkeypatch):
   begin(tmp_path)
-  workdir_files.record_config(tmp_path, config_lib.defaults(), {})
-  workdir_files.record_config(tmp_path, config_lib.defaults(), {})
+  workdir_files.record_config(tmp_path, config_lib.Config(), {})
+  workdir_files.record_config(tmp_path, config_lib.Config(), {})
   assert not capsys.readouterr().err
   monkeypatch.setattr(workdir_files.processors, 'count', lambda: 77)
-  workdir_files.record_config(tmp_path, config_lib.defaults(), {})
+  workdir_files.record_config(tmp_path, config_lib.Config(), {})
   assert 'going on with 77' in capsys.readouterr().err
 
 
 def test_other_images_in_a_begun_workdir_are_refused(tmp_path):
   config = config_lib.defaults()
   begin(tmp_path)
-  workdir_files.record_config(tmp_path, config, {'data': 'abc'})
+  workdir_files.record_config(tmp_path, resolve(config), {'data': 'abc'})
   with pytest.raises(UserError, match='other images'):
-    workdir_files.record_config(tmp_path, config, {'data': 'abd'})
+    workdir_files.record_config(tmp_path, resolve(config), {'data': 'abd'})
 
 
 def test_results_of_a_trained_network_are_not_overwritten(tmp_path):
   config = config_lib.defaults()
-  workdir_files.check_same_command(tmp_path, config)
+  workdir_files.check_same_command(tmp_path, resolve(config))
   (tmp_path / 'config.json').write_text('{}')
   with pytest.raises(UserError, match='holds a training'):
-    workdir_files.check_same_command(tmp_path, config)
+    workdir_files.check_same_command(tmp_path, resolve(config))
 
 
 def test_a_command_may_be_repeated_and_no_other_takes_its_place(tmp_path):
   config = config_lib.defaults()
   config.task, config.input = 'detect', 'here'
-  workdir_files.record_command(tmp_path, config)
+  workdir_files.record_command(tmp_path, resolve(config))
   (tmp_path / 'config.json').write_text('{}')  # as a recalibration leaves it
   config.detection.workers = 1
-  workdir_files.check_same_command(tmp_path, config)
+  workdir_files.check_same_command(tmp_path, resolve(config))
   config.input = 'there'
   with pytest.raises(UserError, match=r'results of other values of input: choose another'):
-    workdir_files.check_same_command(tmp_path, config)
+    workdir_files.check_same_command(tmp_path, resolve(config))
 
 
 def test_results_are_not_written_among_the_images(tmp_path):

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pebble
 
+from ctfake_jax.config.keys import Config
 from ctfake_jax.data.preprocess import Preprocess, to_uint8
 from ctfake_jax.data.sources import walker
 from ctfake_jax.data.transforms import file_degradations
@@ -39,7 +40,7 @@ class Limits:
   workers: int
 
   @classmethod
-  def from_config(cls, config: Any) -> 'Limits':
+  def from_config(cls, config: Config) -> 'Limits':
     """Reads `config.detection` and `config.data.max_pixels`."""
     c = config.detection
     workers = c.workers or processors.count()

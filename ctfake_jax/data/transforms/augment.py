@@ -8,10 +8,11 @@ random contrast and brightness.
 
 import jax
 import jax.numpy as jnp
-import ml_collections
+
+from ctfake_jax.config.keys import AugmentConfig
 
 
-def augment(images: jax.Array, key: jax.Array, config: ml_collections.ConfigDict) -> jax.Array:
+def augment(images: jax.Array, key: jax.Array, config: AugmentConfig) -> jax.Array:
   """A random variant of each image within the bounds of `config.augment`."""
   # One draw for all: each call of a generator is much code to compile.
   *geometry, contrast, brightness, blur = jax.random.uniform(key, (8, len(images)), minval=-1.0)

@@ -6,9 +6,9 @@ are independent of each other; originals come in groups (patients or near-duplic
 
 import dataclasses
 
-import ml_collections
 import numpy as np
 
+from ctfake_jax.config.keys import Config
 from ctfake_jax.data import dataset, splits
 from ctfake_jax.data.splits import Split
 from ctfake_jax.data.transforms import controls
@@ -42,9 +42,7 @@ class GeneratedTestSet:
     return self.parts.groups[self.parts.test]
 
 
-def measure_fall(
-  best: inference.Trained, generated: GeneratedTestSet, config: ml_collections.ConfigDict
-) -> dict:
+def measure_fall(best: inference.Trained, generated: GeneratedTestSet, config: Config) -> dict:
   """Keys `originals`, `deepfakes`, `fall`, `controls`, `per_image` of results.json."""
   test, groups = generated.test, generated.test_groups
   on_test, features_test = inference.run(best.model, best.variables, test.images)
@@ -83,7 +81,7 @@ def measure_fall(
 
 
 def harmless_changes(
-  generated: GeneratedTestSet, rows: np.ndarray, config: ml_collections.ConfigDict
+  generated: GeneratedTestSet, rows: np.ndarray, config: Config
 ) -> dict[str, np.ndarray]:
   """The held-out originals at `rows` as they are, and after each change that keeps them real."""
   images = generated.test.images[rows]
@@ -105,7 +103,7 @@ def _control(result: dict) -> dict:
 
 
 def random_labels(
-  best: inference.Trained, generated: GeneratedTestSet, config: ml_collections.ConfigDict
+  best: inference.Trained, generated: GeneratedTestSet, config: Config
 ) -> dict[str, dict]:
   """Accuracy on the deepfakes when the labels asked for are shuffled: what chance gives."""
   rng, rows = streams.generator(config.seed, 'shuffled labels'), {}
@@ -116,11 +114,11 @@ def random_labels(
   return rows
 
 
-def _on_other_scanner(config: ml_collections.ConfigDict, generated: GeneratedTestSet) -> np.ndarray:
+def _on_other_scanner(config: Config, generated: GeneratedTestSet) -> np.ndarray:
   """The test patients, scanned on a machine that the training never saw."""
-  other = ml_collections.ConfigDict(config.to_dict())
-  other.phantom.scanners = (OTHER_SCANNER,)
-  return controls.through_png(dataset.load(other).images[generated.parts.test])
+  phantom = dataclasses.replace(config.phantom, scanners=(OTHER_SCANNER,))
+  other, _ = dataset.load(dataclasses.replace(config, phantom=phantom))
+  return controls.through_png(other.images[generated.parts.test])
 
 
 def _right(best: inference.Trained, images: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -6,16 +6,17 @@ side. A stage that has left its results is not run again; one that was interrupt
 newest checkpoint.
 """
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_collections
 import numpy as np
 
 from ctfake_jax import config as config_lib
+from ctfake_jax.config.keys import Config
 from ctfake_jax.data import dataset, image_grids, splits
 from ctfake_jax.data.class_mix import class_counts, labels_in_mix
 from ctfake_jax.data.fingerprints import fingerprint
@@ -39,11 +40,11 @@ ROUNDING = 1e-9  # of accuracies
 UNDECIDED = 'undecided'  # of repetitions with other seeds that do not agree
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
+def run(config: Config, workdir: Path) -> dict:
   """Runs or resumes all stages; returns what results.json holds."""
   begun = time.perf_counter()
   _stage('data')
-  images = dataset.load(config)
+  images, config = dataset.load(config)
   facts = {'class_names': list(images.class_names), 'data': fingerprint(images)}
   workdir_lib.record_config(workdir, config, facts)
   folds = [splits.split(images, config.split, fold) for fold in range(config.study.folds)]
@@ -83,7 +84,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
 
 
 def _repeat(
-  config: ml_collections.ConfigDict,
+  config: Config,
   results: dict,
   images: ImageSet,
   parts: Split,
@@ -94,10 +95,11 @@ def _repeat(
   Adds `repetitions`, the first of which is the study's own, to the results. Where their verdicts
   differ, that of the fall becomes 'undecided'.
   """
-  name, own = results['best'], {}
-  for number in range(1, config.study.seeds):
-    own[number] = ml_collections.ConfigDict(config.to_dict())
-    own[number].seed = streams.seed(config.seed, 'repetition', number)
+  name = results['best']
+  own = {
+    number: dataclasses.replace(config, seed=streams.seed(config.seed, 'repetition', number))
+    for number in range(1, config.study.seeds)
+  }
   jobs: dict[str, Callable[[], dict]] = {}
   for number, again in own.items():
     folder = _repetition_dir(workdir, number)
@@ -162,26 +164,27 @@ def _classifier_dir(workdir: Path, name: str, fold: int) -> Path:
   return workdir / 'classifiers' / name / f'fold{fold}'
 
 
-def _classifier(config, name: str, images: ImageSet, folds: list[Split], workdir: Path) -> dict:
+def _classifier(
+  config: Config, name: str, images: ImageSet, folds: list[Split], workdir: Path
+) -> dict:
   own = classifier.for_network(config, name, streams.seed(config.seed, 'classifier', name))
-  count = config.study.per_model[name].folds or config.study.folds
+  count = config.study.per_model.of(name).folds or config.study.folds
   return classifier.cross_validate(own, images, folds[:count], workdir / 'classifiers' / name)
 
 
-def _gan(config, images: ImageSet, parts: Split, workdir: Path) -> dict:
+def _gan(config: Config, images: ImageSet, parts: Split, workdir: Path) -> dict:
   own, folder = config_lib.for_stage(config, 'gan', 'gan'), workdir / 'dcgan'
-  own.seed = streams.seed(config.seed, 'dcgan')
-  own.train.log_every = config.train.log_every
+  own = dataclasses.replace(own, seed=streams.seed(config.seed, 'dcgan'))
   return workdir_lib.run_stage_once(
     folder, own, functools.partial(generator.fit, own, images, parts, folder)
   )
 
 
-def _generated(config, images: ImageSet, parts: Split, workdir: Path) -> GeneratedTestSet:
+def _generated(config: Config, images: ImageSet, parts: Split, workdir: Path) -> GeneratedTestSet:
   """The deepfakes on trial, in the class mix of the originals that they stand against."""
-  own = ml_collections.ConfigDict(config.to_dict())
-  own.task, own.generate.checkpoint = 'generate', str(workdir / 'dcgan')
-  own.seed = streams.seed(config.seed, 'deepfakes')
+  generate = dataclasses.replace(config.generate, checkpoint=str(workdir / 'dcgan'))
+  seed = streams.seed(config.seed, 'deepfakes')
+  own = dataclasses.replace(config, task='generate', generate=generate, seed=seed)
   mix = class_counts(images.labels[parts.test], len(images.class_names))
   generation.run(own, workdir / 'deepfakes', mix)
   fakes, labels = _draw_fakes(workdir, config.generate.count, mix, own.seed)
@@ -194,7 +197,7 @@ def _draw_fakes(workdir: Path, count: int, mix: np.ndarray, seed: int):
   return controls.through_png(trained.sampler.sample(labels, seed)), labels
 
 
-def _quality(config, generated: GeneratedTestSet) -> dict:
+def _quality(config: Config, generated: GeneratedTestSet) -> dict:
   """The deepfakes against every real that the GAN has not learnt from.
 
   The validation part chose among its checkpoints, a handful, and is a third of the reference:
@@ -217,7 +220,7 @@ def _quality(config, generated: GeneratedTestSet) -> dict:
   )
 
 
-def _retrain(config, name: str, generated: GeneratedTestSet, workdir: Path) -> dict:
+def _retrain(config: Config, name: str, generated: GeneratedTestSet, workdir: Path) -> dict:
   """The best architecture trained on other deepfakes, tested on the deepfakes and the originals.
 
   With as many as there are deepfakes (the paper's 500), and under `as_many_as_originals` with as
@@ -237,7 +240,7 @@ def _retrain(config, name: str, generated: GeneratedTestSet, workdir: Path) -> d
 
 
 def _train_on_fakes(
-  config, name, generated: GeneratedTestSet, workdir, count: int, label: str
+  config: Config, name, generated: GeneratedTestSet, workdir, count: int, label: str
 ) -> dict:
   held_back = max(1, round(config.split.val_fraction * count))
   seed, originals = streams.seed(config.seed, 'retrained', label), generated.originals
@@ -284,7 +287,7 @@ def _stack(
   return together, Split(train, val, rows[len(fakes) :], np.concatenate(groups), 'fakes')
 
 
-def _figures(config, generated: GeneratedTestSet, workdir: Path) -> None:
+def _figures(config: Config, generated: GeneratedTestSet, workdir: Path) -> None:
   """Real and fake side by side, eight of each class."""
   real = generated.test
   for label in range(len(real.class_names)):

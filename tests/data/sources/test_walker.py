@@ -14,6 +14,7 @@ from pydicom import uid
 from pydicom.data import get_testdata_file
 
 from ctfake_jax import config as config_lib
+from ctfake_jax.config import resolve
 from ctfake_jax.data import file_facts
 from ctfake_jax.data.sources import layout, walker
 from ctfake_jax.data.sources.dicom import header as dicom_header
@@ -236,7 +237,7 @@ def test_masks_are_not_taken_for_somebodys_fakes(tmp_path):
   config = config_lib.defaults()
   config.detection.fakes_folder = str(tmp_path)
   with pytest.raises(UserError, match="'masks' looks like masks"):
-    detector_dataset.external_fakes(config, None)
+    detector_dataset.external_fakes(resolve(config), None)
 
 
 def test_an_empty_class_folder_is_named(tmp_path, source_of):

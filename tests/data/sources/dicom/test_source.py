@@ -20,6 +20,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 
 from ctfake_jax import config as config_lib
+from ctfake_jax.config import resolve
 from ctfake_jax.data import dataset
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.data.sources.dicom import header as dicom_header
@@ -899,9 +900,9 @@ def test_a_source_of_originals_takes_synthetic_ones_only_where_that_is_said(tmp_
   config = config_lib.defaults()
   config.data.source, config.data.path = 'dicom', str(tmp_path)
   with pytest.raises(UserError, match=r'no usable CT.*synthetic \(0008,001C\)'):
-    dataset.open_source(config)
+    dataset.open_source(resolve(config))
   config.data.synthetic_ok = True
-  assert len(dataset.open_source(config)) == 1
+  assert len(dataset.open_source(resolve(config))) == 1
 
 
 def test_quiet_under_threads_leaves_filters_and_level_as_they_were():

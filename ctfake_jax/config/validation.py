@@ -1,16 +1,12 @@
-"""What values must satisfy, as a record and to be run.
+"""What values must satisfy: those of a record (`check_values`), and to be run (`validate`, too)."""
 
-`validate` runs before any work; `check_record` is the part of it that a record of a finished run
-must satisfy, too.
-"""
-
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import ml_collections
-
-from ctfake_jax.config.keys import KEYS, Rule, defaults, leaves
+from ctfake_jax.config.keys import Config, MeshConfig
 from ctfake_jax.config.names import CLASSIFIERS, EDITS, EVERY_FOLD, GENERATORS
+from ctfake_jax.config.tree import KEYS, leaves
+from ctfake_jax.config.value_rules import Rule
 from ctfake_jax.types import UserError
 
 FEWEST_DEEPFAKES = 40
@@ -23,21 +19,24 @@ _SIDES = {
 }
 
 
-def check_record(config: ml_collections.ConfigDict) -> None:
-  """Raises UserError naming a key that is unknown, or whose type or range is wrong.
+def check_values(values: Mapping[str, Any]) -> None:
+  """Raises UserError naming a dotted key that is unknown or missing, or has a wrong type or range.
 
   What a record of a finished run must satisfy: its paths may be gone, or left out on purpose.
   """
-  values = dict(leaves(config))
-  _check_keys_and_types(values)
+  for key, value in values.items():
+    if key not in KEYS:
+      raise UserError(f'config.{key}: unknown key; have: {", ".join(sorted(KEYS))}')
+    _check_type(key, value)
   for key, row in KEYS.items():
+    if key not in values:
+      raise UserError(f'config.{key} is missing: start from ctfake_jax.config.defaults()')
     if not _holds(row.rule, values[key]):
       raise UserError(f'config.{key} = {values[key]!r}: must be {row.rule.allowed}')
 
 
-def validate(config: ml_collections.ConfigDict) -> None:
-  """Raises UserError naming what keeps the config's task from running: `check_record` and more."""
-  check_record(config)
+def validate(config: Config) -> None:
+  """Raises UserError naming what keeps the config's task from running."""
   values = dict(leaves(config))
   for needs, keys in _REQUIRED_PATHS.items():
     if needs == config.task:
@@ -88,7 +87,7 @@ def unread(task: str, keys: Iterable[str]) -> list[str]:
   return [key for key in keys if not key.startswith(read)]
 
 
-def _check_mesh(mesh: ml_collections.ConfigDict) -> None:
+def _check_mesh(mesh: MeshConfig) -> None:
   """Addresses that JAX would refuse without naming the key, or pass over."""
   count, own = mesh.num_processes, mesh.process_id
   if mesh.coordinator is None:
@@ -107,10 +106,12 @@ def _check_mesh(mesh: ml_collections.ConfigDict) -> None:
     raise UserError(f'config.mesh.process_id = {own}: must be from 0 to {count - 1}')
 
 
-def _check_study(config: ml_collections.ConfigDict) -> None:
+def _check_study(config: Config) -> None:
   """What would otherwise fail after hours."""
   folds = max(config.split.folds, 1)
-  per_model = {f'study.per_model.{n}.folds': config.study.per_model[n].folds for n in CLASSIFIERS}
+  per_model = {
+    f'study.per_model.{n}.folds': config.study.per_model.of(n).folds for n in CLASSIFIERS
+  }
   for key, value in {'study.folds': config.study.folds, **per_model}.items():
     most = folds if key == 'study.folds' else config.study.folds
     if value > most:
@@ -141,22 +142,14 @@ _REQUIRED_PATHS = {
 _READ_NO_DATA = ('generate', 'predict', 'export', 'benchmark', 'detect', 'recalibrate', 'explain')
 
 
-def _check_keys_and_types(values: dict[str, Any]) -> None:
-  known = dict(leaves(defaults()))
-  for key, value in values.items():
-    if key not in known:
-      raise UserError(f'config.{key}: unknown key; have: {", ".join(sorted(known))}')
-    check_type(key, value, known[key])
-  for key in known.keys() - values.keys():
-    raise UserError(f'config.{key} is missing: start from ctfake_jax.config.defaults()')
-
-
-def check_type(key: str, value: Any, default: Any) -> None:
-  """Raises UserError where a value is of another type than its key's default."""
-  number = isinstance(default, float) and type(value) is int
-  if None not in (value, default) and type(value) is not type(default) and not number:
+def _check_type(key: str, value: Any) -> None:
+  """Raises UserError where a value is of another type than its key's."""
+  row = KEYS[key]
+  whole = row.kind is float and type(value) is int
+  unset = value is None and row.default is None
+  if type(value) is not row.kind and not whole and not unset:
     raise UserError(
-      f'config.{key} = {value!r}: must be {type(default).__name__}, not {type(value).__name__}'
+      f'config.{key} = {value!r}: must be {row.kind.__name__}, not {type(value).__name__}'
     )
 
 
