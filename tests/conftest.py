@@ -14,6 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import install_import_hook
+
+# Before anything of ours is imported: arguments and results of every call are checked.
+install_import_hook('ctfake_jax', 'typechecker.checked')
 
 from ctfake_jax import config as config_lib
 from ctfake_jax.types import ImageSet, Record
