@@ -7,14 +7,16 @@ head. A pixel is named by row and column from 0, its centre.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 Unit = Literal['HU', 'grey']
 UNKNOWN_LABEL = -1
+Own = TypeVar('Own', bound='Images')  # the class that a method is called on
 
 
 class UserError(ValueError):
@@ -300,13 +302,75 @@ class ImagesOnDisk(Protocol):
     """The images at `rows`, unread."""
 
 
+def _of_all(**options: Any) -> Any:
+  """A field of a set that says something of all its images; every other has an entry for each."""
+  return dataclasses.field(metadata={'of_all': True}, **options)
+
+
 @dataclasses.dataclass(frozen=True)
-class ImageSet:
-  """Preprocessed images, in host memory or read when they are indexed.
+class Images:
+  """n images and their classes, in host memory or read when they are indexed.
+
+  A subclass adds columns, each with an entry for every image: `take` and `join` take them along.
 
   Attributes:
     images: float32[n, h, w, 1] in [-1, 1].
-    labels: int32[n].
+    labels: int[n].
+  """
+
+  images: Any  # np.ndarray or ImagesOnDisk
+  labels: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  @classmethod
+  def _columns(cls) -> list[str]:
+    return [f.name for f in dataclasses.fields(cls) if not f.metadata.get('of_all')]
+
+  def take(self: Own, rows: np.ndarray) -> Own:
+    """The images at `rows`, indices in their order or bool[n]; what is on disk stays there."""
+    indices = np.arange(len(self))[rows]
+    parts = {name: _entries(getattr(self, name), indices) for name in self._columns()}
+    return dataclasses.replace(self, **parts)
+
+  @classmethod
+  def join(cls: type[Own], sets: Sequence[Own]) -> Own:
+    """One set after the other; what is said of all images is the first's."""
+    parts = {name: _joined([getattr(s, name) for s in sets]) for name in cls._columns()}
+    return dataclasses.replace(sets[0], **parts)
+
+
+def _entries(column: Any, indices: np.ndarray) -> Any:
+  if isinstance(column, ImagesOnDisk):
+    return column.subset(indices)
+  if isinstance(column, tuple):
+    return tuple(column[i] for i in indices.tolist())
+  return None if column is None else column[indices]
+
+
+def _joined(columns: list) -> Any:
+  if isinstance(columns[0], tuple):
+    return tuple(itertools.chain.from_iterable(columns))
+  return None if columns[0] is None else np.concatenate(columns)
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupedImages(Images):
+  """Images of which it is known what belongs together.
+
+  Attributes:
+    groups: [n], patient or set of near-duplicates; one naming for all sets of a study.
+  """
+
+  groups: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet(Images):
+  """Preprocessed images of a source.
+
+  Attributes:
     records: one per image, in order.
     native_sizes: int32[n, 2], height and width before resizing.
     class_names: what a label means.
@@ -316,38 +380,21 @@ class ImageSet:
     grey_range: that the stored values of grey pictures use, LOW-HIGH/MAXIMUM; '' not known.
   """
 
-  images: Any  # np.ndarray or ImagesOnDisk
-  labels: np.ndarray
   records: tuple[Record, ...]
   native_sizes: np.ndarray
-  class_names: tuple[str, ...]
-  unit: Unit
-  unreadable: tuple[UnreadableImageError, ...] = ()
-  skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
-  grey_range: str = ''
+  class_names: tuple[str, ...] = _of_all()
+  unit: Unit = _of_all()  # noqa: RUF009
+  unreadable: tuple[UnreadableImageError, ...] = _of_all(default=())
+  skipped: Mapping[str, int] = _of_all(default_factory=dict)
+  grey_range: str = _of_all(default='')
 
-  def __len__(self) -> int:
-    return len(self.labels)
-
-  def take(self, indices: np.ndarray) -> 'ImageSet':
-    """The images at `indices`, in that order; what is on disk stays there."""
-    on_disk = isinstance(self.images, ImagesOnDisk)
-    return dataclasses.replace(
+  def preceded_by(self, generated: Images, kind: str) -> 'ImageSet':
+    """A set with generated images of the same side first, their provenance named `kind`."""
+    made = dataclasses.replace(
       self,
-      images=self.images.subset(indices) if on_disk else self.images[indices],
-      labels=self.labels[indices],
-      records=tuple(self.records[int(i)] for i in indices),
-      native_sizes=self.native_sizes[indices],
+      images=generated.images,
+      labels=generated.labels.astype(np.int32),
+      records=tuple(Record(int(k), None, f'{kind} {i}') for i, k in enumerate(generated.labels)),
+      native_sizes=np.tile(np.array(generated.images.shape[1:3], np.int32), (len(generated), 1)),
     )
-
-  def preceded_by(self, images: np.ndarray, labels: np.ndarray, kind: str) -> 'ImageSet':
-    """A set with generated `images` of the same side first, their provenance named `kind`."""
-    size = np.tile(np.array(images.shape[1:3], np.int32), (len(images), 1))
-    records = tuple(Record(int(k), None, f'{kind} {i}') for i, k in enumerate(labels))
-    return dataclasses.replace(
-      self,
-      images=np.concatenate([images, self.images]),
-      labels=np.concatenate([labels, self.labels]).astype(np.int32),
-      records=records + self.records,
-      native_sizes=np.concatenate([size, self.native_sizes]),
-    )
+    return ImageSet.join([made, self])

@@ -19,8 +19,8 @@ from jaxtyping import install_import_hook
 # Before anything of ours is imported: arguments and results of every call are checked.
 install_import_hook('ctfake_jax', 'typechecker.checked')
 
-from ctfake_jax import config as config_lib
-from ctfake_jax.types import ImageSet, Record
+from ctfake_jax import config as config_lib  # noqa: E402
+from ctfake_jax.types import ImageSet, Record  # noqa: E402
 
 
 def pytest_configure(config):

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ctfake_jax.runtime import mesh as mesh_lib
 from ctfake_jax.runtime import streams
-from ctfake_jax.types import ImageSet
+from ctfake_jax.types import Images
 
 CODES = 65535
 # Share of a device's memory that the data may take; the rest is for activations.
@@ -65,7 +65,7 @@ def _order(seed: int, epoch: int, count: int) -> np.ndarray:
   return streams.generator(seed, 'order', epoch).permutation(count).astype(np.int32)
 
 
-def open_feed(mesh: Mesh, images: ImageSet, batch_size: int, seed: int) -> Feed:
+def open_feed(mesh: Mesh, images: Images, batch_size: int, seed: int) -> Feed:
   """Device memory where images of the host's memory fit, else from where they are."""
   size = 2 * int(np.prod(images.images.shape))
   resident = isinstance(images.images, np.ndarray) and size <= _room(mesh)
@@ -82,7 +82,7 @@ def _room(mesh: Mesh) -> float:
 class DeviceFeed:
   """All images on every device; `indices` are the rows of a batch, gathered inside the step."""
 
-  def __init__(self, mesh: Mesh, images: ImageSet, batch_size: int, seed: int):
+  def __init__(self, mesh: Mesh, images: Images, batch_size: int, seed: int):
     everywhere = mesh_lib.replicated(mesh)
     self.device_data = jax.device_put(
       {'image': encode(images.images), 'label': images.labels}, everywhere
@@ -105,7 +105,7 @@ class DeviceFeed:
 class HostFeed:
   """Images in host memory or on disk; threads read and place the batches of the next steps."""
 
-  def __init__(self, mesh: Mesh, images: ImageSet, batch_size: int, seed: int):
+  def __init__(self, mesh: Mesh, images: Images, batch_size: int, seed: int):
     self.device_data: dict = {}
     self._images, self._batch_size, self._seed = images, batch_size, seed
     self._sharding = NamedSharding(mesh, PartitionSpec('data'))

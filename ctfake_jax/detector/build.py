@@ -12,7 +12,6 @@ import numpy as np
 
 from ctfake_jax.config.keys import Config
 from ctfake_jax.data import image_grids
-from ctfake_jax.data.fingerprints import fingerprint
 from ctfake_jax.detector import (
   audit,
   bundle,
@@ -39,33 +38,20 @@ SHOWN = 2  # images of each family whose verdict is explained
 
 def run(config: Config, workdir: Path) -> dict:
   """Makes the detector directory; returns what results.json holds."""
-  reals, config = detector_dataset.originals(config)
-  others = detector_dataset.external_fakes(config, reals)
+  reals, shown, config = detector_dataset.build_parts(config, workdir)
   images = reals.images
-  calibration.refuse_few_groups(
-    reals.groups[reals.parts['conformal']], calibration.asked_rate(config)
-  )
-  data = [fingerprint(stock.images) for stock in (reals, others) if stock]
-  workdir_lib.record_config(workdir, config, {'data': ' '.join(data), 'unit': images.unit})
-  _stage('generators')
-  detector_dataset.train_generators(config, reals, workdir)
-  _stage('fakes')
-  shown = {
-    part: detector_dataset.build_part(config, reals, others, part, workdir)
-    for part in detector_dataset.PARTS
-  }
-  _stage('audit')
+  progress_bar.stage('audit')
   found = audit.audit(shown['train'], config.seed)
   workdir_lib.write_json(workdir / 'audit.json', found)
   audit.refuse_leaks(found, config.detection.ignore_leaks)
   for remark in audit.remarks(found):
     print(remark, flush=True)
-  _stage('network')
+  progress_bar.stage('network')
   model, folder = registry.patch_net(config.detection), workdir / bundle.NETWORK
   variables, facts = training.fit(
     config, model, shown['train'], shown['validation'], folder, 'detector'
   )
-  _stage('calibration and test')
+  progress_bar.stage('calibration and test')
   detector = calibrate(config, images, model, variables, shown)
   results = {
     'data': baselines.describe(images),
@@ -74,7 +60,7 @@ def run(config: Config, workdir: Path) -> dict:
     'network': facts,
     **test(detector, shown['test'], config),
   }
-  _stage('robustness and reasons')
+  progress_bar.stage('robustness and reasons')
   results['robustness'] = robustness.sweep(detector, shown['test'], config.seed)
   results['reasons'] = reasons(detector, shown['test'], config, workdir)
   bundle.save(detector, workdir, {**results, 'best_step': facts['best_step']})
@@ -200,7 +186,3 @@ def _verdict_shares(verdicts: np.ndarray, rows: np.ndarray, groups: np.ndarray) 
 def _counts(shown: DetectorDataset) -> dict:
   names, counts = np.unique(shown.families.astype(str), return_counts=True)
   return dict(zip(names.tolist(), counts.tolist()))
-
-
-def _stage(name: str) -> None:
-  print(f'--- {name}', flush=True)

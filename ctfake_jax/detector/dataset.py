@@ -24,11 +24,12 @@ from ctfake_jax.data.sources.image_folder import FolderSource
 from ctfake_jax.data.sources.sandboxed import Decoded
 from ctfake_jax.data.splits import Split
 from ctfake_jax.data.transforms import controls
+from ctfake_jax.detector import calibration
 from ctfake_jax.fakes import families as fakes
 from ctfake_jax.inference import generator as sampling
-from ctfake_jax.runtime import streams
+from ctfake_jax.runtime import progress_bar, streams
 from ctfake_jax.train import generator
-from ctfake_jax.types import ImageSet, Source, UserError
+from ctfake_jax.types import GroupedImages, ImageSet, Source, UserError
 from ctfake_jax.workdir import files as workdir_lib
 
 # Shares of the groups. The threshold's part is large: 99 groups are the least for 1 %.
@@ -47,36 +48,26 @@ LEAST_EXTERNAL_FAKES = 4  # of somebody's fakes in each part
 
 
 @dataclasses.dataclass(frozen=True)
-class DetectorDataset:
-  """n images of one part.
+class DetectorDataset(GroupedImages):
+  """n images of one part, all through 8 bits; the class of external fakes is -1.
 
   Attributes:
-    images: f32[n, h, w, 1] in [-1, 1], all through 8 bits.
-    fake: bool[n].
     families: str[n], 'real' or the family.
-    groups: int[n].
-    labels: int[n], the originals' class, or that asked of a fake; -1 for external fakes.
     masks: bool[n, h, w], what is synthetic: nothing of a real, all of a sample.
     file_facts: f64[n, 7] as `data.file_facts` names them, NaN for images that are no files.
     stored: object[n], a function () -> f[h, w], grey levels in [0, 1] at the size that the image is
       stored in; that of `images` for what was made here.
   """
 
-  images: np.ndarray
-  fake: np.ndarray
   families: np.ndarray
-  groups: np.ndarray
-  labels: np.ndarray
   masks: np.ndarray
   file_facts: np.ndarray
   stored: np.ndarray
 
-  def __len__(self) -> int:
-    return len(self.fake)
-
-  def take(self, rows: np.ndarray) -> 'DetectorDataset':
-    """The images at `rows` (indices or bool[n])."""
-    return DetectorDataset(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
+  @property
+  def fake(self) -> np.ndarray:
+    """bool[n]."""
+    return self.families != REAL
 
   def of(self, *families: str) -> 'DetectorDataset':
     """The images of these families."""
@@ -114,18 +105,17 @@ class SplitImages:
     """All images of a part, as stored in 8 bits."""
     rows = self.parts[part]
     own = self.images.take(rows)
-    fake = family != REAL
     pixels = controls.through_png(np.asarray(own.images))
     paths = [record.path for record in own.records]
+    levels = [functools.partial(self._levels, record.provenance) for record in own.records]
     return DetectorDataset(
-      pixels,
-      np.full(len(rows), fake),
-      np.full(len(rows), family, dtype=object),
-      self.groups[rows],
-      own.labels,
-      np.full(pixels.shape[:3], fake),
-      file_facts.of_files(self.root, paths) if self.root else _unknown(len(rows)),
-      _objects([functools.partial(self._levels, record.provenance) for record in own.records]),
+      images=pixels,
+      labels=own.labels,
+      groups=self.groups[rows],
+      families=np.full(len(rows), family, dtype=object),
+      masks=np.full(pixels.shape[:3], family != REAL),
+      file_facts=file_facts.of_files(self.root, paths) if self.root else _unknown(len(rows)),
+      stored=_objects(levels),
     )
 
   def _levels(self, provenance: str) -> np.ndarray:
@@ -216,6 +206,26 @@ def _split_by_groups(
   return {part: np.nonzero(np.isin(groups, own))[0] for part, own in zip(shares, chosen)}
 
 
+def build_parts(
+  config: Config, workdir: Path
+) -> tuple[SplitImages, dict[str, DetectorDataset], Config]:
+  """Originals, and reals and fakes of every part; generators and fakes are kept in the workdir.
+
+  The config that is returned has what was found in the place of an 'auto'.
+  """
+  reals, config = originals(config)
+  others = external_fakes(config, reals)
+  threshold_groups = reals.groups[reals.parts[REALS_ALONE]]
+  calibration.refuse_few_groups(threshold_groups, calibration.asked_rate(config))
+  data = ' '.join(fingerprint(own.images) for own in (reals, others) if own)
+  workdir_lib.record_config(workdir, config, {'data': data, 'unit': reals.images.unit})
+  progress_bar.stage('generators')
+  train_generators(config, reals, workdir)
+  progress_bar.stage('fakes')
+  shown = {part: build_part(config, reals, others, part, workdir) for part in PARTS}
+  return reals, shown, config
+
+
 def train_generators(config: Config, reals: SplitImages, workdir: Path) -> None:
   """Every generator that `detection.families` need, on the part `train`; finished ones are kept."""
   split = reals.split()
@@ -274,27 +284,16 @@ def build_part(
     free += count
     sets.append(
       DetectorDataset(
-        made.images,
-        np.ones(count, bool),
-        np.full(count, family, dtype=object),
-        np.where(made.sources < 0, alone, sets[0].groups[made.sources]),
-        made.labels,
-        np.ones(made.images.shape[:3], bool) if made.masks is None else made.masks,
-        _unknown(count),
-        _objects([functools.partial(_levels, image) for image in made.images]),
+        images=made.images,
+        labels=made.labels,
+        groups=np.where(made.sources < 0, alone, sets[0].groups[made.sources]),
+        families=np.full(count, family, dtype=object),
+        masks=np.ones(made.images.shape[:3], bool) if made.masks is None else made.masks,
+        file_facts=_unknown(count),
+        stored=_objects([functools.partial(_levels, image) for image in made.images]),
       )
     )
-  return join(sets)
-
-
-def join(sets: list[DetectorDataset]) -> DetectorDataset:
-  """One after the other."""
-  return DetectorDataset(
-    *(
-      np.concatenate([getattr(s, f.name) for s in sets])
-      for f in dataclasses.fields(DetectorDataset)
-    )
-  )
+  return DetectorDataset.join(sets)
 
 
 def _levels(image: np.ndarray) -> np.ndarray:

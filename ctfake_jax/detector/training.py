@@ -31,7 +31,7 @@ from ctfake_jax.train import loop
 from ctfake_jax.train.classifier import NETWORK, init_state, updated
 from ctfake_jax.train.optimizer_step import kernels
 from ctfake_jax.train.state import State
-from ctfake_jax.types import ImageSet
+from ctfake_jax.types import Images
 
 PATCH_WEIGHT = 0.5
 FARTHEST = 3  # pixels that a pair is moved by
@@ -210,19 +210,13 @@ def loss_once_scaled(logits: np.ndarray, fake: np.ndarray) -> float:
   return float(0.5 * losses[fake].mean() + 0.5 * losses[~fake].mean())
 
 
-def in_pairs(dataset: DetectorDataset, seed: int) -> ImageSet:
+def in_pairs(dataset: DetectorDataset, seed: int) -> Images:
   """Every fake with its mask and an original behind it, f32[m, h, w, 3] for m fakes."""
   fakes = np.nonzero(dataset.fake)[0]
   partners = dataset.images[_originals(dataset, fakes, seed)]
   masks = np.where(dataset.masks[fakes], 1.0, -1.0).astype(np.float32)[..., None]
-  return ImageSet(
-    images=np.concatenate([dataset.images[fakes], masks, partners], -1),
-    labels=np.ones(len(fakes), np.int32),
-    records=(),
-    native_sizes=np.zeros((len(fakes), 2), np.int32),
-    class_names=('real', 'fake'),
-    unit='grey',
-  )
+  pairs = np.concatenate([dataset.images[fakes], masks, partners], -1)
+  return Images(pairs, np.ones(len(fakes), np.int32))
 
 
 def _originals(dataset: DetectorDataset, fakes: np.ndarray, seed: int) -> np.ndarray:

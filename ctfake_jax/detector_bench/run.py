@@ -19,7 +19,6 @@ import sklearn.metrics
 
 from ctfake_jax import config as config_lib
 from ctfake_jax.config.keys import Config
-from ctfake_jax.data.fingerprints import fingerprint
 from ctfake_jax.data.preprocess import Preprocess, from_uint8
 from ctfake_jax.detector import calibration, domain
 from ctfake_jax.detector import dataset as detector_dataset
@@ -39,7 +38,7 @@ from ctfake_jax.detector_bench.methods import (
 from ctfake_jax.evaluation import baselines, metrics
 from ctfake_jax.inference import classifier as inference
 from ctfake_jax.report import bench as bench_page
-from ctfake_jax.runtime import streams
+from ctfake_jax.runtime import progress_bar, streams
 from ctfake_jax.train import classifier, generator
 from ctfake_jax.types import UserError
 from ctfake_jax.workdir import files as workdir_lib
@@ -64,24 +63,12 @@ def run(config: Config, workdir: Path) -> dict:
       f'config.detection.families = {tuple(config.detection.families)}: one generator is held out '
       'at a time, so the bench needs families of at least two'
     )
-  reals, config = detector_dataset.originals(config)
-  calibration.refuse_few_groups(
-    reals.groups[reals.parts['conformal']], calibration.asked_rate(config)
-  )
-  facts = {'data': fingerprint(reals.images), 'unit': reals.images.unit}
-  workdir_lib.record_config(workdir, config, facts)
-  _stage('generators')
-  detector_dataset.train_generators(config, reals, workdir)
-  _stage('fakes')
-  shown = {
-    part: detector_dataset.build_part(config, reals, None, part, workdir)
-    for part in detector_dataset.PARTS
-  }
+  reals, shown, config = detector_dataset.build_parts(config, workdir)
   if {FALL, *ON_LOGITS, *ON_FEATURES} & set(config.bench.methods):
-    _stage('classifier of labels')
+    progress_bar.stage('classifier of labels')
     _train_classifier(config, reals, workdir)
   if 'diffusion_residual' in config.bench.methods:
-    _stage('diffusion model of the originals')
+    progress_bar.stage('diffusion model of the originals')
     _train_residual(config, reals, workdir)
   results: dict[str, Any] = {
     'data': baselines.describe(reals.images),
@@ -90,7 +77,7 @@ def run(config: Config, workdir: Path) -> dict:
     'false_alarm_rate': calibration.asked_rate(config),
   }
   for name in config.bench.methods:
-    _stage(name)
+    progress_bar.stage(name)
     measure = functools.partial(_cell, config, shown, workdir, name)
     results['rows'][name] = _row({unit: measure(unit, config.seed) for unit in units})
     workdir_lib.write_results(workdir, results)
@@ -105,10 +92,6 @@ def held_out_units(config: Config) -> list[str]:
   """The keys of `HELD_OUT` that `detection.families` make fakes of."""
   asked = set(config.detection.families)
   return [unit for unit, families in HELD_OUT.items() if asked & set(families)]
-
-
-def _stage(name: str) -> None:
-  print(f'--- {name}', flush=True)
 
 
 def _train_classifier(config: Config, reals: detector_dataset.SplitImages, workdir: Path) -> None:

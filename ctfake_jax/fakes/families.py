@@ -23,7 +23,7 @@ from ctfake_jax.fakes import local_edits
 from ctfake_jax.inference.generator import TrainedGenerator
 from ctfake_jax.models import autoencoder, diffusion, registry
 from ctfake_jax.runtime import batching, streams
-from ctfake_jax.types import ImageSet, UserError
+from ctfake_jax.types import Images, ImageSet, UserError
 
 # How far a diffusion model noises a real before it denoises it again, share of its time.
 RECONSTRUCTION_TIME = 0.3
@@ -61,19 +61,15 @@ FAMILIES: dict[str, Family] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Fakes:
-  """Fakes of one family.
+class Fakes(Images):
+  """m fakes of one family; their classes are those asked for or their sources'.
 
   Attributes:
-    images: f32[m, h, w, 1] in [-1, 1].
-    labels: int32[m], the class asked for or that of the source.
     sources: int[m], rows of the reals they were made from; -1 for samples.
     masks: bool[m, h, w], what was changed; None where all was.
     donors: int[m], rows of the reals whose tissue was put in; None where there are none.
   """
 
-  images: np.ndarray
-  labels: np.ndarray
   sources: np.ndarray
   masks: np.ndarray | None = None
   donors: np.ndarray | None = None

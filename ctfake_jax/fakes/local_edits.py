@@ -29,6 +29,13 @@ Edit = Callable[[np.ndarray, np.ndarray, np.ndarray, np.random.Generator], np.nd
 
 def random_mask(side: int, rng: np.random.Generator) -> np.ndarray:
   """bool[side, side]: one ellipse with a wavy edge, away from the border."""
+  while True:
+    mask = _wavy_ellipse(side, rng)
+    if mask[1:-1, 1:-1].sum() == mask.sum():
+      return mask
+
+
+def _wavy_ellipse(side: int, rng: np.random.Generator) -> np.ndarray:
   radii = rng.uniform(SMALLEST, LARGEST, 2) * side
   centre = side / 2 + rng.uniform(-CENTRAL / 2, CENTRAL / 2, 2) * side
   y, x = np.mgrid[:side, :side] - centre[:, None, None]

@@ -1,4 +1,4 @@
-"""Progress on long work: a bar on a terminal, a line every half minute in a file."""
+"""Progress on long work: its stages; a bar on a terminal, a line every half minute in a file."""
 
 import sys
 from collections.abc import Iterable
@@ -35,6 +35,11 @@ def bar(
     ncols=None if on_terminal else 160,
     file=sys.stderr if on_terminal else _Lines(),
   )
+
+
+def stage(name: str) -> None:
+  """Says that a part of a task begins."""
+  print(f'--- {name}', flush=True)
 
 
 class _Lines:

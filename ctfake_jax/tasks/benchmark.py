@@ -31,7 +31,7 @@ from ctfake_jax.runtime import flops as cost_lib
 from ctfake_jax.runtime import mesh as mesh_lib
 from ctfake_jax.train import classifier, gan, loop
 from ctfake_jax.train.state import State
-from ctfake_jax.types import ImageSet
+from ctfake_jax.types import Images
 from ctfake_jax.workdir import files as workdir_lib
 
 CLASSES = 4
@@ -159,17 +159,11 @@ def _block(iterator: Iterator, calls: int) -> float:
   return (time.perf_counter() - begun) / calls
 
 
-def _random_images(batch_size: int, size: int) -> ImageSet:
+def _random_images(batch_size: int, size: int) -> Images:
   rng = np.random.default_rng(0)
   count = 4 * batch_size
-  return ImageSet(
-    images=rng.uniform(-1, 1, (count, size, size, 1)).astype(np.float32),
-    labels=rng.integers(0, CLASSES, count, dtype=np.int32),
-    records=(),
-    native_sizes=np.full((count, 2), size, np.int32),
-    class_names=tuple(map(str, range(CLASSES))),
-    unit='grey',
-  )
+  images = rng.uniform(-1, 1, (count, size, size, 1)).astype(np.float32)
+  return Images(images, rng.integers(0, CLASSES, count, dtype=np.int32))
 
 
 def _training(config: Config, state, train_step, batch_size: int, dtype: str) -> _Work:

@@ -140,7 +140,7 @@ def audited(tmp_path, suffix, size):
   config = two_folders(tmp_path, images[:80], images[80:], suffix, size)
   reals, _ = detector_dataset.originals(resolve(config))
   others = detector_dataset.external_fakes(resolve(config), reals)
-  shown = detector_dataset.join(
+  shown = detector_dataset.DetectorDataset.join(
     [
       s
       for part in detector_dataset.WITH_FAKES
@@ -170,9 +170,9 @@ def test_the_audit_measures_the_class_mix():
   shown = reals.part('train', detector_dataset.REAL)
   fakes = reals.part('conformal', detector_dataset.REAL)
   fakes = dataclasses.replace(
-    fakes, fake=~fakes.fake, families=np.full(len(fakes), 'blended', object), groups=-fakes.groups
+    fakes, families=np.full(len(fakes), 'blended', object), groups=-fakes.groups
   )
-  both = detector_dataset.join([shown, fakes.take(np.isin(fakes.labels, (0, 1)))])
+  both = detector_dataset.DetectorDataset.join([shown, fakes.take(np.isin(fakes.labels, (0, 1)))])
   found = audit.audit(both, seed=0)['blended']['class_mix']
   # Two classes of fakes among four of reals: originals of these tie with them, the rest are told.
   assert found == pytest.approx(0.75, abs=0.08)
@@ -265,14 +265,17 @@ def test_the_audit_counts_memorised_images():
     masks=~reals.masks,
     groups=reals.groups + 1000,
   )
-  found = audit.audit(detector_dataset.join([reals, copies]), seed=0)
+  found = audit.audit(detector_dataset.DetectorDataset.join([reals, copies]), seed=0)
   assert found['folder']['copies'] == len(reals)
   # What was rebuilt is of its original's group; what a generator has memorised is not.
   for groups, count in ((reals.groups, 0), (10_000 + np.arange(len(copies)), len(reals))):
     vae = dataclasses.replace(
       copies, families=np.full(len(copies), 'vae', dtype=object), groups=groups
     )
-    assert audit.audit(detector_dataset.join([reals, vae]), seed=0)['vae']['copies'] == count
+    assert (
+      audit.audit(detector_dataset.DetectorDataset.join([reals, vae]), seed=0)['vae']['copies']
+      == count
+    )
 
 
 def test_residuals_of_a_plane_vanish_and_its_values_stay():
@@ -354,7 +357,7 @@ def test_every_fake_is_beside_an_original_of_its_group(tmp_path):
   shown = detector_dataset.build_part(resolve(config), reals, None, 'train', tmp_path)
   copied = shown.of('copied')
   external = dataclasses.replace(copied, groups=10_000 + np.arange(len(copied)))
-  together = detector_dataset.join([shown, external])
+  together = detector_dataset.DetectorDataset.join([shown, external])
   pairs = training.in_pairs(together, seed=0)
   fakes = np.nonzero(together.fake)[0]
   assert len(pairs) == len(fakes)
@@ -425,7 +428,6 @@ def halves_with_a_trace(images, strength, seed):
   rows = np.arange(n)
   return detector_dataset.DetectorDataset(
     images=pixels,
-    fake=fake,
     families=np.where(fake, 'board', 'real').astype(object),
     groups=rows,
     labels=np.zeros(n, np.int32),

@@ -34,7 +34,6 @@ def draw(count, seed):
   none = np.zeros(len(images), int)
   return DetectorDataset(
     images=images.reshape(-1, 2, 2, 1).astype(np.float32),
-    fake=families != REAL,
     families=families,
     groups=np.arange(len(images)),
     labels=none,

@@ -12,7 +12,7 @@ from scipy.spatial.distance import cdist
 
 from ctfake_jax import config as config_lib
 from ctfake_jax.config import resolve
-from ctfake_jax.detector.dataset import REAL, DetectorDataset
+from ctfake_jax.detector.dataset import DetectorDataset
 from ctfake_jax.detector_bench import comparison, handcrafted_features, methods
 from ctfake_jax.detector_bench import run as bench
 from ctfake_jax.evaluation import metrics, ood_scores
@@ -148,7 +148,6 @@ def dataset_of(images, families):
   stored[:] = [lambda levels=(image[..., 0] + 1) / 2: levels for image in images]
   return DetectorDataset(
     images=images.astype(np.float32),
-    fake=families != REAL,
     families=families,
     groups=np.arange(count),
     labels=np.zeros(count, int),

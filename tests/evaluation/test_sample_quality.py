@@ -1,5 +1,6 @@
 """The quality measure: each part against closed forms, the whole against degraded reals."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -17,7 +18,7 @@ from skimage.metrics import structural_similarity
 from ctfake_jax.evaluation.sample_quality import distances, extractor, structure
 from ctfake_jax.evaluation.sample_quality import measure as sample_quality
 from ctfake_jax.evaluation.sample_quality import reference_extractor as yardstick_lib
-from ctfake_jax.types import UserError
+from ctfake_jax.types import GroupedImages, Images, UserError
 
 SIDE = 32
 
@@ -338,14 +339,14 @@ def yardstick():
   """An extractor with its own reference, held-out reals and what a generator would have seen."""
   fitted = extractor.fit_extractor('texture', [extractor.texture_features], textured(1000, 10)[0])
   images, labels = textured(2600, 11)
-  everything = sample_quality.Reals(images, labels, np.arange(2600))
+  everything = GroupedImages(images, labels, np.arange(2600))
   return fitted, everything.take(np.arange(2000)), everything.take(np.arange(2000, 2600))
 
 
 def test_fresh_reals_reach_every_mark_and_the_result_is_json(yardstick):
   fitted, reals, train = yardstick
   result = sample_quality.measure(
-    fitted, *textured(500, 12), reals=reals, train=train, seed=0, splits=3
+    fitted, Images(*textured(500, 12)), reals=reals, train=train, seed=0, splits=3
   )
   assert json.loads(json.dumps(result)) == result
   assert result['frechet'] < 1.5 * result['frechet_real_real']
@@ -363,7 +364,7 @@ def test_degraded_reals_miss_the_mark(yardstick, fault):
   fitted, reals, train = yardstick
   images, labels = degraded(*textured(500, 12), np.random.default_rng(0))[fault]
   result = sample_quality.measure(
-    fitted, images, labels, reals=reals, train=train, seed=0, splits=3
+    fitted, Images(images, labels), reals=reals, train=train, seed=0, splits=3
   )
   assert result['frechet'] > 3 * result['frechet_real_real']
   assert result['kernel_ci95'][0] > 0
@@ -373,21 +374,19 @@ def test_degraded_reals_miss_the_mark(yardstick, fault):
 
 def test_the_training_images_themselves_are_named_as_memorised(yardstick):
   fitted, reals, train = yardstick
-  result = sample_quality.measure(
-    fitted, train.images, train.labels, reals=reals, train=train, seed=0, splits=2
-  )
+  result = sample_quality.measure(fitted, train, reals=reals, train=train, seed=0, splits=2)
   assert not result['marks']['memorised']
   assert result['nearest_ratio'] < 0.1
 
 
 def test_floor_never_shares_a_group_with_the_reference_and_may_come_from_others(yardstick):
   fitted, reals, train = yardstick
-  one_group = train._replace(groups=np.full(len(train.labels), 5))
-  few, fakes = reals.take(np.arange(200)), textured(100, 1)
+  one_group = dataclasses.replace(train, groups=np.full(len(train.labels), 5))
+  few, fakes = reals.take(np.arange(200)), Images(*textured(100, 1))
   with pytest.raises(UserError, match='not held out'):
-    sample_quality.measure(fitted, *fakes, reals=few, train=one_group, seed=0)
+    sample_quality.measure(fitted, fakes, reals=few, train=one_group, seed=0)
   result = sample_quality.measure(
-    fitted, *fakes, reals=few, train=one_group, others=train, seed=0, splits=1
+    fitted, fakes, reals=few, train=one_group, others=train, seed=0, splits=1
   )
   assert (result['n'], result['n_reference']) == (100, 200)
 
@@ -438,14 +437,14 @@ def test_degraded_real_ct_misses_the_marks_that_fresh_ct_reaches():
   groups = csgraph.connected_components(small @ small.T > 0.95)[1]
   rng = np.random.default_rng(0)
   part = rng.integers(0, 5, groups.max() + 1)[groups]
-  everything = sample_quality.Reals(images, labels, groups)
+  everything = GroupedImages(images, labels, groups)
   reals, train, fresh = (
     everything.take(rng.permutation(np.flatnonzero(chosen)))
     for chosen in (part < 2, (part == 2) | (part == 3), part == 4)
   )
   n = min(500, len(fresh.labels))
   results = {
-    name: sample_quality.measure(fitted, x, y, reals=reals, train=train, seed=0, splits=3)
+    name: sample_quality.measure(fitted, Images(x, y), reals=reals, train=train, seed=0, splits=3)
     for name, (x, y) in {
       'fresh': (fresh.images[:n], fresh.labels[:n]),
       **degraded(fresh.images, fresh.labels, rng),

@@ -17,7 +17,7 @@ read `frechet` together with `repeats`, `recall` and MS-SSIM, as `marks` does.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +35,7 @@ from ctfake_jax.evaluation.sample_quality.structure import (
   within_class_ms_ssim,
 )
 from ctfake_jax.runtime import streams
-from ctfake_jax.types import UserError
+from ctfake_jax.types import GroupedImages, Images, UserError
 
 LIMIT = 500
 FRECHET_MARK = 3.0
@@ -44,24 +44,6 @@ MS_SSIM_MARGIN = 0.1
 # 1st percentile of 500 hangs on five images and near-twins cluster.
 COPY_MARK = 0.1
 _FEWEST = 20
-
-
-class Reals(NamedTuple):
-  """Real images with what is needed to draw them fairly.
-
-  Attributes:
-    images: float32[n, h, h, 1] in [-1, 1].
-    labels: int[n].
-    groups: [n], patient or near-duplicate group; one naming for all sets of a study.
-  """
-
-  images: np.ndarray
-  labels: np.ndarray
-  groups: np.ndarray
-
-  def take(self, indices: np.ndarray) -> 'Reals':
-    """The images at `indices`, in that order."""
-    return Reals(self.images[indices], self.labels[indices], self.groups[indices])
 
 
 def class_counts(
@@ -117,12 +99,11 @@ def draw(
 
 def measure(
   extractor: Extractor,
-  fakes: np.ndarray,
-  fake_labels: np.ndarray,
+  fakes: Images,
   *,
-  reals: Reals,
-  train: Reals,
-  others: Reals | None = None,
+  reals: GroupedImages,
+  train: GroupedImages,
+  others: GroupedImages | None = None,
   seed: int,
   splits: int = 8,
 ) -> dict[str, Any]:
@@ -130,8 +111,7 @@ def measure(
 
   Args:
     extractor: named, at most 64 dimensions, not trained on the generator's data.
-    fakes: float32[n, h, h, 1] in [-1, 1].
-    fake_labels: int[n], the classes that were asked for.
+    fakes: with the classes that were asked for.
     reals: held-out images, the reference of all distances; more of them make the Fréchet distance
       sharper.
     train: what the generator saw.
@@ -155,20 +135,20 @@ def measure(
   pool = pool.take(np.flatnonzero(~np.isin(pool.groups, reals.groups)))
   pools = {
     'held-out reals': reals.labels,
-    'generated images': fake_labels,
+    'generated images': fakes.labels,
     'reals for the floor, of groups not held out,': pool.labels,
   }
   counts = class_counts(reals.labels, pools)
   rng = streams.generator(seed, 'quality, draws')
-  of_fakes = [draw(fake_labels, np.arange(len(fakes)), counts, rng) for _ in range(splits)]
+  of_fakes = [draw(fakes.labels, np.arange(len(fakes)), counts, rng) for _ in range(splits)]
   of_pool = [draw(pool.labels, pool.groups, counts, rng) for _ in range(splits)]
   # As they come, twins included: what of reals is alike must not count against fakes.
   kept = draw(reals.labels, np.arange(len(reals.labels)), counts, rng)
   held = reals.take(kept)
   fake_features, pool_features, reference = (
-    extractor(x) for x in (fakes, pool.images, reals.images)
+    extractor(x) for x in (fakes.images, pool.images, reals.images)
   )
-  fake, floor = of_fakes[0], of_pool[0]
+  fake, floor = fakes.take(of_fakes[0]), pool.take(of_pool[0])
   result: dict[str, Any] = {
     'extractor': extractor.name,
     'dimensions': reference.shape[1],
@@ -177,16 +157,16 @@ def measure(
     'n_train': len(train.labels),
     **_averaged('frechet', reference, [fake_features[i] for i in of_fakes]),
     **_averaged('frechet_real_real', reference, [pool_features[i] for i in of_pool]),
-    **_kernel('kernel', reference, fake_features[fake], seed),
-    **_kernel('kernel_real', reference, pool_features[floor], seed),
-    **_structure('fake', fakes[fake], fake_labels[fake], seed),
-    **_structure('real', held.images, held.labels, seed),
-    **nearest_ratio(fakes[fake], train.images, held.images),
-    'repeats': repeats(fakes[fake], held.images),
-    'spectrum_gap': spectrum_gap(held.images, fakes[fake]),
-    'spectrum_gap_real': spectrum_gap(held.images, pool.images[floor]),
+    **_kernel('kernel', reference, fake_features[of_fakes[0]], seed),
+    **_kernel('kernel_real', reference, pool_features[of_pool[0]], seed),
+    **_structure('fake', fake, seed),
+    **_structure('real', held, seed),
+    **nearest_ratio(fake.images, train.images, held.images),
+    'repeats': repeats(fake.images, held.images),
+    'spectrum_gap': spectrum_gap(held.images, fake.images),
+    'spectrum_gap_real': spectrum_gap(held.images, floor.images),
   }
-  for suffix, features in (('', fake_features[fake]), ('_real', pool_features[floor])):
+  for suffix, features in (('', fake_features[of_fakes[0]]), ('_real', pool_features[of_pool[0]])):
     precision, recall = precision_recall(reference[kept], features, groups=held.groups)
     result |= {f'precision{suffix}': precision, f'recall{suffix}': recall}
   return result | {'marks': marks(result)}
@@ -202,12 +182,14 @@ def _kernel(key: str, reference: np.ndarray, sample: np.ndarray, seed: int) -> d
   return {key: value, f'{key}_ci95': list(interval)}
 
 
-def _structure(key: str, images: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, Any]:
-  mean, interval = within_class_ms_ssim(images, labels, pairs=LIMIT, seed=streams.seed(seed, key))
+def _structure(key: str, own: Images, seed: int) -> dict[str, Any]:
+  mean, interval = within_class_ms_ssim(
+    own.images, own.labels, pairs=LIMIT, seed=streams.seed(seed, key)
+  )
   return {
     f'ms_ssim_{key}': mean,
     f'ms_ssim_{key}_ci95': list(interval),
-    f'spectrum_{key}': radial_power_spectrum(images).tolist(),
+    f'spectrum_{key}': radial_power_spectrum(own.images).tolist(),
   }
 
 

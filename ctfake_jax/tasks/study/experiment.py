@@ -15,7 +15,7 @@ from ctfake_jax.data.transforms import controls
 from ctfake_jax.evaluation import accuracy_drop, metrics, ood_scores
 from ctfake_jax.inference import classifier as inference
 from ctfake_jax.runtime import streams
-from ctfake_jax.types import ImageSet
+from ctfake_jax.types import Images, ImageSet
 
 # The scanner that the default phantom leaves out.
 OTHER_SCANNER = 'D'
@@ -23,10 +23,9 @@ OTHER_SCANNER = 'D'
 
 @dataclasses.dataclass(frozen=True)
 class GeneratedTestSet:
-  """Deepfakes f32[m, h, w, 1] with the classes asked for, and the originals they stand against."""
+  """Deepfakes with the classes asked for, and the originals they stand against."""
 
-  images: np.ndarray
-  labels: np.ndarray
+  deepfakes: Images
   originals: ImageSet
   parts: Split
 
@@ -44,11 +43,11 @@ class GeneratedTestSet:
 
 def measure_fall(best: inference.Trained, generated: GeneratedTestSet, config: Config) -> dict:
   """Keys `originals`, `deepfakes`, `fall`, `controls`, `per_image` of results.json."""
-  test, groups = generated.test, generated.test_groups
+  test, groups, deepfakes = generated.test, generated.test_groups, generated.deepfakes
   on_test, features_test = inference.run(best.model, best.variables, test.images)
-  on_fakes, features_fakes = inference.run(best.model, best.variables, generated.images)
+  on_fakes, features_fakes = inference.run(best.model, best.variables, deepfakes.images)
   right_test = on_test.argmax(-1) == test.labels
-  right_fakes = on_fakes.argmax(-1) == generated.labels
+  right_fakes = on_fakes.argmax(-1) == deepfakes.labels
   others = splits.halves(test.labels, groups, streams.seed(config.seed, 'halves'))
   changed = {
     name: _right(best, images, test.labels[others])
@@ -68,8 +67,8 @@ def measure_fall(best: inference.Trained, generated: GeneratedTestSet, config: C
     'originals': originals,
     'deepfakes': {
       'count': len(right_fakes),
-      'count_per_class': _counts(generated.labels, best.class_names),
-      **_report(on_fakes, generated.labels, np.arange(len(right_fakes)), best.class_names),
+      'count_per_class': _counts(deepfakes.labels, best.class_names),
+      **_report(on_fakes, deepfakes.labels, np.arange(len(right_fakes)), best.class_names),
     },
     'fall': {**fall, 'verdict': verdict},
     'controls': {
@@ -108,8 +107,8 @@ def random_labels(
   """Accuracy on the deepfakes when the labels asked for are shuffled: what chance gives."""
   rng, rows = streams.generator(config.seed, 'shuffled labels'), {}
   for i in range(config.study.label_shuffles):
-    shuffled = rng.permutation(generated.labels)
-    right = _right(best, generated.images, shuffled)
+    shuffled = rng.permutation(generated.deepfakes.labels)
+    right = _right(best, generated.deepfakes.images, shuffled)
     rows[f'fakes_random_labels_{i + 1}'] = metrics.accuracy_row(right, np.arange(len(right)))
   return rows
 

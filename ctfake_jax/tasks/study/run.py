@@ -29,11 +29,11 @@ from ctfake_jax.fakes import generation
 from ctfake_jax.inference import classifier as inference
 from ctfake_jax.inference import generator as sampling
 from ctfake_jax.report import study as study_page
-from ctfake_jax.runtime import concurrent_jobs, streams
+from ctfake_jax.runtime import concurrent_jobs, progress_bar, streams
 from ctfake_jax.tasks.study import experiment
 from ctfake_jax.tasks.study.experiment import GeneratedTestSet
 from ctfake_jax.train import classifier, generator
-from ctfake_jax.types import ImageSet
+from ctfake_jax.types import GroupedImages, Images, ImageSet
 from ctfake_jax.workdir import files as workdir_lib
 
 ROUNDING = 1e-9  # of accuracies
@@ -43,7 +43,7 @@ UNDECIDED = 'undecided'  # of repetitions with other seeds that do not agree
 def run(config: Config, workdir: Path) -> dict:
   """Runs or resumes all stages; returns what results.json holds."""
   begun = time.perf_counter()
-  _stage('data')
+  progress_bar.stage('data')
   images, config = dataset.load(config)
   facts = {'class_names': list(images.class_names), 'data': fingerprint(images)}
   workdir_lib.record_config(workdir, config, facts)
@@ -53,7 +53,7 @@ def run(config: Config, workdir: Path) -> dict:
     'data': baselines.describe(images),
     'baselines': baselines.measure(images, folds, config.split, config.seed),
   }
-  _stage('classifiers and DCGAN')
+  progress_bar.stage('classifiers and DCGAN')
   trained = concurrent_jobs.run(
     {
       'dcgan': functools.partial(_gan, config, images, folds[0], workdir),
@@ -66,10 +66,10 @@ def run(config: Config, workdir: Path) -> dict:
   dcgan = trained.pop('dcgan')
   results['classifiers'] = trained
   results['best'] = best_classifier(trained, [len(parts.val) for parts in folds])
-  _stage('deepfakes')
+  progress_bar.stage('deepfakes')
   generated = _generated(config, images, folds[0], workdir)
   results['dcgan'] = {**dcgan, **_quality(config, generated)}
-  _stage(f'the fall of {results["best"]}')
+  progress_bar.stage(f'the fall of {results["best"]}')
   best = inference.load(_classifier_dir(workdir, results['best'], 0))
   results |= experiment.measure_fall(best, generated, config)
   _repeat(config, results, images, folds[0], workdir)
@@ -77,7 +77,7 @@ def run(config: Config, workdir: Path) -> dict:
     results['deepfakes']['retrained'] = _retrain(config, results['best'], generated, workdir)
   results['seconds_of_last_call'] = time.perf_counter() - begun
   workdir_lib.write_results(workdir, results)
-  _stage('report')
+  progress_bar.stage('report')
   _figures(config, generated, workdir)
   study_page.write(workdir)
   return results
@@ -106,7 +106,7 @@ def _repeat(
     jobs[f'dcgan {number}'] = functools.partial(_gan, again, images, parts, folder)
     jobs[f'{name} {number}'] = functools.partial(_classifier, again, name, images, [parts], folder)
   if jobs:
-    _stage(f'{name} and DCGAN with other seeds')
+    progress_bar.stage(f'{name} and DCGAN with other seeds')
   concurrent_jobs.run(jobs)
   rows = [_repetition(config.seed, results)]
   for number, again in own.items():
@@ -156,10 +156,6 @@ def best_classifier(rows: dict[str, dict], images: Sequence[int]) -> str:
   return min(close, key=lambda name: rows[name]['parameters'])
 
 
-def _stage(name: str) -> None:
-  print(f'--- {name}', flush=True)
-
-
 def _classifier_dir(workdir: Path, name: str, fold: int) -> Path:
   return workdir / 'classifiers' / name / f'fold{fold}'
 
@@ -187,14 +183,14 @@ def _generated(config: Config, images: ImageSet, parts: Split, workdir: Path) ->
   own = dataclasses.replace(config, task='generate', generate=generate, seed=seed)
   mix = class_counts(images.labels[parts.test], len(images.class_names))
   generation.run(own, workdir / 'deepfakes', mix)
-  fakes, labels = _draw_fakes(workdir, config.generate.count, mix, own.seed)
-  return GeneratedTestSet(fakes, labels, images, parts)
+  deepfakes = _draw_fakes(workdir, config.generate.count, mix, own.seed)
+  return GeneratedTestSet(deepfakes, images, parts)
 
 
-def _draw_fakes(workdir: Path, count: int, mix: np.ndarray, seed: int):
+def _draw_fakes(workdir: Path, count: int, mix: np.ndarray, seed: int) -> Images:
   trained = sampling.load(workdir / 'dcgan')
   labels = labels_in_mix(mix, count)
-  return controls.through_png(trained.sampler.sample(labels, seed)), labels
+  return Images(controls.through_png(trained.sampler.sample(labels, seed)), labels)
 
 
 def _quality(config: Config, generated: GeneratedTestSet) -> dict:
@@ -205,15 +201,14 @@ def _quality(config: Config, generated: GeneratedTestSet) -> dict:
   """
   images, parts = generated.originals, generated.parts
 
-  def reals(rows: np.ndarray) -> sample_quality.Reals:
-    return sample_quality.Reals(
+  def reals(rows: np.ndarray) -> GroupedImages:
+    return GroupedImages(
       controls.through_png(images.images[rows]), images.labels[rows], parts.groups[rows]
     )
 
   return sample_quality.measure(
     phantom_extractor(config.data.image_size),
-    generated.images,
-    generated.labels,
+    generated.deepfakes,
     reals=reals(np.concatenate([parts.test, parts.val])),
     train=reals(parts.train),
     seed=config.seed,
@@ -227,7 +222,7 @@ def _retrain(config: Config, name: str, generated: GeneratedTestSet, workdir: Pa
   many as it had originals; fakes that choose the checkpoint come on top.
   """
   counts = {
-    'as_many_as_suspects': len(generated.images),
+    'as_many_as_suspects': len(generated.deepfakes),
     'as_many_as_originals': len(generated.parts.train),
   }
   rows = concurrent_jobs.run(
@@ -245,8 +240,8 @@ def _train_on_fakes(
   held_back = max(1, round(config.split.val_fraction * count))
   seed, originals = streams.seed(config.seed, 'retrained', label), generated.originals
   mix = class_counts(originals.labels[generated.parts.train], len(originals.class_names))
-  fakes, fake_labels = _draw_fakes(workdir, count + held_back, mix, seed)
-  together, parts = _stack(fakes, fake_labels, generated, held_back, seed)
+  fakes = _draw_fakes(workdir, count + held_back, mix, seed)
+  together, parts = _stack(fakes, generated, held_back, seed)
   folder = workdir / 'retrained' / label
   own = classifier.for_network(config, name, seed)
   workdir_lib.run_stage_once(
@@ -254,7 +249,7 @@ def _train_on_fakes(
   )
   with np.load(folder / 'predictions.npz', allow_pickle=False) as file:
     predictions = dict(file)
-  fake = np.arange(len(parts.test)) < len(generated.images)
+  fake = np.arange(len(parts.test)) < len(generated.deepfakes)
   on = {
     kind: classifier.report({k: v[mask] for k, v in predictions.items()}, together.class_names)
     for kind, mask in (('deepfakes', fake), ('originals', ~fake))
@@ -269,18 +264,14 @@ def _train_on_fakes(
 
 
 def _stack(
-  fakes: np.ndarray, fake_labels: np.ndarray, generated: GeneratedTestSet, held_back: int, seed: int
+  fakes: Images, generated: GeneratedTestSet, held_back: int, seed: int
 ) -> tuple[ImageSet, Split]:
   """Training fakes, the deepfakes under test, then the held-out originals, as one image set."""
-  made = [
-    (fakes, fake_labels, 'training fake'),
-    (generated.images, generated.labels, 'suspect'),
-  ]
   together = generated.test
   groups = [generated.test_groups]
-  for pixels, labels, kind in reversed(made):
-    groups.insert(0, np.arange(len(labels)) + 1 + max(g.max() for g in groups))
-    together = together.preceded_by(pixels, labels, kind)
+  for made, kind in ((generated.deepfakes, 'suspect'), (fakes, 'training fake')):
+    groups.insert(0, np.arange(len(made)) + 1 + max(g.max() for g in groups))
+    together = together.preceded_by(made, kind)
   rows = np.arange(len(together))
   order = streams.generator(seed, 'held back').permutation(len(fakes))
   train, val = np.sort(order[held_back:]), np.sort(order[:held_back])
@@ -289,10 +280,12 @@ def _stack(
 
 def _figures(config: Config, generated: GeneratedTestSet, workdir: Path) -> None:
   """Real and fake side by side, eight of each class."""
-  real = generated.test
+  real, deepfakes = generated.test, generated.deepfakes
   for label in range(len(real.class_names)):
     rows = np.nonzero(real.labels == label)[0]
     chosen = streams.generator(config.seed, 'figures', label).permutation(rows)[:8]
-    fakes = np.nonzero(generated.labels == label)[0][:8]
+    fakes = np.nonzero(deepfakes.labels == label)[0][:8]
     image_grids.save_grid(workdir / 'figures' / f'real_{label}.png', real.images[chosen], 8)
-    image_grids.save_grid(workdir / 'figures' / f'fake_{label}.png', generated.images[fakes], 8)
+    image_grids.save_grid(
+      workdir / 'figures' / f'fake_{label}.png', generated.deepfakes.images[fakes], 8
+    )
