@@ -18,13 +18,17 @@ def command(config: str, *flags: str) -> list[str]:
   return [sys.executable, str(ROOT / 'launch.py'), f'--config={ROOT}/configs/{config}.py', *flags]
 
 
-def environment(devices: int = 1) -> dict[str, str]:
-  return {
+def environment(devices: int = 1, optimised: bool = False) -> dict[str, str]:
+  """With the tests' cache; `optimised`: XLA compiles as it does for users."""
+  own = {
     **os.environ,
     'JAX_COMPILATION_CACHE_DIR': str(CACHE),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': str(SHORTEST_CACHED_COMPILE_S),
     'XLA_FLAGS': xla_flags(devices),
   }
+  if optimised:
+    del own['JAX_DISABLE_MOST_OPTIMIZATIONS'], own['XLA_FLAGS']
+  return own
 
 
 def xla_flags(devices: int) -> str:
@@ -35,9 +39,14 @@ def xla_flags(devices: int) -> str:
   return ' '.join(flags)
 
 
-def start(config: str, workdir: Path, *keys: str, devices: int = 1) -> subprocess.Popen:
+def start(
+  config: str, workdir: Path, *keys: str, devices: int = 1, optimised: bool = False
+) -> subprocess.Popen:
   """The command with `section.key=value` for each of `keys`, running; its stderr can be read."""
   flags = [f'--workdir={workdir}', *(f'--config.{key}' for key in keys)]
   return subprocess.Popen(
-    command(config, *flags), env=environment(devices), stderr=subprocess.PIPE, text=True
+    command(config, *flags),
+    env=environment(devices, optimised),
+    stderr=subprocess.PIPE,
+    text=True,
   )

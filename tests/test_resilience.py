@@ -31,13 +31,14 @@ TASKS = {
     'train.log_every=7',
   ),
 }
+OPTIMISED = ('cnn',)  # compiled as for users; the others as fast as can be
 # One worker runs them all and so makes `straight` once.
 pytestmark = pytest.mark.xdist_group('resilience')
 PARTS = ('networks', 'opt_states', 'ema')
 
 
 def start(task: str, workdir: Path) -> subprocess.Popen:
-  return door.start(task, workdir, *DATA, *TASKS[task])
+  return door.start(task, workdir, *DATA, *TASKS[task], optimised=task in OPTIMISED)
 
 
 def finish(task: str, workdir: Path) -> None:
