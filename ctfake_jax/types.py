@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
+from jaxtyping import Float, Int, Shaped
 
 Unit = Literal['HU', 'grey']
 UNKNOWN_LABEL = -1
@@ -235,7 +236,7 @@ class Slice:
   """One decoded image.
 
   Attributes:
-    pixels: float32[h, w]; HU, or grey in [0, 1] as stored (0 black, 1 the type's maximum).
+    pixels: HU, or grey in [0, 1] as stored (0 black, 1 the type's maximum).
     unit: 'HU' or 'grey'.
     spacing_mm: side of a (square) pixel in mm, None where unknown.
     white: the stored value that grey 1 stands for, the type's maximum; 1 of floats and where it is
@@ -247,7 +248,7 @@ class Slice:
     synthetic: whether the file itself says so; the first remark says where.
   """
 
-  pixels: np.ndarray
+  pixels: Float[np.ndarray, 'h w']
   unit: Unit
   spacing_mm: float | None
   white: int = 1
@@ -298,7 +299,7 @@ class ImagesOnDisk(Protocol):
   def survey(self) -> Any:
     """What `data.fingerprints.Survey.of` finds in them."""
 
-  def subset(self, rows: np.ndarray) -> 'ImagesOnDisk':
+  def subset(self, rows: Int[np.ndarray, ' m']) -> 'ImagesOnDisk':
     """The images at `rows`, unread."""
 
 
@@ -315,11 +316,10 @@ class Images:
 
   Attributes:
     images: float32[n, h, w, 1] in [-1, 1].
-    labels: int[n].
   """
 
-  images: Any  # np.ndarray or ImagesOnDisk
-  labels: np.ndarray
+  images: Any  # Float[np.ndarray, 'n h w c'] or ImagesOnDisk
+  labels: Int[np.ndarray, ' n']
 
   def __len__(self) -> int:
     return len(self.labels)
@@ -328,7 +328,7 @@ class Images:
   def _columns(cls) -> list[str]:
     return [f.name for f in dataclasses.fields(cls) if not f.metadata.get('of_all')]
 
-  def take(self: Own, rows: np.ndarray) -> Own:
+  def take(self: Own, rows: Shaped[np.ndarray, ' m']) -> Own:
     """The images at `rows`, indices in their order or bool[n]; what is on disk stays there."""
     indices = np.arange(len(self))[rows]
     parts = {name: _entries(getattr(self, name), indices) for name in self._columns()}
@@ -360,10 +360,10 @@ class GroupedImages(Images):
   """Images of which it is known what belongs together.
 
   Attributes:
-    groups: [n], patient or set of near-duplicates; one naming for all sets of a study.
+    groups: patient or set of near-duplicates; one naming for all sets of a study.
   """
 
-  groups: np.ndarray
+  groups: Shaped[np.ndarray, ' n']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -372,7 +372,7 @@ class ImageSet(Images):
 
   Attributes:
     records: one per image, in order.
-    native_sizes: int32[n, 2], height and width before resizing.
+    native_sizes: height and width before resizing.
     class_names: what a label means.
     unit: of the pixels before the window.
     unreadable: what was left out and why.
@@ -381,7 +381,7 @@ class ImageSet(Images):
   """
 
   records: tuple[Record, ...]
-  native_sizes: np.ndarray
+  native_sizes: Int[np.ndarray, 'n 2']
   class_names: tuple[str, ...] = _of_all()
   unit: Unit = _of_all()  # noqa: RUF009
   unreadable: tuple[UnreadableImageError, ...] = _of_all(default=())

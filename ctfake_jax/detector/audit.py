@@ -9,6 +9,7 @@ refused unless that is accepted. Labels drawn anew show what chance gives.
 """
 
 import numpy as np
+from jaxtyping import Float
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import StratifiedGroupKFold
 
@@ -79,7 +80,7 @@ def _leak(row: dict, kind: str) -> str:
   return f'{kind.replace("_", " ")} alone (AUROC {row[kind]:.2f}{fact})'
 
 
-def grey_facts(images: np.ndarray) -> np.ndarray:
+def grey_facts(images: Float[np.ndarray, 'n h w 1']) -> Float[np.ndarray, 'n f']:
   """f64[n, 7] in the order of `GREY_NAMES`, of f32[n, h, w, 1] in [-1, 1]."""
   flat = images.reshape(len(images), -1)
   side = images.shape[1]

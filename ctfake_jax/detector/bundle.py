@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, UInt8
 
 from ctfake_jax import config as config_lib
 from ctfake_jax.config.keys import Config
@@ -69,8 +70,8 @@ class Detector:
   unit: Unit
   scaling: Scaling
   threshold: Threshold
-  reference: np.ndarray
-  differences: np.ndarray
+  reference: Float[np.ndarray, 'm d']
+  differences: Float[np.ndarray, 'k d']
   class_statistics: ClassStatistics
   domain: Domain
 
@@ -164,17 +165,18 @@ class Detector:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def examine(model: nn.Module, variables: dict, views: jax.Array) -> tuple[jax.Array, ...]:
+def examine(
+  model: nn.Module, variables: dict, views: UInt8[Array, 'b k h w']
+) -> tuple[Float[Array, 'b k'], Float[Array, 'b d'], Float[Array, 'b p q'], Float[Array, 'b e']]:
   """All that verdicts hang on, in one program.
 
   Args:
     model: the network with its discriminant.
     variables: its own.
-    views: uint8[b, 1 + k, h, w], each image and its k re-encodings.
+    views: each image and its re-encodings, the image first.
 
   Returns:
-    Scores f32[b, 1 + k]; of the images features f32[b, d], patch logits f32[b, h', w'] and
-    coarse features f32[b, e].
+    Scores of all; of the images alone features, patch logits and coarse features.
   """
   images = (views.astype(jnp.float32) / 127.5 - 1)[..., None]
   everything = images.reshape(-1, *images.shape[2:])

@@ -13,6 +13,7 @@ import math
 import numpy as np
 import scipy.special
 import scipy.stats
+from jaxtyping import Bool, Float, Shaped
 from sklearn.linear_model import LogisticRegression
 
 from ctfake_jax.config.keys import Config
@@ -53,14 +54,16 @@ def asked_rate(config: Config, own: float = USUAL_RATE) -> float:
   return config.detection.false_alarm_rate or own
 
 
-def one_per_group(scores: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
+def one_per_group(
+  scores: Float[np.ndarray, ' n'], groups: Shaped[np.ndarray, ' n'], seed: int
+) -> Shaped[np.ndarray, ' g']:
   """The score of one image of each group, drawn at random."""
   order = streams.generator(seed, 'one of each group').permutation(len(scores))
   _, first = np.unique(groups[order], return_index=True)
   return scores[order[first]]
 
 
-def conformal_threshold(scores: np.ndarray, false_alarm_rate: float) -> Threshold:
+def conformal_threshold(scores: Float[np.ndarray, ' n'], false_alarm_rate: float) -> Threshold:
   """From independent reals' scores f[n].
 
   Raises:
@@ -81,12 +84,12 @@ def conformal_threshold(scores: np.ndarray, false_alarm_rate: float) -> Threshol
   return Threshold(value, false_alarm_rate, count, float(bound), GUARANTEE)
 
 
-def refuse_few_groups(groups: np.ndarray, false_alarm_rate: float) -> None:
+def refuse_few_groups(groups: Shaped[np.ndarray, ' n'], false_alarm_rate: float) -> None:
   """Raises now, as `conformal_threshold` would after hours, if groups [n] are too few."""
   conformal_threshold(np.zeros(len(np.unique(groups))), false_alarm_rate)
 
 
-def nearest_rate(groups: np.ndarray, asked: float) -> float:
+def nearest_rate(groups: Shaped[np.ndarray, ' n'], asked: float) -> float:
   """The rate asked for, or the least that groups [n] can promise where that is hardly more.
 
   A hundred images of a site are rarely a hundred patients: 95 groups promise 1.04 %.
@@ -112,11 +115,11 @@ class Scaling:
   slope: float
   intercept: float
 
-  def logits(self, scores: np.ndarray) -> np.ndarray:
+  def logits(self, scores: Float[np.ndarray, ' n']) -> Float[np.ndarray, ' n']:
     """Log odds of raw scores."""
     return self.slope * scores + self.intercept
 
-  def p_fake(self, scores: np.ndarray, prior: float) -> np.ndarray:
+  def p_fake(self, scores: Float[np.ndarray, ' n'], prior: float) -> Float[np.ndarray, ' n']:
     """Probability that an image is fake if a share `prior` of the images is."""
     return scipy.special.expit(self.logits(scores) + scipy.special.logit(prior))
 
@@ -124,7 +127,7 @@ class Scaling:
 UNSCALED = Scaling(1.0, 0.0)
 
 
-def fit_scaling(scores: np.ndarray, fake: np.ndarray) -> Scaling:
+def fit_scaling(scores: Float[np.ndarray, ' n'], fake: Bool[np.ndarray, ' n']) -> Scaling:
   """The map of scores f[n] with the least log loss, real and fake weighing alike."""
   centre, spread = scores.mean(), max(float(scores.std()), 1e-9)
   line = LogisticRegression(C=INVERSE_PENALTY, class_weight='balanced')
@@ -137,10 +140,10 @@ def fit_scaling(scores: np.ndarray, fake: np.ndarray) -> Scaling:
 
 
 def calibration_error(
-  probabilities: np.ndarray,
-  fake: np.ndarray,
+  probabilities: Float[np.ndarray, ' n'],
+  fake: Bool[np.ndarray, ' n'],
   prior: float,
-  groups: np.ndarray | None = None,
+  groups: Shaped[np.ndarray, ' n'] | None = None,
   *,
   bins: int = BINS,
 ) -> float:
@@ -163,7 +166,12 @@ def calibration_error(
 
 
 def calibration_interval(
-  probabilities: np.ndarray, fake: np.ndarray, groups: np.ndarray, prior: float, *, bins: int = BINS
+  probabilities: Float[np.ndarray, ' n'],
+  fake: Bool[np.ndarray, ' n'],
+  groups: Shaped[np.ndarray, ' n'],
+  prior: float,
+  *,
+  bins: int = BINS,
 ) -> list[float]:
   """95 % interval of `calibration_error`, which it holds; from 0 on where nothing is shown.
 
@@ -224,8 +232,12 @@ def _equal_mass(values: np.ndarray, weights: np.ndarray, bins: int) -> np.ndarra
 
 
 def verdicts(
-  scores: np.ndarray, re_encoded: np.ndarray, scaling: Scaling, threshold: float, prior: float
-) -> tuple[np.ndarray, np.ndarray]:
+  scores: Float[np.ndarray, ' n'],
+  re_encoded: Float[np.ndarray, 'n k'],
+  scaling: Scaling,
+  threshold: float,
+  prior: float,
+) -> tuple[Shaped[np.ndarray, ' n'], Bool[np.ndarray, ' n']]:
   """'real', 'fake' or 'unsure' for each of n images; and bool[n], whether re-encoding matters.
 
   An image is fake where its score raises an alarm and its probability is at least one half, real

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
 
 from ctfake_jax import config as config_lib
 from ctfake_jax.config.keys import Config
@@ -59,14 +60,14 @@ class DetectorDataset(GroupedImages):
       stored in; that of `images` for what was made here.
   """
 
-  families: np.ndarray
-  masks: np.ndarray
-  file_facts: np.ndarray
-  stored: np.ndarray
+  families: Shaped[np.ndarray, ' n']
+  masks: Bool[np.ndarray, 'n h w']
+  file_facts: Float[np.ndarray, 'n f']
+  stored: Shaped[np.ndarray, ' n']
 
   @property
-  def fake(self) -> np.ndarray:
-    """bool[n]."""
+  def fake(self) -> Bool[np.ndarray, ' n']:
+    """Which are."""
     return self.families != REAL
 
   def of(self, *families: str) -> 'DetectorDataset':
@@ -90,8 +91,8 @@ class SplitImages:
   """
 
   images: ImageSet
-  groups: np.ndarray
-  parts: dict[str, np.ndarray]
+  groups: Shaped[np.ndarray, ' n']
+  parts: dict[str, Int[np.ndarray, ' _']]
   root: Path | None
   source: Source
   view: Preprocess
@@ -184,7 +185,7 @@ def _beside(
   return groups, own
 
 
-def split_groups(groups: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+def split_groups(groups: Shaped[np.ndarray, ' n'], seed: int) -> dict[str, Int[np.ndarray, ' _']]:
   """Rows of each of `PARTS`; whole groups, at random."""
   parts = _split_by_groups(groups, PARTS, seed)
   empty = [part for part, rows in parts.items() if not len(rows)]

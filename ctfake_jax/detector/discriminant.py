@@ -10,6 +10,7 @@ import dataclasses
 
 import flax.linen as nn
 import numpy as np
+from jaxtyping import Float, Shaped
 from sklearn.covariance import ledoit_wolf
 
 from ctfake_jax.data.transforms import degradations
@@ -25,16 +26,16 @@ class ClassStatistics:
   """What directions are made of.
 
   Attributes:
-    mean_differences: of the families of fakes from reals, f32[k, d].
-    covariance: within kinds, f32[d, d].
+    mean_differences: of the families of fakes from reals.
+    covariance: within kinds.
   """
 
-  mean_differences: np.ndarray
-  covariance: np.ndarray
+  mean_differences: Float[np.ndarray, 'k d']
+  covariance: Float[np.ndarray, 'd d']
 
   @property
-  def directions(self) -> np.ndarray:
-    """Those at home, f[k, d]."""
+  def directions(self) -> Float[np.ndarray, 'k d']:
+    """Those of the source site."""
     return _directions(self.mean_differences, self.covariance)
 
 
@@ -62,9 +63,9 @@ def fit(
 
 
 def for_site(
-  class_statistics: ClassStatistics, features: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """Centre f[d] and directions f[k, d] at a site of whose reals f[n, d] are given."""
+  class_statistics: ClassStatistics, features: Float[np.ndarray, 'n d']
+) -> tuple[Float[np.ndarray, ' d'], Float[np.ndarray, 'k d']]:
+  """Centre and directions at a site, of whose reals the features are given."""
   own = ledoit_wolf(features)[0]
   covariance = (1 - SITE_SHARE) * class_statistics.covariance + SITE_SHARE * own
   return features.mean(0), _directions(class_statistics.mean_differences, covariance)
@@ -76,8 +77,10 @@ def _directions(mean_differences: np.ndarray, covariance: np.ndarray) -> np.ndar
   return directions / np.maximum(spread, 1e-9)
 
 
-def differences(features: np.ndarray, families: np.ndarray) -> np.ndarray:
-  """Mean features of each family less those of the reals, f32[k, d], from features f32[n, d]."""
+def differences(
+  features: Float[np.ndarray, 'n d'], families: Shaped[np.ndarray, ' n']
+) -> Float[np.ndarray, 'k d']:
+  """Mean features of each family less those of the reals."""
   real = features[families == REAL].mean(0)
   names = sorted(set(families) - {REAL})
   return np.stack([features[families == name].mean(0) - real for name in names])
@@ -89,7 +92,9 @@ def _less_own_mean(features: np.ndarray, families: np.ndarray) -> np.ndarray:
   return features - means[kinds]
 
 
-def with_discriminant(variables: dict, centre: np.ndarray, directions: np.ndarray) -> dict:
-  """The network's variables with `centre` f[d] and `directions` f[k, d]."""
+def with_discriminant(
+  variables: dict, centre: Float[np.ndarray, ' d'], directions: Float[np.ndarray, 'k d']
+) -> dict:
+  """The network's variables with `centre` and `directions`."""
   found = {'centre': centre.astype(np.float32), 'directions': directions.astype(np.float32)}
   return {**variables, DISCRIMINANT: found}

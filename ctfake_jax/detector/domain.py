@@ -17,6 +17,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -52,20 +53,20 @@ class Domain:
     limit: in these deviations.
   """
 
-  centre: np.ndarray
-  scale: np.ndarray
-  weights: np.ndarray
+  centre: Float[np.ndarray, ' d']
+  scale: Float[np.ndarray, ' d']
+  weights: Float[np.ndarray, ' d']
   bias: float
   limit: float
 
-  def scores(self, features: np.ndarray) -> np.ndarray:
-    """f[n] of features f[n, d]."""
+  def scores(self, features: Float[np.ndarray, 'n d']) -> Float[np.ndarray, ' n']:
+    """Of `features_of` images."""
     return _with_squares((features - self.centre) / self.scale) @ self.weights + self.bias
 
 
 @jax.jit
-def coarse_features(images: jax.Array) -> jax.Array:
-  """f32[b, 86] of images f32[b, h, h, 1] in [-1, 1], h a multiple of 32."""
+def coarse_features(images: Float[Array, 'b h h 1']) -> Float[Array, 'b 86']:
+  """Of images in [-1, 1], their side a multiple of 32."""
   blocks, border = _shrunk(images, BLOCKS), _shrunk(images, BORDER)
   edge = jnp.concatenate([border[:, 0], border[:, -1], border[:, :, 0], border[:, :, -1]], 1)
   return jnp.concatenate(
@@ -80,8 +81,8 @@ def coarse_features(images: jax.Array) -> jax.Array:
   )
 
 
-def features_of(images: np.ndarray) -> np.ndarray:
-  """f32[n, d] of any number of images."""
+def features_of(images: Float[np.ndarray, 'n h h 1']) -> Float[np.ndarray, 'n d']:
+  """`coarse_features` of any number of images."""
   return batching.run(lambda _, number, batch: coarse_features(batch), (), images)
 
 
@@ -93,7 +94,10 @@ def generator_of(family: str) -> str:
 
 
 def fit(
-  train: DetectorDataset, validation: DetectorDataset, reals: np.ndarray, seed: int
+  train: DetectorDataset,
+  validation: DetectorDataset,
+  reals: Float[np.ndarray, 'n h w 1'],
+  seed: int,
 ) -> Domain:
   """The domain of a making.
 
@@ -121,7 +125,7 @@ def fit(
   return dataclasses.replace(without(None), limit=max(limits))
 
 
-def fit_site(old: Domain, images: np.ndarray, seed: int) -> Domain:
+def fit_site(old: Domain, images: Float[np.ndarray, 'n h w 1'], seed: int) -> Domain:
   """The domain of another site's reals f32[n, h, h, 1], with no fakes to learn from.
 
   The limit is the old one, or what all but `REALS_OUTSIDE` of the reals keep by the others' score.
@@ -146,8 +150,10 @@ def fit_site(old: Domain, images: np.ndarray, seed: int) -> Domain:
   return dataclasses.replace(without(np.zeros(len(images), bool)), limit=limit)
 
 
-def with_other_looks(images: np.ndarray, seed: int) -> np.ndarray:
-  """Each of f32[n, h, w, 1] as another site shows it, in 8 bits; at least a little changed."""
+def with_other_looks(
+  images: Float[np.ndarray, 'n h w 1'], seed: int
+) -> Float[np.ndarray, 'n h w 1']:
+  """Each as another site shows it, in 8 bits; at least a little changed."""
   changed = images.copy()
   for draw in range(DRAWS):
     rows = np.flatnonzero(np.abs(changed - images).max((1, 2, 3)) < LEAST_CHANGE)

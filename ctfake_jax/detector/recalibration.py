@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy.stats
+from jaxtyping import Float, Shaped
 from scipy.spatial.distance import cdist
 
 from ctfake_jax.config.keys import Config
@@ -122,7 +123,7 @@ def _patient(decoded: Decoded, config: Config) -> str | None:
 
 
 def recalibrate(
-  old: Detector, seen: Sequence[Decoded], groups: np.ndarray, config: Config
+  old: Detector, seen: Sequence[Decoded], groups: Shaped[np.ndarray, ' n'], config: Config
 ) -> tuple[Detector, dict]:
   """From n reals of another site in groups int[n]; the new detector and figures.
 
@@ -197,7 +198,9 @@ def _scaling(own: site_adaptation.Fit, reference_null: np.ndarray) -> calibratio
   return calibration.fit_scaling(np.concatenate([reals, fakes]), fake)
 
 
-def drift(reference: np.ndarray, features: np.ndarray, seed: int) -> dict:
+def drift(
+  reference: Float[np.ndarray, 'm d'], features: Float[np.ndarray, 'n d'], seed: int
+) -> dict:
   """Permutation test of the energy distance between two samples f[n, d], f[m, d].
 
   Szekely & Rizzo 2013, doi:10.1016/j.jspi.2013.03.018. Features are scaled by both together. Of
@@ -221,7 +224,7 @@ def _energy(distances: np.ndarray, first: np.ndarray) -> float:
   return float(2 * a @ distances @ b - a @ distances @ a - b @ distances @ b)
 
 
-def too_many_above(scores: np.ndarray, threshold: calibration.Threshold) -> dict:
+def too_many_above(scores: Float[np.ndarray, ' n'], threshold: calibration.Threshold) -> dict:
   """Binomial test of how many scores f[n] of the site's own reals exceed its threshold."""
   above = int((scores > threshold.value).sum())
   test = scipy.stats.binomtest(above, len(scores), threshold.false_alarm_rate, 'greater')

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import scipy.stats
+from jaxtyping import Bool, Float
 from sklearn.covariance import MinCovDet
 
 from ctfake_jax.detector import calibration
@@ -40,23 +41,25 @@ class Fit:
   """What n reals of a site give.
 
   Attributes:
-    centre: f[d], directions: f[k, d], of those that are no outliers.
-    outliers: bool[n].
-    scores: f[n], each real's by the others.
-    supposed: f[n, m], those of the same reals after each of m shifts.
+    centre: of those that are no outliers, and so are the directions.
+    scores: each real's by the others.
+    shifted_scores: those of the same reals after each of m shifts.
   """
 
-  centre: np.ndarray
-  directions: np.ndarray
-  outliers: np.ndarray
-  scores: np.ndarray
-  shifted_scores: np.ndarray
+  centre: Float[np.ndarray, ' d']
+  directions: Float[np.ndarray, 'k d']
+  outliers: Bool[np.ndarray, ' n']
+  scores: Float[np.ndarray, ' n']
+  shifted_scores: Float[np.ndarray, 'n m']
 
 
 def fit(
-  class_statistics: ClassStatistics, features: np.ndarray, shifts: np.ndarray, seed: int
+  class_statistics: ClassStatistics,
+  features: Float[np.ndarray, 'n d'],
+  shifts: Float[np.ndarray, 'm d'],
+  seed: int,
 ) -> Fit:
-  """From features f[n, d] of reals and shifts f[m, d].
+  """From features of reals, and shifts of them towards fakes.
 
   Raises:
     UserError: there is one real.
@@ -69,9 +72,9 @@ def fit(
 
 
 def outliers_towards_fakes(
-  class_statistics: ClassStatistics, features: np.ndarray, seed: int
-) -> np.ndarray:
-  """bool[n]: reals f[n, d] beyond the 97.5 % ellipse of most, and nearer fakes than most are.
+  class_statistics: ClassStatistics, features: Float[np.ndarray, 'n d'], seed: int
+) -> Bool[np.ndarray, ' n']:
+  """Reals beyond the 97.5 % ellipse of most, and nearer fakes than most are.
 
   Ellipse and centre are the reweighted minimum covariance determinant along the directions at home;
   where there are no two reals for each of these, or most are alike, none is told from the rest.
@@ -87,9 +90,12 @@ def outliers_towards_fakes(
 
 
 def left_out_scores(
-  class_statistics: ClassStatistics, features: np.ndarray, outliers: np.ndarray, shifts: np.ndarray
-) -> np.ndarray:
-  """Scores f[n, 1 + m] of a site's reals f[n, d], and of the same moved by each of f[m, d].
+  class_statistics: ClassStatistics,
+  features: Float[np.ndarray, 'n d'],
+  outliers: Bool[np.ndarray, ' n'],
+  shifts: Float[np.ndarray, 'm d'],
+) -> Float[np.ndarray, 'n m+1']:
+  """Scores of a site's reals, and of the same moved by each of the shifts.
 
   Each is judged by the centre and the directions of those outside its fold that are no outliers.
 
@@ -112,9 +118,9 @@ def left_out_scores(
 
 
 def reference_null_scores(
-  class_statistics: ClassStatistics, reference: np.ndarray, count: int, seed: int
-) -> np.ndarray:
-  """Scores of reals f[m, d] of the making, `count` of them at a time taken for a site's; standard.
+  class_statistics: ClassStatistics, reference: Float[np.ndarray, 'm d'], count: int, seed: int
+) -> Float[np.ndarray, ' r']:
+  """Standardised scores of the source site's reals, `count` at a time taken for another site's.
 
   Or half of them, where there are no two times as many.
   """
@@ -133,7 +139,7 @@ def _parts(total: int, count: int, seed: int) -> Iterator[np.ndarray]:
     yield from np.array_split(rng.permutation(total), max(total // count, 2))
 
 
-def location_and_scale(scores: np.ndarray) -> tuple[float, float]:
+def location_and_scale(scores: Float[np.ndarray, ' n']) -> tuple[float, float]:
   """Of most of f[n], by the minimum covariance determinant, which is exact in one dimension."""
   spread = float(scipy.stats.iqr(scores))
   if not spread:
@@ -147,7 +153,9 @@ def _standard(scores: np.ndarray) -> np.ndarray:
   return (scores - location) / scale
 
 
-def threshold(scores: np.ndarray, reference_null: np.ndarray, false_alarm_rate: float) -> Threshold:
+def threshold(
+  scores: Float[np.ndarray, ' n'], reference_null: Float[np.ndarray, ' r'], false_alarm_rate: float
+) -> Threshold:
   """That which a share of `usual` scores exceed, on the scale of a site's scores f[n].
 
   The bound on this detector's own rate is Clopper & Pearson's (1934), of how many of f[n] exceed
@@ -162,7 +170,9 @@ def threshold(scores: np.ndarray, reference_null: np.ndarray, false_alarm_rate: 
   return Threshold(value, false_alarm_rate, count, bound, GUARANTEE)
 
 
-def outlier_p_value(scores: np.ndarray, reference_null: np.ndarray, seed: int) -> float:
+def outlier_p_value(
+  scores: Float[np.ndarray, ' n'], reference_null: Float[np.ndarray, ' r'], seed: int
+) -> float:
   """p-value of the mean of the highest `TAIL` of f[n] against draws of as many usual scores."""
   rng, few = streams.generator(seed, 'usual tails'), max(round(TAIL * len(scores)), 1)
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Bool, Float, Key
 
 from ctfake_jax.config.keys import Config, DetectionConfig
 from ctfake_jax.data.loader import open_feed
@@ -102,14 +103,14 @@ def _alternating(a: jax.Array, b: jax.Array) -> jax.Array:
   return jnp.stack([a, b], 1).reshape(-1, *a.shape[1:])
 
 
-def mirrored(images: jax.Array, key: jax.Array) -> jax.Array:
-  """Each of f32[b, h, w, c] flipped left-right with even chance: no pixel is interpolated."""
+def mirrored(images: Float[Array, 'b h w c'], key: Key[Array, '']) -> Float[Array, 'b h w c']:
+  """Each image flipped left-right with even chance: no pixel is interpolated."""
   flip = jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1))
   return jnp.where(flip, images[:, :, ::-1], images)
 
 
-def moved(images: jax.Array, key: jax.Array) -> jax.Array:
-  """Each of f32[b, h, w, c] down and right by up to `FARTHEST` pixels, the edge repeated.
+def moved(images: Float[Array, 'b h w c'], key: Key[Array, '']) -> Float[Array, 'b h w c']:
+  """Each image down and right by up to `FARTHEST` pixels, the edge repeated.
 
   What a generator leaves must be known wherever the network's squares begin.
   """
@@ -122,22 +123,26 @@ def moved(images: jax.Array, key: jax.Array) -> jax.Array:
   return jax.vmap(one)(padded, starts)
 
 
-def with_other_looks(pairs: jax.Array, key: jax.Array) -> jax.Array:
-  """Fake, mask and original f32[b, h, w, 3] as at another site; the mask loses what turns black."""
+def with_other_looks(
+  pairs: Float[Array, 'b h w 3'], key: Key[Array, '']
+) -> Float[Array, 'b h w 3']:
+  """Fake, mask and original as at another site; the mask loses what turns black."""
   key_tone, key_field, key_zoom = jax.random.split(key, 3)
   pairs = pairs.at[..., ::2].set(domain_randomization.toned(pairs[..., ::2], key_tone))
   return domain_randomization.zoomed_out(domain_randomization.in_field(pairs, key_field), key_zoom)
 
 
-def shares(masks: jax.Array) -> jax.Array:
-  """Share of each patch, f32[b, h/4, w/4], that is synthetic; masks are bool[b, h, w]."""
+def shares(masks: Bool[Array, 'b h w']) -> Float[Array, 'b h/4 w/4']:
+  """Share of each patch of 4 x 4 pixels that is synthetic."""
   b, height, width = masks.shape
   patches = masks.reshape(b, height // STRIDE, STRIDE, width // STRIDE, STRIDE)
   return patches.astype(jnp.float32).mean((2, 4))
 
 
-def patch_losses(logits: jax.Array, synthetic: jax.Array) -> jax.Array:
-  """Log loss f32[b] of patch logits f32[b, h, w] against the share of each that is synthetic.
+def patch_losses(
+  logits: Float[Array, 'b p q'], synthetic: Float[Array, 'b p q']
+) -> Float[Array, ' b']:
+  """Log loss of patch logits against the share of each that is synthetic.
 
   In an edited image what is synthetic weighs as much as the rest: the edited patches are few.
   """
@@ -200,8 +205,8 @@ def fit(
   return mesh_lib.to_host(state.ema), facts
 
 
-def loss_once_scaled(logits: np.ndarray, fake: np.ndarray) -> float:
-  """Log loss of logits f[n], reals and fakes weighing alike, after the scaling that lowers it most.
+def loss_once_scaled(logits: Float[np.ndarray, ' n'], fake: Bool[np.ndarray, ' n']) -> float:
+  """Log loss of logits, reals and fakes weighing alike, after the scaling that lowers it most.
 
   A long training makes logits too sure while it still betters their order, and they get scaled.
   """
@@ -232,15 +237,17 @@ def _originals(dataset: DetectorDataset, fakes: np.ndarray, seed: int) -> np.nda
 
 
 def predict(
-  model: nn.Module, variables: dict, images: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Raw scores f32[n], features f32[n, d] and patch maps f32[n, h', w']."""
+  model: nn.Module, variables: dict, images: Float[np.ndarray, 'n h w 1']
+) -> tuple[Float[np.ndarray, ' n'], Float[np.ndarray, 'n d'], Float[np.ndarray, 'n p q']]:
+  """Raw scores, features and patch maps."""
   return batching.run(lambda v, _, batch: forward(model, v, batch), variables, images)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def forward(model: nn.Module, variables: dict, images: jax.Array):
-  """Scores f32[b], pooled features f32[b, d], patch logits f32[b, h', w'].
+def forward(
+  model: nn.Module, variables: dict, images: Float[Array, 'b h w 1']
+) -> tuple[Float[Array, ' b'], Float[Array, 'b d'], Float[Array, 'b p q']]:
+  """Scores, pooled features, patch logits.
 
   A network without patches has one, the image.
   """

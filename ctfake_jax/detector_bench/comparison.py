@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import scipy.stats
 import sklearn.metrics
+from jaxtyping import Bool, Float, Shaped
 
 from ctfake_jax.runtime import streams
 
@@ -15,9 +16,9 @@ RESAMPLES = 200
 class Scores:
   """What one method said of n images: scores f[n], fake bool[n], groups int[n]."""
 
-  scores: np.ndarray
-  fake: np.ndarray
-  groups: np.ndarray
+  scores: Float[np.ndarray, ' n']
+  fake: Bool[np.ndarray, ' n']
+  groups: Shaped[np.ndarray, ' n']
 
 
 def mean_auroc_difference(a: dict[str, Scores], b: dict[str, Scores], seed: int) -> dict:
@@ -49,7 +50,9 @@ def _difference(a: dict[str, Scores], b: dict[str, Scores], counts: dict[int, in
   return float(np.mean(differences)) if differences else float('nan')
 
 
-def delong(scores_a: np.ndarray, scores_b: np.ndarray, fake: np.ndarray) -> float:
+def delong(
+  scores_a: Float[np.ndarray, ' n'], scores_b: Float[np.ndarray, ' n'], fake: Bool[np.ndarray, ' n']
+) -> float:
   """Two-sided p-value that two methods' scores f[n] have the same AUROC.
 
   DeLong, DeLong & Clarke-Pearson 1988, doi:10.2307/2531595. Images are taken as independent.

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from skimage.feature import graycomatrix, graycoprops
 
 from ctfake_jax.evaluation.sample_quality.structure import radial_power_spectrum
@@ -28,14 +29,14 @@ NAMES = (
 )
 
 
-def named_features(images: np.ndarray) -> np.ndarray:
+def named_features(images: Float[np.ndarray, 'n h w 1']) -> Float[np.ndarray, 'n f']:
   """f64[n, d] of images f32[n, h, h, 1]."""
   residuals = np.asarray(with_residuals(jnp.asarray(images)), np.float64)[..., 1:]
   moments = [_moments(residuals[..., scale]) for scale in range(residuals.shape[-1])]
   return np.concatenate([spectra(images), *moments, _textures(images)], axis=1)
 
 
-def spectra(images: np.ndarray) -> np.ndarray:
+def spectra(images: Float[np.ndarray, 'n h w 1']) -> Float[np.ndarray, 'n f']:
   """Log10 power f64[n, 16] in rings of equal width from the longest wave to the shortest."""
   curves = np.stack([radial_power_spectrum(image[None]) for image in images])
   places = np.linspace(0, curves.shape[1], SPECTRUM_BINS + 1).round().astype(int)

@@ -19,6 +19,7 @@ import sklearn.pipeline
 import sklearn.preprocessing
 import sklearn.svm
 import sklearn.tree
+from jaxtyping import Float
 
 from ctfake_jax import config as config_lib
 from ctfake_jax.config.keys import Config
@@ -164,7 +165,9 @@ def by_labels(kind: str, context: TrainingContext) -> FittedMethod:
   return FittedMethod(lambda images: fitted(outputs(trained, images)[1]), None)
 
 
-def outputs(trained: inference.Trained, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def outputs(
+  trained: inference.Trained, images: Float[np.ndarray, 'n h w 1']
+) -> tuple[Float[np.ndarray, 'n c'], Float[np.ndarray, 'n d']]:
   """Logits f32[n, c] and features f32[n, d]."""
   return inference.run(trained.model, trained.variables, images)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from ctfake_jax import config as config_lib
 from ctfake_jax.data.class_mix import rows_in_mix
@@ -70,9 +71,9 @@ class Fakes(Images):
     donors: int[m], rows of the reals whose tissue was put in; None where there are none.
   """
 
-  sources: np.ndarray
-  masks: np.ndarray | None = None
-  donors: np.ndarray | None = None
+  sources: Int[np.ndarray, ' n']
+  masks: Bool[np.ndarray, 'n h w'] | None = None
+  donors: Int[np.ndarray, ' n'] | None = None
 
 
 # What the pixels of fakes hang on, below the package.
@@ -128,7 +129,7 @@ def _read(path: Path, origin: str) -> Fakes | None:
   return Fakes(**{**parts, 'images': from_uint8(parts['images'])})
 
 
-def sample(trained: TrainedGenerator, labels: np.ndarray, seed: int) -> Fakes:
+def sample(trained: TrainedGenerator, labels: Int[np.ndarray, ' n'], seed: int) -> Fakes:
   """One sample for each label; UserError for autoencoders, which have none."""
   if trained.config.task == 'autoencoder':
     raise UserError(
@@ -153,8 +154,11 @@ def from_reals(
 
 
 def reconstruct(
-  trained: TrainedGenerator, images: np.ndarray, labels: np.ndarray, seed: int
-) -> np.ndarray:
+  trained: TrainedGenerator,
+  images: Float[np.ndarray, 'n h w 1'],
+  labels: Int[np.ndarray, ' n'],
+  seed: int,
+) -> Float[np.ndarray, 'n h w 1']:
   """What one of `_RECONSTRUCT` makes of reals f32[n, h, w, 1]; UserError for a GAN."""
   kind = trained.config.task
   if kind not in _RECONSTRUCT:

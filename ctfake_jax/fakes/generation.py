@@ -18,6 +18,7 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int
 from PIL import Image
 
 from ctfake_jax import __version__
@@ -119,7 +120,7 @@ class Maker:
     return centred((self.view.size, self.view.size), spacing)
 
 
-def run(config: Config, workdir: Path, mix: np.ndarray | None = None) -> dict:
+def run(config: Config, workdir: Path, mix: Int[np.ndarray, ' c'] | None = None) -> dict:
   """Writes `generate.count` images; returns the manifest.
 
   Samples come in the class mix [c] of `mix`, or of the images that the generator learnt from.

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 from skimage.restoration import inpaint_biharmonic
 
@@ -27,8 +28,8 @@ ATTEMPTS = 20
 Edit = Callable[[np.ndarray, np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
 
 
-def random_mask(side: int, rng: np.random.Generator) -> np.ndarray:
-  """bool[side, side]: one ellipse with a wavy edge, away from the border."""
+def random_mask(side: int, rng: np.random.Generator) -> Bool[np.ndarray, 'side side']:
+  """One ellipse with a wavy edge, away from the border."""
   while True:
     mask = _wavy_ellipse(side, rng)
     if mask[1:-1, 1:-1].sum() == mask.sum():
@@ -97,12 +98,12 @@ class Edited(NamedTuple):
     donors: int[m], rows of the images whose tissue was put in; None for edits without one.
   """
 
-  images: np.ndarray
-  masks: np.ndarray
-  donors: np.ndarray | None
+  images: Float[np.ndarray, 'n h w 1']
+  masks: Bool[np.ndarray, 'n h w']
+  donors: Int[np.ndarray, ' n'] | None
 
 
-def edit(images: ImageSet, rows: np.ndarray, kind: str, seed: int) -> Edited:
+def edit(images: ImageSet, rows: Int[np.ndarray, ' m'], kind: str, seed: int) -> Edited:
   """The images at `rows`, each with one patch changed.
 
   Args:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from ctfake_jax import __version__
 from ctfake_jax import config as config_lib
@@ -62,8 +63,8 @@ class Verdict:
   domain: float = float('nan')
   outside: bool = False
   synthetic: bool = False
-  pixels: np.ndarray | None = None
-  patch_map: np.ndarray | None = None
+  pixels: UInt8[np.ndarray, 'h w'] | None = None
+  patch_map: Float[np.ndarray, 'p q'] | None = None
 
 
 def detect(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from ctfake_jax.config.keys import Config
 from ctfake_jax.data import image_grids
@@ -48,8 +49,8 @@ class Explained:
   obstacles: Callable[[Decoded], list[str]]
   warnings: list[str]
 
-  def seen(self, decoded: Decoded) -> np.ndarray:
-    """float32[h, w, 1] of an image that can be judged."""
+  def seen(self, decoded: Decoded) -> Float[np.ndarray, 'h w 1']:
+    """What the network sees of an image that can be judged."""
     assert decoded.image is not None
     image = from_uint8(to_uint8(decoded.image)) if self.eight_bit else decoded.image
     return image[..., None]

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int, Shaped
 
 from ctfake_jax.evaluation.sample_quality.distances import (
   frechet_distance,
@@ -47,7 +48,7 @@ _FEWEST = 20
 
 
 def class_counts(
-  reference: np.ndarray, pools: Mapping[str, np.ndarray], limit: int = LIMIT
+  reference: Int[np.ndarray, ' n'], pools: Mapping[str, Int[np.ndarray, ' _']], limit: int = LIMIT
 ) -> dict[int, int]:
   """How many of each class to draw from every pool: the reference's mixture, as many as all have.
 
@@ -78,8 +79,11 @@ def class_counts(
 
 
 def draw(
-  labels: np.ndarray, groups: np.ndarray, counts: dict[int, int], rng: np.random.Generator
-) -> np.ndarray:
+  labels: Int[np.ndarray, ' n'],
+  groups: Shaped[np.ndarray, ' n'],
+  counts: dict[int, int],
+  rng: np.random.Generator,
+) -> Int[np.ndarray, ' m']:
   """Random indices with given class counts, spread over as many groups as possible.
 
   Every group gives one image before any gives a second: the kin of one patient would raise the

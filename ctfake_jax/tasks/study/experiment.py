@@ -7,6 +7,7 @@ are independent of each other; originals come in groups (patients or near-duplic
 import dataclasses
 
 import numpy as np
+from jaxtyping import Float, Shaped
 
 from ctfake_jax.config.keys import Config
 from ctfake_jax.data import dataset, splits
@@ -36,8 +37,8 @@ class GeneratedTestSet:
     return dataclasses.replace(held_out, images=controls.through_png(held_out.images))
 
   @property
-  def test_groups(self) -> np.ndarray:
-    """int[n] of the held-out originals."""
+  def test_groups(self) -> Shaped[np.ndarray, ' n']:
+    """Of the held-out originals."""
     return self.parts.groups[self.parts.test]
 
 
@@ -80,8 +81,8 @@ def measure_fall(best: inference.Trained, generated: GeneratedTestSet, config: C
 
 
 def harmless_changes(
-  generated: GeneratedTestSet, rows: np.ndarray, config: Config
-) -> dict[str, np.ndarray]:
+  generated: GeneratedTestSet, rows: Shaped[np.ndarray, ' m'], config: Config
+) -> dict[str, Float[np.ndarray, 'n h w 1']]:
   """The held-out originals at `rows` as they are, and after each change that keeps them real."""
   images = generated.test.images[rows]
   changed = {

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from ctfake_jax import config as config_lib
 from ctfake_jax.config.keys import Config
@@ -201,7 +202,7 @@ def _quality(config: Config, generated: GeneratedTestSet) -> dict:
   """
   images, parts = generated.originals, generated.parts
 
-  def reals(rows: np.ndarray) -> GroupedImages:
+  def reals(rows: Int[np.ndarray, ' m']) -> GroupedImages:
     return GroupedImages(
       controls.through_png(images.images[rows]), images.labels[rows], parts.groups[rows]
     )
