@@ -60,7 +60,7 @@ def ops_of(function, *shape, **options):
 
 # Name -> a function of one array with a batch axis, and the array.
 FUNCTIONS = {
-  'jpeg': (by_place(degradations.jpeg), with_strengths(50, 95)),
+  'jpeg': (by_place(degradations.jpeg), with_strengths(11, 43)),
   'blur': (by_place(degradations.blur), with_strengths(0, 2)),
   'resized': (by_place(degradations.resized), with_strengths(0.5, 1.5)),
   'cropped': (by_place(degradations.cropped), with_strengths(0.5, 1)),
