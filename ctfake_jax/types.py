@@ -157,7 +157,7 @@ class Plane:
     spacing = self.spacing_mm[0] * steps[0], self.spacing_mm[1] * steps[1]
     return Plane(shape, spacing, self.axes, corner)
 
-  def place(self, row: float, column: float) -> Vector | None:
+  def place(self, row: float | np.integer, column: float | np.integer) -> Vector | None:
     """Where a pixel lies, None where unknown."""
     if self.axes is None or self.corner_mm is None:
       return None

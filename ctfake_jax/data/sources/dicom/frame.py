@@ -256,7 +256,7 @@ def _only_hu(hu: np.ndarray) -> bool:
     for low, high in (_AIR_RANGE_HU, _TISSUE_RANGE_HU)
   )
   dense = float((hu > _DENSE_HU).mean()) if hu.size else 1.0
-  return min(air, tissue) >= _LEAST_SHARE and dense < tissue and hu.max() < 4096
+  return min(air, tissue) >= _LEAST_SHARE and dense < tissue and bool(hu.max() < 4096)
 
 
 def _doubts(hu: np.ndarray) -> list[str]:

@@ -691,7 +691,7 @@ def test_one_unit_a_series(tmp_path):
 
 
 def test_an_odd_file_does_not_stop_the_others(tmp_path, capsys):
-  view = Preprocess.from_config(config_lib.defaults().data)
+  view = Preprocess.from_config(resolve(config_lib.defaults()).data)
   lost = {'RescaleSlope': None, 'RescaleIntercept': None}
   for name, changes in (('a', {}), ('b', {'RescaleType': 'US'}), ('c', lost), ('d', lost)):
     ds = _ct(_chest_hu(), RescaleIntercept=0, SeriesInstanceUID=uid.generate_uid())
