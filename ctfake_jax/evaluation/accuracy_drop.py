@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import scipy.optimize
 import scipy.stats
+from jaxtyping import Bool, Shaped
 
 from ctfake_jax.evaluation import metrics
 from ctfake_jax.runtime import streams
@@ -44,22 +45,22 @@ _Groups = tuple[np.ndarray, np.ndarray]
 
 
 def trial(
-  originals_correct: np.ndarray,
-  groups: np.ndarray,
-  control_half: np.ndarray,
-  fakes_correct: np.ndarray,
-  changed_correct: Mapping[str, np.ndarray],
+  originals_correct: Bool[np.ndarray, ' n'],
+  groups: Shaped[np.ndarray, ' n'],
+  control_half: Bool[np.ndarray, ' n'],
+  fakes_correct: Bool[np.ndarray, ' m'],
+  changed_correct: Mapping[str, Bool[np.ndarray, ' k']],
   *,
   seed: int,
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
   """The fall of fakes and those of harmless changes, found with equal power.
 
   Args:
-    originals_correct: bool[n], held-out originals.
-    groups: [n], the patient (or set of near-duplicates) of each.
-    control_half: bool[n], True for images of patients that controls are measured on.
-    fakes_correct: bool[m].
-    changed_correct: name of a change to bool[k], the control half after it, in order.
+    originals_correct: held-out originals.
+    groups: the patient (or set of near-duplicates) of each.
+    control_half: True for images of patients that controls are measured on.
+    fakes_correct: whether the classifier was right on each fake.
+    changed_correct: name of a change to the control half after it, in order.
     seed: of the draw of fakes, or of control patients, until one is worth as much as the other.
 
   Returns:
@@ -85,17 +86,17 @@ def trial(
 
 
 def measure(
-  originals_correct: np.ndarray,
-  originals_group: np.ndarray,
-  tested_correct: np.ndarray,
-  tested_group: np.ndarray,
+  originals_correct: Bool[np.ndarray, '...'],
+  originals_group: Shaped[np.ndarray, '...'],
+  tested_correct: Bool[np.ndarray, '...'],
+  tested_group: Shaped[np.ndarray, '...'],
 ) -> dict[str, Any]:
   """The fall from originals to independent tested images.
 
   Args:
-    originals_correct: bool[n], whether the classifier was right.
+    originals_correct: [n], whether the classifier was right.
     originals_group: [n], the patient (or set of near-duplicates) of each image.
-    tested_correct: bool[m].
+    tested_correct: [m].
     tested_group: [m]; names are not compared with those of the originals.
 
   Returns:
@@ -118,8 +119,8 @@ def measure(
   }
 
 
-def worth(correct: np.ndarray, groups: np.ndarray) -> float:
-  """How many independent images tell as much as `correct` bool[n] in `groups` [n] do."""
+def worth(correct: Bool[np.ndarray, ' n'], groups: Shaped[np.ndarray, ' n']) -> float:
+  """How many independent images tell as much as `correct` in `groups` do."""
   return metrics.effective_images(*_sample('originals', correct, groups), CONFIDENCE)
 
 

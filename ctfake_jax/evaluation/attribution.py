@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import skimage.segmentation
+from jaxtyping import Array, Bool, Float, Float32, Float64, Int
 from scipy import ndimage
 from sklearn.linear_model import Ridge
 
@@ -31,11 +32,13 @@ BLUR_SIDES = 1 / 8  # standard deviation of the blur that stands for "nothing th
 RANDOM_CELLS = 8
 RANDOM_MAPS = 5  # whose mean areas stand beside those of a map
 
-# From places kept bool[n, h, w] of one image to answers f[n].
-PredictMasked = Callable[[np.ndarray], np.ndarray]
+# From places kept of one image to answers.
+PredictMasked = Callable[[Bool[np.ndarray, 'n h w']], Float[np.ndarray, ' n']]
 
 
-def stages(model: nn.Module, variables: dict, images: np.ndarray) -> dict[str, tuple[int, ...]]:
+def stages(
+  model: nn.Module, variables: dict, images: Float32[np.ndarray, 'b h w c']
+) -> dict[str, tuple[int, ...]]:
   """Names and shapes of the network's stages that have a height and a width."""
   features = jax.eval_shape(lambda x: model.apply(variables, x, train=False)[1], images)
   return {n: f.shape for n, f in features.items() if n.startswith('stage') and len(f.shape) == 4}
@@ -54,15 +57,18 @@ def pick_stage(shapes: dict[str, tuple[int, ...]], asked: str) -> str:
 
 
 def grad_cam(
-  model: nn.Module, variables: dict, images: np.ndarray, targets: np.ndarray, stage: str
-) -> np.ndarray:
-  """Gradient-weighted class activation maps f32[b, h, w], at least 0, of images f32[b, h, w, c].
+  model: nn.Module,
+  variables: dict,
+  images: Float32[np.ndarray, 'b h w c'],
+  targets: Int[np.ndarray, ' b'],
+  stage: str,
+) -> Float32[np.ndarray, 'b h w']:
+  """Gradient-weighted class activation maps, at least 0, of images.
 
   Selvaraju et al. 2017, arXiv:1610.02391: the stage's channels, weighted by the mean gradient of
   the answer with respect to them; negative sums are cut off.
 
-  `targets` int[b] are the logits to explain, not used by networks with one; `stage` is a name of
-  `stages`.
+  `targets` are the logits to explain, not used by networks with one; `stage` is a name of `stages`.
   """
   shape = (len(images), *stages(model, variables, images)[stage][1:])
   return np.asarray(_grad_cam(model, stage, variables, images, targets, jnp.zeros(shape)))
@@ -81,19 +87,26 @@ def _grad_cam(model, stage, variables, images, targets, zeros):
   return jax.image.resize(maps, (len(images), *images.shape[1:3]), 'linear')
 
 
-def chosen_logits(logits: jax.Array, targets: jax.Array) -> jax.Array:
-  """f32[b]: logits f[b, c] at targets int[b]; logits f[b] as they are."""
+def chosen_logits(
+  logits: Float[Array, 'b c'] | Float[Array, ' b'], targets: Int[Array, ' b']
+) -> Float[Array, ' b']:
+  """Logits of several classes at targets; single ones as they are."""
   return logits if logits.ndim == 1 else jnp.take_along_axis(logits, targets[:, None], 1)[:, 0]
 
 
 def lime(
-  judge: PredictMasked, image: np.ndarray, *, superpixels: int, samples: int, seed: int
-) -> np.ndarray:
-  """Local linear explanation: f64[h, w], the weight of each superpixel, of either sign.
+  judge: PredictMasked,
+  image: Float32[np.ndarray, 'h w 1'],
+  *,
+  superpixels: int,
+  samples: int,
+  seed: int,
+) -> Float64[np.ndarray, 'h w']:
+  """Local linear explanation: the weight of each superpixel, of either sign.
 
   Ribeiro, Singh & Guestrin 2016, arXiv:1602.04938. Superpixels are SLIC's (Achanta et al. 2012).
   A ridge regression on which were kept in each sample, weighted by its cosine distance to the whole
-  image, gives the weights. `judge` answers where parts of `image` f32[h, w, 1] are left.
+  image, gives the weights. `judge` answers where parts of `image` are left.
   """
   segments = skimage.segmentation.slic(
     image[..., 0], n_segments=superpixels, compactness=SLIC_COMPACTNESS, channel_axis=None
@@ -110,8 +123,8 @@ def lime(
   return line.coef_[segments]
 
 
-def random_map(shape: tuple[int, int], seed: int, number: int = 0) -> np.ndarray:
-  """A map f64[h, w] of smooth noise, for comparison."""
+def random_map(shape: tuple[int, int], seed: int, number: int = 0) -> Float64[np.ndarray, 'h w']:
+  """A map of smooth noise, for comparison."""
   cells = streams.generator(seed, 'random map', number).random((RANDOM_CELLS, RANDOM_CELLS))
   zoom = [length / RANDOM_CELLS for length in shape]
   return ndimage.zoom(cells, zoom, order=1, grid_mode=True, mode='nearest')
@@ -119,14 +132,14 @@ def random_map(shape: tuple[int, int], seed: int, number: int = 0) -> np.ndarray
 
 @dataclasses.dataclass(frozen=True)
 class Faithfulness:
-  """Answers f64[k] while pixels leave the whole image, or come back where all had left.
+  """Answers while pixels leave the whole image, or come back where all had left.
 
   The most important go first, in k - 1 equal steps. A good map has a small mean in `deletion`
   and a large one in `insertion`.
   """
 
-  deletion: np.ndarray
-  insertion: np.ndarray
+  deletion: Float64[np.ndarray, ' k']
+  insertion: Float64[np.ndarray, ' k']
 
   def areas(self) -> dict[str, float]:
     """Areas under the two curves over the share of pixels, from 0 to 1."""
@@ -136,8 +149,8 @@ class Faithfulness:
     }
 
 
-def faithfulness(judge: PredictMasked, importance: np.ndarray) -> Faithfulness:
-  """Deletion and insertion (Petsiuk, Das & Saenko 2018, arXiv:1806.07421) of a map f[h, w]."""
+def faithfulness(judge: PredictMasked, importance: Float[np.ndarray, 'h w']) -> Faithfulness:
+  """Deletion and insertion (Petsiuk, Das & Saenko 2018, arXiv:1806.07421) of a map."""
   # Places of equal importance go in random order: a constant map must not mean "from the top".
   order = np.lexsort(
     (streams.generator(0, 'order of ties').random(importance.size), -importance.ravel())
@@ -150,8 +163,10 @@ def faithfulness(judge: PredictMasked, importance: np.ndarray) -> Faithfulness:
   return Faithfulness(*np.split(np.asarray(answers, np.float64), 2))
 
 
-def mixed(image: np.ndarray, kept: np.ndarray) -> np.ndarray:
-  """f32[n, h, w, 1]: the image where kept bool[n, h, w], a strong blur of it elsewhere."""
+def mixed(
+  image: Float32[np.ndarray, 'h w 1'], kept: Bool[np.ndarray, 'n h w']
+) -> Float32[np.ndarray, 'n h w 1']:
+  """The image where kept, a strong blur of it elsewhere."""
   sigma = BLUR_SIDES * min(image.shape[:2])
   blurred = ndimage.gaussian_filter(image, (sigma, sigma, 0))
   return np.where(kept[..., None], image, blurred).astype(np.float32)
@@ -162,20 +177,25 @@ class ExplainableModel:
   """A trained network that answers with a probability and can be asked where it comes from.
 
   Attributes:
-    predict_proba: probabilities f[n, k] of the k answers to images f32[n, h, w, 1].
+    predict_proba: probabilities of the k answers to images.
     answers: names of the k answers; their logits are those of `network`.
-    patch_map: f[n, h', w'] of images, None where the network has none.
-    predict_masked: probabilities f[m, k] where places bool[m, h, w] of an image f32[h, w, 1] are
-      left; None: of the image with the others blurred away.
+    patch_map: map of each image, in patches; None where the network has none.
+    predict_masked: probabilities where places of an image are left; None: of the image with the
+      others blurred away.
     usual_stage: the last that all of the answer passes through; '' where the deepest is that.
   """
 
   network: nn.Module
   variables: dict
-  predict_proba: Callable[[np.ndarray], np.ndarray]
+  predict_proba: Callable[[Float32[np.ndarray, 'n h w 1']], Float[np.ndarray, 'n k']]
   answers: tuple[str, ...]
-  patch_map: Callable[[np.ndarray], np.ndarray] | None = None
-  predict_masked: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+  patch_map: (
+    Callable[[Float32[np.ndarray, 'n h w 1']], Float[np.ndarray, 'n rows columns']] | None
+  ) = None
+  predict_masked: (
+    Callable[[Float32[np.ndarray, 'h w 1'], Bool[np.ndarray, 'm h w']], Float[np.ndarray, 'm k']]
+    | None
+  ) = None
   usual_stage: str = ''
 
   def stage(self, size: int, asked: str) -> str:
@@ -186,14 +206,14 @@ class ExplainableModel:
 
 def explain(
   explainable: ExplainableModel,
-  image: np.ndarray,
+  image: Float32[np.ndarray, 'h w 1'],
   stage: str,
   *,
   superpixels: int,
   samples: int,
   seed: int,
-) -> tuple[dict[str, np.ndarray], dict]:
-  """Maps f[h, w] of f32[h, w, 1] by method, and {answer, probability, areas by method}."""
+) -> tuple[dict[str, Float[np.ndarray, 'h w']], dict]:
+  """Maps of an image by method, and {answer, probability, areas by method}."""
   probabilities = explainable.predict_proba(image[None])[0]
   target = int(probabilities.argmax())
 

@@ -7,6 +7,7 @@ leaks between the parts.
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int, UInt8
 from sklearn.ensemble import RandomForestClassifier
 
 from ctfake_jax.config.keys import SplitConfig
@@ -68,19 +69,21 @@ def measure(
   return {**rows, 'leak_audit': audit, 'split_by': folds[0].by}
 
 
-def contradictions(labels: np.ndarray, digests: np.ndarray) -> int:
-  """How many images have pixels, digests uint8[n, 32], that have another label, too."""
+def contradictions(labels: Int[np.ndarray, ' n'], digests: UInt8[np.ndarray, 'n 32']) -> int:
+  """How many images have pixels, of these digests, that have another label, too."""
   _, picture = np.unique(digests, axis=0, return_inverse=True)
   seen = np.unique(np.stack([picture.ravel(), labels]), axis=1)[0]
   return int((np.bincount(seen)[picture] > 1).sum())
 
 
-def majority(labels: np.ndarray, n: int) -> np.ndarray:
+def majority(labels: Int[np.ndarray, ' seen'], n: int) -> Int[np.ndarray, ' n']:
   """The commonest label, n times."""
   return np.full(n, np.argmax(np.bincount(labels)))
 
 
-def file_facts(images: ImageSet, seen: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
+def file_facts(
+  images: ImageSet, seen: Int[np.ndarray, ' s'], test: Int[np.ndarray, ' t'], seed: int
+) -> Int[np.ndarray, ' t']:
   """Labels guessed by a random forest on height, width and aspect alone."""
   height, width = images.native_sizes.T
   facts = np.stack([height, width, width / height], 1)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import scipy.special
 import sklearn.metrics
+from jaxtyping import Bool, Float, Float64, Int, Real, Shaped
 
 from ctfake_jax.types import UserError
 
@@ -25,18 +26,18 @@ ROOM, NEGLIGIBLE = 4, 1e-4
 
 
 def classification_report(
-  labels: np.ndarray,
-  probabilities: np.ndarray,
+  labels: Int[np.ndarray, ' n'],
+  probabilities: Float[np.ndarray, 'n c'],
   *,
-  groups: np.ndarray,
+  groups: Shaped[np.ndarray, ' n'],
   class_names: Sequence[str],
 ) -> dict[str, Any]:
   """All that is reported of a classifier on a set of images.
 
   Args:
-    labels: int[n] in [0, c).
-    probabilities: f[n, c], or any scores whose largest is the prediction.
-    groups: [n], equal for images that belong together (one patient); a number or a text.
+    labels: in [0, c).
+    probabilities: or any scores whose largest is the prediction.
+    groups: equal for images that belong together (one patient); a number or a text.
     class_names: c names, in the order of the columns.
 
   Returns:
@@ -69,20 +70,24 @@ def classification_report(
   }
 
 
-def group_sums(values: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """(sum of `values` f64[g], number of images int[g]) of each of the g groups."""
+def group_sums(
+  values: Bool[np.ndarray, ' n'] | Real[np.ndarray, ' n'], groups: Shaped[np.ndarray, ' n']
+) -> tuple[Float64[np.ndarray, ' g'], Int[np.ndarray, ' g']]:
+  """(sum of `values`, number of images) of each of the g groups."""
   _, index, sizes = np.unique(groups, return_inverse=True, return_counts=True)
   return np.bincount(index, weights=values), sizes
 
 
 def accuracy_interval(
-  correct: np.ndarray, groups: np.ndarray, confidence: float = 0.95
+  correct: Bool[np.ndarray, ' n'], groups: Shaped[np.ndarray, ' n'], confidence: float = 0.95
 ) -> list[float]:
-  """Interval [low, high] of the mean of `correct` bool[n], groups [n] being the units."""
+  """Interval [low, high] of the mean of `correct`, groups being the units."""
   return share_interval(*group_sums(correct, groups), confidence)
 
 
-def share_interval(right: np.ndarray, sizes: np.ndarray, confidence: float = 0.95) -> list[float]:
+def share_interval(
+  right: Real[np.ndarray, ' g'], sizes: Int[np.ndarray, ' g'], confidence: float = 0.95
+) -> list[float]:
   """Interval [low, high] of a share of images, where images of a group are alike.
 
   The envelope of two intervals that fail in different places. Korn & Graubard's (1998) trusts the
@@ -93,8 +98,8 @@ def share_interval(right: np.ndarray, sizes: np.ndarray, confidence: float = 0.9
   both kinds of simulation; see tests/evaluation/test_metrics.py.
 
   Args:
-    right: i[g], right images of each group.
-    sizes: i[g], images of each group, at least 1.
+    right: how many images of each group are right.
+    sizes: how many images each group has, at least 1.
     confidence: 0.95 leaves 2.5 % on either side.
   """
   effective = effective_images(right, sizes, confidence)
@@ -104,7 +109,9 @@ def share_interval(right: np.ndarray, sizes: np.ndarray, confidence: float = 0.9
   return [min(exact[0], posterior[0]), max(exact[1], posterior[1])]
 
 
-def effective_images(right: np.ndarray, sizes: np.ndarray, confidence: float) -> float:
+def effective_images(
+  right: Real[np.ndarray, ' g'], sizes: Int[np.ndarray, ' g'], confidence: float
+) -> float:
   """How many independent images are worth as much: n / design effect, fewer for few groups.
 
   The linearised variance of a ratio and the ratio of Student's t are those of Korn & Graubard,
@@ -169,16 +176,20 @@ def _log_rising(start: np.ndarray, steps: np.ndarray) -> np.ndarray:
   return logs @ counts - len(steps) * scipy.special.gammaln(start)
 
 
-def accuracy_row(correct: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
-  """{accuracy, ci95, n} of right answers bool[n] in groups [n]."""
+def accuracy_row(
+  correct: Bool[np.ndarray, ' n'], groups: Shaped[np.ndarray, ' n']
+) -> dict[str, Any]:
+  """{accuracy, ci95, n} of right answers in groups."""
   interval = accuracy_interval(correct, groups)
   return {'accuracy': float(np.mean(correct)), 'ci95': interval, 'n': len(correct)}
 
 
 def clopper_pearson(
-  right: float | np.ndarray, n: float, confidence: float = 0.95
-) -> tuple[np.ndarray, np.ndarray]:
-  """Exact interval of a share of which `right` (any shape) of `n` were seen; both may be broken."""
+  right: float | np.integer | Real[np.ndarray, '*shape'],
+  n: float | np.integer,
+  confidence: float = 0.95,
+) -> tuple[Float64[np.ndarray, '*shape'], Float64[np.ndarray, '*shape']]:
+  """Exact interval of a share of which `right` of `n` were seen; both may be broken."""
   wrong, tail = n - np.asarray(right, float), (1 - confidence) / 2
   with np.errstate(invalid='ignore'):
     low = scipy.special.betaincinv(right, wrong + 1, tail)
@@ -186,17 +197,21 @@ def clopper_pearson(
   return np.where(wrong < n, low, 0.0), np.where(wrong > 0, high, 1.0)
 
 
-def auroc(scores_positive: np.ndarray, scores_negative: np.ndarray) -> float:
-  """Chance that a positive scores above a negative, ties counting half; inputs f[n], f[m]."""
+def auroc(
+  scores_positive: Float[np.ndarray, ' n'], scores_negative: Float[np.ndarray, ' m']
+) -> float:
+  """Chance that a positive scores above a negative, ties counting half."""
   truth = np.repeat([1, 0], [len(scores_positive), len(scores_negative)])
   scores = np.concatenate([scores_positive, scores_negative])
   return float(sklearn.metrics.roc_auc_score(truth, scores))
 
 
-def classes_auroc(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
+def classes_auroc(
+  labels: Int[np.ndarray, ' n'], probabilities: Float[np.ndarray, 'n c']
+) -> float | None:
   """AUROC of column 1 for two classes, else the mean of one class against the rest.
 
-  The mean is over the classes that occur in `labels` int[n]; None where only one does.
+  The mean is over the classes that occur in `labels`; None where only one does.
   """
   present = np.unique(labels)
   if len(present) < 2:
@@ -210,7 +225,9 @@ def classes_auroc(labels: np.ndarray, probabilities: np.ndarray) -> float | None
 
 
 def detection_at(
-  false_alarm_rate: float, scores_positive: np.ndarray, scores_negative: np.ndarray
+  false_alarm_rate: float,
+  scores_positive: Float[np.ndarray, ' n'],
+  scores_negative: Float[np.ndarray, ' m'],
 ) -> float:
   """Share of positives found when at most that share of the negatives at hand raises an alarm.
 

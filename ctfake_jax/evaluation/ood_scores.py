@@ -1,6 +1,6 @@
 """How unlike the training data one image looks to a classifier: three scores per image.
 
-In go logits f[n, c] or features f[n, d] of a trained network, out come f64[n]; higher is more
+In go logits or features of a trained network, out comes a score of each image; higher is more
 suspicious. None of them is told anything about fakes.
 """
 
@@ -10,13 +10,14 @@ import numpy as np
 import scipy.linalg
 import scipy.special
 import sklearn.covariance
+from jaxtyping import Float, Float64, Int
 from scipy.spatial.distance import cdist
 
 from ctfake_jax.types import UserError
 
 
-def max_softmax(logits: np.ndarray) -> np.ndarray:
-  """1 - the largest softmax probability, in [0, 1 - 1/c]; f64[n] of logits f[n, c].
+def max_softmax(logits: Float[np.ndarray, 'n c']) -> Float64[np.ndarray, ' n']:
+  """1 - the largest softmax probability, in [0, 1 - 1/c].
 
   Hendrycks & Gimpel, *A Baseline for Detecting Misclassified and Out-of-Distribution Examples
   in Neural Networks*, ICLR 2017.
@@ -28,8 +29,8 @@ def max_softmax(logits: np.ndarray) -> np.ndarray:
   return odds / (1 + odds)
 
 
-def energy(logits: np.ndarray) -> np.ndarray:
-  """-log sum exp of the logits f[n, c], at temperature 1; f64[n], any sign.
+def energy(logits: Float[np.ndarray, 'n c']) -> Float64[np.ndarray, ' n']:
+  """-log sum exp of the logits, at temperature 1; any sign.
 
   Liu et al., *Energy-based Out-of-distribution Detection*, NeurIPS 2020.
   """
@@ -45,16 +46,18 @@ class MahalanobisScore:
   covariance is shrunk (Ledoit & Wolf 2004), since features often outnumber images.
 
   Attributes:
-    means: f64[c, d], of the classes that occur in training.
-    factor: f64[d, d], lower Cholesky factor of the covariance.
+    means: of the classes that occur in training.
+    factor: lower Cholesky factor of the covariance.
   """
 
-  means: np.ndarray
-  factor: np.ndarray
+  means: Float64[np.ndarray, 'c d']
+  factor: Float64[np.ndarray, 'd d']
 
   @classmethod
-  def fit(cls, features: np.ndarray, labels: np.ndarray) -> 'MahalanobisScore':
-    """Means and covariance of training features f[n, d] with labels int[n].
+  def fit(
+    cls, features: Float[np.ndarray, 'n d'], labels: Int[np.ndarray, ' n']
+  ) -> 'MahalanobisScore':
+    """Means and covariance of training features.
 
     Raises:
       UserError: the features do not vary within any class, or are not finite.
@@ -71,8 +74,8 @@ class MahalanobisScore:
     covariance, _ = sklearn.covariance.ledoit_wolf(residuals, assume_centered=True)
     return cls(means, np.linalg.cholesky(covariance))
 
-  def __call__(self, features: np.ndarray) -> np.ndarray:
-    """f64[n], at least 0, of features f[n, d]."""
+  def __call__(self, features: Float[np.ndarray, 'n d']) -> Float64[np.ndarray, ' n']:
+    """At least 0."""
     return cdist(self._whiten(features), self._whiten(self.means), 'sqeuclidean').min(axis=1)
 
   def _whiten(self, features: np.ndarray) -> np.ndarray:
@@ -87,20 +90,20 @@ class NeighboursScore:
   Sun et al., *Out-of-distribution Detection with Deep Nearest Neighbors*, ICML 2022.
 
   Attributes:
-    reference: f64[m, d], unit rows.
+    reference: unit rows.
     k: at least 1; fewer training images than k: the farthest of them.
   """
 
-  reference: np.ndarray
+  reference: Float64[np.ndarray, 'm d']
   k: int = 10
 
   @classmethod
-  def fit(cls, features: np.ndarray) -> 'NeighboursScore':
-    """Keeps the training features f[m, d]."""
+  def fit(cls, features: Float[np.ndarray, 'm d']) -> 'NeighboursScore':
+    """Keeps the training features."""
     return cls(_unit(features))
 
-  def __call__(self, features: np.ndarray) -> np.ndarray:
-    """f64[n], from 0 to 2, of features f[n, d]."""
+  def __call__(self, features: Float[np.ndarray, 'n d']) -> Float64[np.ndarray, ' n']:
+    """From 0 to 2."""
     k = min(self.k, len(self.reference))
     distances = cdist(_unit(features), self.reference)
     return np.partition(distances, k - 1, axis=1)[:, k - 1]
@@ -112,9 +115,11 @@ def _unit(features: np.ndarray) -> np.ndarray:
 
 
 def image_scores(
-  logits: np.ndarray, features: np.ndarray, mahalanobis: MahalanobisScore
-) -> dict[str, np.ndarray]:
-  """Every score by name, each f64[n], of logits f[n, c] and features f[n, d]."""
+  logits: Float[np.ndarray, 'n c'],
+  features: Float[np.ndarray, 'n d'],
+  mahalanobis: MahalanobisScore,
+) -> dict[str, Float64[np.ndarray, ' n']]:
+  """Every score by name."""
   return {
     'max_softmax': max_softmax(logits),
     'energy': energy(logits),

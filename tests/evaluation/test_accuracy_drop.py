@@ -112,7 +112,7 @@ def test_order_and_names_of_groups_do_not_matter():
 @pytest.mark.parametrize(('tested', 'group'), [([], []), ([True], [0, 1]), ([[True]], [[0]])])
 def test_fall_refuses(tested, group):
   with pytest.raises(UserError, match='tested'):
-    accuracy_drop.measure(flags(3, 4), np.arange(4), np.array(tested), np.array(group))
+    accuracy_drop.measure(flags(3, 4), np.arange(4), np.array(tested, bool), np.array(group))
 
 
 def test_controls_are_measured_on_other_patients_than_the_reference():

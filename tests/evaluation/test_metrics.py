@@ -19,7 +19,7 @@ NAMES = ('normal', 'mass', 'ground_glass')
 
 
 def report(labels, probabilities, groups=None, names=NAMES):
-  labels = np.asarray(labels)
+  labels = np.asarray(labels, int)
   groups = np.arange(len(labels)) if groups is None else groups
   return metrics.classification_report(
     labels, np.asarray(probabilities), groups=groups, class_names=names
@@ -239,4 +239,5 @@ def test_detection_at_golden():
 )
 def test_detection_keeps_the_false_alarms(scores, rate):
   # Negatives judged as if they were positives are the false alarms themselves.
-  assert metrics.detection_at(rate, np.array(scores), np.array(scores)) <= rate + 1e-9
+  scores = np.array(scores, float)
+  assert metrics.detection_at(rate, scores, scores) <= rate + 1e-9

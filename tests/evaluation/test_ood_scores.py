@@ -54,7 +54,7 @@ def test_mahalanobis_golden():
   score = ood_scores.MahalanobisScore.fit(features, np.repeat([0, 1], 4))
   np.testing.assert_allclose(score.means, [[0, 0], [10, 0]])
   np.testing.assert_allclose(
-    score(np.array([[0, 0], [3, 4], [9, 0], [5, 0]])), [0, 50, 2, 50], atol=1e-9
+    score(np.array([[0.0, 0], [3, 4], [9, 0], [5, 0]])), [0, 50, 2, 50], atol=1e-9
   )
 
 

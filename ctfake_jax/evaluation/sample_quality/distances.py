@@ -1,10 +1,11 @@
 """Distances between two sets of feature vectors or of images: what the quality measure is made of.
 
-In: features float[n, d] (Fréchet, kernel, precision and recall) or images float32[n, h, w, 1] in
-[-1, 1] (nearest neighbours). Out: plain floats in the squared or plain unit of the features.
+In: features (Fréchet, kernel, precision and recall) or images in [-1, 1] (nearest neighbours).
+Out: plain floats in the squared or plain unit of the features.
 """
 
 import numpy as np
+from jaxtyping import Float, Float64, Shaped
 
 from ctfake_jax.runtime import streams
 
@@ -19,15 +20,15 @@ def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return x.mean(0), np.atleast_2d(np.cov(x, rowvar=False))
 
 
-def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+def frechet_distance(a: Float[np.ndarray, 'n d'], b: Float[np.ndarray, 'm d']) -> float:
   """Fréchet distance of the Gaussians with the moments of `a` and `b`.
 
   |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a^1/2 C_b C_a^1/2)^1/2). It is biased upwards, to first order
   in proportion to 1/n + 1/m: compare only values from the same n and m.
 
   Args:
-    a: float[n, d], n >= 2.
-    b: float[m, d], m >= 2.
+    a: n >= 2.
+    b: m >= 2.
 
   Returns:
     The squared distance, in squared feature units, never below 0.
@@ -46,7 +47,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def kernel_distance(
-  a: np.ndarray, b: np.ndarray, *, seed: int, resamples: int = 400
+  a: Float[np.ndarray, 'n d'], b: Float[np.ndarray, 'm d'], *, seed: int, resamples: int = 400
 ) -> tuple[float, tuple[float, float]]:
   """Unbiased squared maximum mean discrepancy (KID) with an interval.
 
@@ -55,8 +56,8 @@ def kernel_distance(
   a bootstrap it puts no copies into a set, which this measure would rightly punish.
 
   Args:
-    a: float[n, d], n >= 4.
-    b: float[m, d], m >= 4.
+    a: n >= 4.
+    b: m >= 4.
     seed: of the random halves.
     resamples: number of random halves.
 
@@ -96,8 +97,10 @@ def _halves(n: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
   return (rng.random((resamples, n)).argsort(1) < n // 2).astype(np.float64)
 
 
-def pair_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-  """Euclidean distances float64[n, m] between the rows of `a` and of `b`, chunk by chunk."""
+def pair_distances(
+  a: Float[np.ndarray, 'n d'], b: Float[np.ndarray, 'm d']
+) -> Float64[np.ndarray, 'n m']:
+  """Euclidean distances between the rows of `a` and of `b`, chunk by chunk."""
   a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
   # A shift leaves distances as they are and keeps the expanded square from losing digits.
   center = b.mean(0)
@@ -112,7 +115,10 @@ def pair_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def precision_recall(
-  real: np.ndarray, fake: np.ndarray, k: int = 3, groups: np.ndarray | None = None
+  real: Float[np.ndarray, 'n d'],
+  fake: Float[np.ndarray, 'm d'],
+  k: int = 3,
+  groups: Shaped[np.ndarray, ' n'] | None = None,
 ) -> tuple[float, float]:
   """Improved precision and recall.
 
@@ -120,10 +126,10 @@ def precision_recall(
   of reals within such a ball of some fake. Both depend on the number of vectors.
 
   Args:
-    real: float[n, d], n > k.
-    fake: float[m, d], m > k.
+    real: n > k.
+    fake: m > k.
     k: which neighbour within its own set is a ball's radius.
-    groups: [n], patients of the reals. Neighbours of the same patient do not count: their balls
+    groups: patients of the reals. Neighbours of the same patient do not count: their balls
       would hold that patient and nothing else.
 
   Returns:
@@ -149,14 +155,14 @@ def _kth_nearest(vectors: np.ndarray, groups: np.ndarray, k: int) -> np.ndarray:
   return np.partition(between, k - 1, axis=1)[:, k - 1]
 
 
-def small_pixels(images: np.ndarray) -> np.ndarray:
-  """Mean-free block means float[n, 256]: what 'near' means when copies are looked for.
+def small_pixels(images: Float[np.ndarray, 'n h w 1']) -> Float[np.ndarray, 'n 256']:
+  """Mean-free block means: what 'near' means when copies are looked for.
 
   Pixels rather than features, so that no extractor can be blind to a copy; as few as 16 x 16,
   because noise in finer ones keeps even copies apart.
 
   Args:
-    images: float32[n, h, h, 1] in [-1, 1], h a multiple of 16.
+    images: square, in [-1, 1], the side a multiple of 16.
   """
   n, h, w, _ = images.shape
   if h != w or h % _PIXEL_SIDE:
@@ -175,16 +181,18 @@ def _nearest(distances: np.ndarray) -> np.ndarray:
 
 
 def nearest_ratio(
-  fakes: np.ndarray, train: np.ndarray, reals_heldout: np.ndarray
+  fakes: Float[np.ndarray, 'n h h 1'],
+  train: Float[np.ndarray, 't h h 1'],
+  reals_heldout: Float[np.ndarray, 'm h h 1'],
 ) -> dict[str, float | int]:
   """Memorisation: are fakes nearer to the training images than unseen reals are?
 
   A distance is that of `small_pixels` to the nearest training image, over the median one.
 
   Args:
-    fakes: float32[n, h, h, 1] in [-1, 1].
-    train: float32[t, h, h, 1], what the generator saw.
-    reals_heldout: float32[m, h, h, 1], of patients or groups that are not in `train`.
+    fakes: in [-1, 1].
+    train: what the generator saw.
+    reals_heldout: of patients or groups that are not in `train`.
 
   Returns:
     nearest_ratio: median distance of a fake over the same of a held-out real; about 1 without
@@ -203,15 +211,15 @@ def nearest_ratio(
   }
 
 
-def repeats(fakes: np.ndarray, reals: np.ndarray) -> int:
+def repeats(fakes: Float[np.ndarray, 'n h h 1'], reals: Float[np.ndarray, 'm h h 1']) -> int:
   """Number of fakes that are as near to another fake as only 1 % of reals are to another real.
 
   About n / 100 for n fakes as varied as the reals. The Fréchet distance hardly sees repetition
   (`ctfake_jax.quality`), hence this count beside it. Distances as in `nearest_ratio`.
 
   Args:
-    fakes: float32[n, h, h, 1] in [-1, 1].
-    reals: float32[m, h, h, 1]; take m = n, for a nearest neighbour gets nearer as a set grows.
+    fakes: in [-1, 1].
+    reals: take m = n, for a nearest neighbour gets nearer as a set grows.
   """
   of_fakes, of_reals = (_nearest_within(small_pixels(x)) for x in (fakes, reals))
   return int((of_fakes <= np.quantile(of_reals, 0.01)).sum())

@@ -2,7 +2,7 @@
 
 The kernel distance sees by it, too.
 
-In: images float32[n, h, h, 1] in [-1, 1]. Out: features float64[n, d].
+In: square images in [-1, 1]. Out: features.
 
 An extractor is fitted once, on a reference of its own (phantom images), never on the fakes nor on
 the reals that they are held against: so no run can bend its own yardstick. The fit is a principal
@@ -13,11 +13,12 @@ three that vary most make up nearly all of the distance, and blur or noise hide 
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, Float64
 from scipy.linalg import toeplitz
 
 from ctfake_jax.runtime import batching
@@ -26,18 +27,19 @@ MAX_DIMENSIONS = 64
 # Squared grey difference below which texture does not count: sd of 1.6 % of the grey range.
 _TEXTURE_FLOOR = 1e-3
 
-Features = Callable[[np.ndarray], np.ndarray]
+Features = Callable[[Float32[np.ndarray, 'n h h 1']], Float[np.ndarray, 'n D']]
 
 
+@runtime_checkable
 class Extractor(Protocol):
-  """A named map from images float32[n, h, h, 1] to features float[n, d], d <= 64."""
+  """A named map from images to features, d <= 64."""
 
   @property
   def name(self) -> str:
     """What a result cites."""
 
-  def __call__(self, images: np.ndarray) -> np.ndarray:
-    """float[n, d] of float32[n, h, h, 1]."""
+  def __call__(self, images: Float32[np.ndarray, 'n h h 1']) -> Float[np.ndarray, 'n d']:
+    """Features of each image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +52,10 @@ class WhitenedExtractor:
   """
 
   name: str
-  parts: tuple[tuple[Features, np.ndarray, np.ndarray], ...]
+  parts: tuple[tuple[Features, Float64[np.ndarray, ' _'], Float64[np.ndarray, '_ _']], ...]
 
-  def __call__(self, images: np.ndarray) -> np.ndarray:
-    """float64[n, d]: the parts side by side."""
+  def __call__(self, images: Float32[np.ndarray, 'n h h 1']) -> Float64[np.ndarray, 'n d']:
+    """The parts side by side."""
     return np.concatenate(
       [
         (np.asarray(features(images), np.float64) - center) @ projection
@@ -64,18 +66,17 @@ class WhitenedExtractor:
 
 
 def reduce_dimensions(
-  reference: np.ndarray, dims: int = MAX_DIMENSIONS
-) -> tuple[np.ndarray, np.ndarray]:
+  reference: Float[np.ndarray, 'n D'], dims: int = MAX_DIMENSIONS
+) -> tuple[Float64[np.ndarray, ' D'], Float64[np.ndarray, 'D d']]:
   """Centre and whitening projection onto the leading principal components of a reference.
 
   Args:
-    reference: float[n, D], of images that are neither fakes nor the reals to be compared with; a
-      thousand or more for 64 dimensions.
+    reference: of images that are neither fakes nor the reals to be compared with; a thousand or
+      more for 64 dimensions.
     dims: at most this many; fewer where the reference varies in fewer.
 
   Returns:
-    (center float64[D], projection float64[D, d]): (x - center) @ projection has mean 0 and
-    covariance 1 on the reference.
+    (center, projection): (x - center) @ projection has mean 0 and covariance 1 on the reference.
   """
   reference = np.asarray(reference, np.float64)
   center = reference.mean(0)
@@ -88,14 +89,17 @@ def reduce_dimensions(
 
 
 def fit_extractor(
-  name: str, features: Sequence[Features], reference: np.ndarray, dims: int = MAX_DIMENSIONS
+  name: str,
+  features: Sequence[Features],
+  reference: Float32[np.ndarray, 'n h h 1'],
+  dims: int = MAX_DIMENSIONS,
 ) -> WhitenedExtractor:
   """An extractor of `dims` dimensions, shared equally among the kinds of features.
 
   Args:
     name: what a result cites.
-    features: callables from images to float[n, D].
-    reference: float32[n, h, h, 1] in [-1, 1], the extractor's own images.
+    features: of each kind, callables on images.
+    reference: in [-1, 1], the extractor's own images.
     dims: in all, at most 64.
   """
   if not len(features) <= dims <= MAX_DIMENSIONS:
@@ -105,7 +109,7 @@ def fit_extractor(
   return WhitenedExtractor(name, tuple(parts))
 
 
-def texture_features(images: np.ndarray) -> np.ndarray:
+def texture_features(images: Float32[np.ndarray, 'n h w 1']) -> Float32[np.ndarray, 'n D']:
   """Grey and texture on a coarse grid at each octave: features that need no training.
 
   At each octave down to 8 px, the log energy of the band-pass and of both gradients in 4 x 4 cells
@@ -113,10 +117,10 @@ def texture_features(images: np.ndarray) -> np.ndarray:
   (noise, blur) and where it is.
 
   Args:
-    images: float32[n, h, h, 1] in [-1, 1], h a power of two, at least 16.
+    images: square, in [-1, 1], the side a power of two, at least 16.
 
   Returns:
-    float32[n, D], D = 124 at 32 px, 172 at 64 px.
+    D = 124 at 32 px, 172 at 64 px.
   """
   side = images.shape[1]
   if side != images.shape[2] or side < 16 or side & (side - 1):

@@ -1,6 +1,6 @@
 """What images look like, without an extractor: MS-SSIM between them and their power spectrum.
 
-In: images float32[n, h, w, 1] in [-1, 1]. Out: similarities in [0, 1] and spectra in decades.
+In: images in [-1, 1]. Out: similarities in [0, 1] and spectra in decades.
 Filters are banded matrices: two matrix products per filter, which on CPUs beat XLA's convolution.
 """
 
@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float32, Float64, Int
 
 from ctfake_jax.runtime import streams
 
@@ -55,7 +56,11 @@ def _halve(x: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames='scales')
-def ms_ssim(a: jax.Array, b: jax.Array, scales: int = 3) -> jax.Array:
+def ms_ssim(
+  a: Float32[Array | np.ndarray, 'n h w 1'],
+  b: Float32[Array | np.ndarray, 'n h w 1'],
+  scales: int = 3,
+) -> Float32[Array, ' n']:
   """Multi-scale structural similarity of pairs.
 
   Contrast and structure at every scale, luminance at the coarsest, each mean over positions to the
@@ -63,12 +68,12 @@ def ms_ssim(a: jax.Array, b: jax.Array, scales: int = 3) -> jax.Array:
   negative mean counts as 0, for it has no real power. Each scale halves by 2 x 2 means.
 
   Args:
-    a: float32[n, h, w, 1] in [-1, 1], h and w at least 3 * 2**(scales - 1).
-    b: the same shape.
+    a: in [-1, 1], h and w at least 3 * 2**(scales - 1).
+    b: in [-1, 1].
     scales: 1 (plain SSIM) to 5.
 
   Returns:
-    float32[n] in [0, 1], 1 for equal images.
+    In [0, 1], 1 for equal images.
 
   References:
     Wang, Simoncelli & Bovik 2003, doi:10.1109/ACSSC.2003.1292216; Wang et al. 2004,
@@ -95,7 +100,7 @@ def ms_ssim(a: jax.Array, b: jax.Array, scales: int = 3) -> jax.Array:
 
 
 def within_class_ms_ssim(
-  images: np.ndarray, labels: np.ndarray, *, pairs: int, seed: int
+  images: Float32[np.ndarray, 'n h w 1'], labels: Int[np.ndarray, ' n'], *, pairs: int, seed: int
 ) -> tuple[float, tuple[float, float]]:
   """Mean three-scale MS-SSIM of random pairs of one class: high where a generator repeats itself.
 
@@ -103,8 +108,8 @@ def within_class_ms_ssim(
   ordinary one of a mean (Odena et al. 2017, arXiv:1610.09585, compare classes this way).
 
   Args:
-    images: float32[n, h, w, 1] in [-1, 1].
-    labels: int[n].
+    images: in [-1, 1].
+    labels: their classes.
     pairs: at most this many; fewer where n or the classes give fewer.
     seed: of the pairing.
 
@@ -125,7 +130,9 @@ def within_class_ms_ssim(
   return float(mean), (float(mean - half), float(mean + half))
 
 
-def radial_power_spectrum(images: np.ndarray) -> np.ndarray:
+def radial_power_spectrum(
+  images: Float32[np.ndarray, 'n h w 1'],
+) -> Float64[np.ndarray, ' h//2']:
   """Mean log10 power by integer spatial frequency.
 
   Each image is made mean-free and multiplied with a Hann window (without it the jump from one edge
@@ -133,10 +140,10 @@ def radial_power_spectrum(images: np.ndarray) -> np.ndarray:
   white noise of variance v has log10(v) everywhere. Rings are averaged before the logarithm.
 
   Args:
-    images: float32[n, h, h, 1] in [-1, 1].
+    images: square, in [-1, 1].
 
   Returns:
-    float64[h // 2]: radius 1 ... h // 2 cycles per image.
+    For radius 1 ... h // 2 cycles per image.
   """
   side = images.shape[1]
   if images.shape[2] != side:
@@ -153,11 +160,13 @@ def radial_power_spectrum(images: np.ndarray) -> np.ndarray:
   return np.log10(np.array(rings)[:, 1 : side // 2 + 1] + 1e-10).mean(0)
 
 
-def spectrum_gap(real: np.ndarray, fake: np.ndarray) -> float:
+def spectrum_gap(
+  real: Float32[np.ndarray, 'n h h 1'], fake: Float32[np.ndarray, 'm h h 1']
+) -> float:
   """Mean absolute difference of two sets' radial spectra, in decades of power.
 
   Args:
-    real: float32[n, h, h, 1] in [-1, 1].
-    fake: float32[m, h, h, 1].
+    real: in [-1, 1].
+    fake: in [-1, 1].
   """
   return float(np.abs(radial_power_spectrum(real) - radial_power_spectrum(fake)).mean())
