@@ -142,7 +142,7 @@ def test_paint_shows_its_hu_and_overlay_darkens_nothing():
   canvas.paint(0, 0, 50, 40, 0.2, -850)
   canvas.overlay(10, 0, 5, 5, 0, 40)
   canvas.overlay(80, 0, 5, 5, 0, -300)
-  points = anatomy.column([0.0, 10, 80, 150])
+  points = anatomy.column(np.array([0.0, 10, 80, 150]))
   np.testing.assert_allclose(canvas.hu(points, 0.0)[:, 0], [-850, 40, 50, -1000])
 
 

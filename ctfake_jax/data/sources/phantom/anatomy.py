@@ -13,15 +13,17 @@ Imaging (HU of lung, fat, soft tissue, blood and bone).
 """
 
 import numpy as np
+from jaxtyping import Float, Float64
 
-Values = np.ndarray | float
-Ellipses = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+Values = Float[np.ndarray, '...'] | float
+PerSlice = Float64[np.ndarray, ' s']
+Ellipses = tuple[PerSlice, PerSlice, PerSlice, PerSlice, PerSlice]
 CHEST_MM = 160.0  # from the aortic arch down to the dome of the diaphragm
 AIR, FAT, MUSCLE, BLOOD = -1000.0, -100.0, 50.0, 40.0
 
 
 class Canvas:
-  """The ellipses painted so far: float64[k, s, 6] over s slices, columns as in `scanner.py`.
+  """The ellipses painted so far, float64[k, s, 6], over s slices, columns as in `scanner.py`.
 
   What the methods are given broadcasts to [n, s]: n ellipses in s slices.
   """
@@ -29,8 +31,8 @@ class Canvas:
   def __init__(self, slices: int):
     self.ellipses = np.zeros((0, slices, 6))
 
-  def hu(self, x: Values, y: Values) -> np.ndarray:
-    """HU at points as painted so far, float64[n, s]."""
+  def hu(self, x: Values, y: Values) -> Float64[np.ndarray, 'n s']:
+    """HU at points as painted so far."""
     cx, cy, a, b, angle, hu = (self.ellipses[:, None, :, i] for i in range(6))
     along = (x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)
     across = (y - cy) * np.cos(angle) - (x - cx) * np.sin(angle)
@@ -57,12 +59,14 @@ class Lung:
   `taken` lists discs (u, v, radius) of the unit disc where something large already lies.
   """
 
-  def __init__(self, side: int, x: Values, y: Values, a: np.ndarray, b: np.ndarray, tilt: float):
+  def __init__(self, side: int, x: Values, y: Values, a: PerSlice, b: PerSlice, tilt: float):
     self.side, self.x, self.y, self.a, self.b = side, x, y, a, b
     self.angle = tilt * side
     self.taken: list[tuple[float, float, float]] = []
 
-  def at(self, u: Values, v: Values) -> tuple[np.ndarray, np.ndarray]:
+  def at(
+    self, u: Values, v: Values
+  ) -> tuple[Float64[np.ndarray, '*n s'], Float64[np.ndarray, '*n s']]:
     """Position in mm of points (u, v) of the unit disc, floats or [n, 1] or [n, s]."""
     dx, dy = self.side * self.a * u, self.b * v
     cos, sin = np.cos(self.angle), np.sin(self.angle)
@@ -87,7 +91,7 @@ class Lung:
         farther out than 1 - radial, in the direction `turn`, and along^2 <= radial.
 
     Returns:
-      x, y, a, b, angle, each [s].
+      x, y, a, b, angle.
     """
     mean, half = (self.side * self.a + self.b) / 2, (self.side * self.a - self.b) / 2
     direction = np.exp(1j * turn)
@@ -106,7 +110,9 @@ class Lung:
       self.taken.append(disc)
     return self.patch(u, v, turn, radial, along)
 
-  def free(self, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
+  def free(
+    self, u: Float64[np.ndarray, ' n'], v: Float64[np.ndarray, ' n'], radius: float
+  ) -> Float64[np.ndarray, ' n']:
     """How far discs of this radius are off all that is taken, at most 0 (room enough)."""
     gaps = [np.hypot(u - cu, v - cv) - r - radius for cu, cv, r in self.taken]
     return np.minimum(0.0, np.min([np.zeros_like(u), *gaps], axis=0))
@@ -120,8 +126,8 @@ class Lung:
     return float(u[best]), float(v[best])
 
 
-def column(values: Values) -> np.ndarray:
-  """[n] to [n, 1]: n structures, the same in every slice."""
+def column(values: float | Float[np.ndarray, ' n']) -> Float64[np.ndarray, 'n 1']:
+  """Of n structures, the same in every slice."""
   return np.atleast_1d(values)[:, None]
 
 
@@ -137,9 +143,9 @@ def paint_body(
 
 
 def paint_lungs(
-  canvas: Canvas, rng: np.random.Generator, cavity: tuple[float, float], level: np.ndarray
+  canvas: Canvas, rng: np.random.Generator, cavity: tuple[float, float], level: PerSlice
 ) -> list[Lung]:
-  """Both lungs with their denser dependent parts; `level` [s] runs from 0 (top) to 1."""
+  """Both lungs with their denser dependent parts; `level` runs from 0 (top) to 1."""
   a, b = cavity
   scale = 0.88 + 0.12 * np.clip(level / 0.5, 0, 1)
   hu = rng.uniform(-870, -810)
@@ -160,7 +166,7 @@ def paint_lungs(
 
 
 def paint_mediastinum(
-  canvas: Canvas, rng: np.random.Generator, lungs: list[Lung], level: np.ndarray
+  canvas: Canvas, rng: np.random.Generator, lungs: list[Lung], level: PerSlice
 ) -> None:
   """What bulges into the lungs from the midline (heart, aorta), and the airways."""
   right, left = lungs
@@ -181,7 +187,7 @@ def paint_mediastinum(
 
 
 def paint_bones(
-  canvas: Canvas, rng: np.random.Generator, cavity: tuple[float, float], level: np.ndarray
+  canvas: Canvas, rng: np.random.Generator, cavity: tuple[float, float], level: PerSlice
 ) -> None:
   """Vertebra with its canal and process, sternum, ribs, and shoulder blades in upper slices."""
   a, b = cavity
@@ -204,7 +210,7 @@ def paint_bones(
 
 
 def paint_vessels(
-  canvas: Canvas, rng: np.random.Generator, lungs: list[Lung], level: np.ndarray
+  canvas: Canvas, rng: np.random.Generator, lungs: list[Lung], level: PerSlice
 ) -> None:
   """Branches that thin out from the hilum and drift from slice to slice."""
   for lung in lungs:
@@ -233,13 +239,13 @@ def paint_distractors(canvas: Canvas, rng: np.random.Generator, lungs: list[Lung
 
 
 def paint_normal(
-  canvas: Canvas, rng: np.random.Generator, lungs: list[Lung], swell: np.ndarray
+  canvas: Canvas, rng: np.random.Generator, lungs: list[Lung], swell: PerSlice
 ) -> None:
   """Nothing but what every class has."""
 
 
 def paint_mass(
-  canvas: Canvas, rng: np.random.Generator, lungs: list[Lung], swell: np.ndarray
+  canvas: Canvas, rng: np.random.Generator, lungs: list[Lung], swell: PerSlice
 ) -> None:
   """One dense, rounded, lobulated and spiculated mass of 35 to 80 mm."""
   lung = lungs[rng.integers(2)]
@@ -261,7 +267,7 @@ def paint_mass(
 
 
 def paint_ground_glass(
-  canvas: Canvas, rng: np.random.Generator, lungs: list[Lung], swell: np.ndarray
+  canvas: Canvas, rng: np.random.Generator, lungs: list[Lung], swell: PerSlice
 ) -> None:
   """Several hazy patches in both lungs: lung of -830 becomes -540 to -430, vessels stay visible."""
   for lung in lungs:
@@ -277,7 +283,7 @@ def paint_ground_glass(
 
 
 def paint_consolidation(
-  canvas: Canvas, rng: np.random.Generator, lungs: list[Lung], swell: np.ndarray
+  canvas: Canvas, rng: np.random.Generator, lungs: list[Lung], swell: PerSlice
 ) -> None:
   """Dense patches along the pleura with air bronchograms, in one lung or in both."""
   first, both = int(rng.integers(2)), rng.uniform() < 0.5

@@ -18,6 +18,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float32, Int, Key
 
 # Linear attenuation of water at 70 keV, about the effective energy of a filtered 120 kVp beam
 # (NIST XCOM: 0.193 cm2/g).
@@ -74,15 +75,17 @@ SCANNERS = {
 }
 
 
-def geometry(size: int) -> tuple[np.ndarray, np.ndarray]:
-  """Angles in radians, float32[views], and edges of detector bins in bins, float32[bins + 1]."""
+def geometry(size: int) -> tuple[Float32[np.ndarray, ' views'], Float32[np.ndarray, ' edges']]:
+  """Angles in radians, and edges of detector bins in bins, one more than these."""
   views = VIEWS_PER_PIXEL * size
   bins = round(DETECTOR_WIDTH * BINS_PER_PIXEL * size)
   angles = np.arange(views) * np.pi / views
   return angles.astype(np.float32), (np.arange(bins + 1) - bins / 2).astype(np.float32)
 
 
-def photons_per_reading(dose_mgy: jax.Array, size: int) -> jax.Array:
+def photons_per_reading(
+  dose_mgy: Float32[Array | np.ndarray, ' b'], size: int
+) -> Float32[Array | np.ndarray, ' b']:
   """Unattenuated photons a reading.
 
   The variance of a pixel goes with size / photons (Kak and Slaney, section 5.2, with views and
@@ -92,7 +95,7 @@ def photons_per_reading(dose_mgy: jax.Array, size: int) -> jax.Array:
   return PHOTONS_PER_MGY * dose_mgy * (size / 512)
 
 
-def _arcsin(u: jax.Array) -> jax.Array:
+def _arcsin(u: jax.Array | np.ndarray) -> jax.Array:
   """Arcsine within 2e-8 (Abramowitz and Stegun 4.4.46); XLA's takes 25 times longer on a CPU."""
   size = jnp.abs(u)
   polynomial = jnp.zeros_like(u)
@@ -101,7 +104,11 @@ def _arcsin(u: jax.Array) -> jax.Array:
   return jnp.sign(u) * (np.pi / 2 - jnp.sqrt(1 - size) * polynomial)
 
 
-def project(ellipses: jax.Array, bin_mm: jax.Array, size: int) -> jax.Array:
+def project(
+  ellipses: Float32[Array | np.ndarray, 'b k 6'],
+  bin_mm: Float32[Array | np.ndarray, ' b'],
+  size: int,
+) -> Float32[Array, 'b views bins']:
   """Line integrals of attenuation, each the exact mean over the width of its detector bin.
 
   The mean over a bin is what a detector measures; with t from the centre of an ellipse, and
@@ -109,12 +116,12 @@ def project(ellipses: jax.Array, bin_mm: jax.Array, size: int) -> jax.Array:
   a b (u sqrt(1 - u^2) + asin u), u = t / s.
 
   Args:
-    ellipses: float32[b, k, 6]; see the module's head.
-    bin_mm: float32[b], width of a detector bin.
+    ellipses: see the module's head.
+    bin_mm: width of a detector bin.
     size: pixels on a side of the image that will be reconstructed.
 
   Returns:
-    float32[b, views, bins], without unit.
+    Without unit.
   """
   angles, edges = geometry(size)
   edges_mm = bin_mm[:, None, None] * edges[None, None, :]
@@ -133,16 +140,20 @@ def project(ellipses: jax.Array, bin_mm: jax.Array, size: int) -> jax.Array:
   return WATER_PER_MM * jnp.diff(area, axis=-1) / bin_mm[:, None, None]
 
 
-def detect(keys: jax.Array, integrals: jax.Array, photons: jax.Array) -> jax.Array:
+def detect(
+  keys: Key[Array, ' b'],
+  integrals: Float32[Array | np.ndarray, 'b views bins'],
+  photons: Float32[Array | np.ndarray, ' b'],
+) -> Float32[Array, 'b views bins']:
   """The line integrals as a detector that counts photons measures them.
 
   Args:
-    keys: b keys.
-    integrals: float32[b, views, bins].
-    photons: float32[b], unattenuated photons a reading.
+    keys: of the noise.
+    integrals: without unit.
+    photons: unattenuated photons a reading.
 
   Returns:
-    float32[b, views, bins]; a reading without a photon counts as one, to keep the logarithm.
+    Without unit; a reading without a photon counts as one, to keep the logarithm.
   """
   photons = photons[:, None, None]
   expected = photons * jnp.exp(-integrals)
@@ -154,11 +165,11 @@ def detect(keys: jax.Array, integrals: jax.Array, photons: jax.Array) -> jax.Arr
 
 
 @functools.cache
-def ramp_filters(bins: int) -> np.ndarray:
+def ramp_filters(bins: int) -> Float32[np.ndarray, 'kernels frequencies']:
   """Responses of the band-limited ramp (Kak and Slaney, eq. 61) under each of `KERNELS`.
 
   Returns:
-    float32[kernels, n // 2 + 1] for signals padded to n, the power of two at or over 2 * bins
+    n // 2 + 1 frequencies, for signals padded to n, the power of two at or over 2 * bins
     that keeps the circular convolution from wrapping round.
   """
   length = 2 ** int(np.ceil(np.log2(2 * bins)))
@@ -174,15 +185,17 @@ def ramp_filters(bins: int) -> np.ndarray:
   return (ramp * np.stack(windows)).astype(np.float32)
 
 
-def back_project(filtered: jax.Array, size: int) -> jax.Array:
+def back_project(
+  filtered: Float32[Array, 'b views bins'], size: int
+) -> Float32[Array, 'b size size']:
   """Smears filtered projections back over the image, with linear interpolation between bins.
 
   Args:
-    filtered: float32[b, views, bins].
+    filtered: projections.
     size: pixels on a side.
 
   Returns:
-    float32[b, size, size], the mean over views times pi.
+    The mean over views times pi.
   """
   angles, edges = geometry(size)
   grid = (np.arange(size, dtype=np.float32) - (size - 1) / 2) * BINS_PER_PIXEL
@@ -203,18 +216,21 @@ def back_project(filtered: jax.Array, size: int) -> jax.Array:
 
 
 def reconstruct(
-  integrals: jax.Array, bin_mm: jax.Array, kernels: jax.Array, size: int
-) -> jax.Array:
+  integrals: Float32[Array | np.ndarray, 'b views bins'],
+  bin_mm: Float32[Array | np.ndarray, ' b'],
+  kernels: Int[Array | np.ndarray, ' b'],
+  size: int,
+) -> Float32[Array, 'b size size']:
   """Filtered back-projection.
 
   Args:
-    integrals: float32[b, views, bins].
-    bin_mm: float32[b].
-    kernels: int32[b], positions in `KERNELS`.
+    integrals: without unit.
+    bin_mm: width of a detector bin.
+    kernels: positions in `KERNELS`.
     size: pixels on a side.
 
   Returns:
-    float32[b, size, size] HU within `HU_RANGE`.
+    HU within `HU_RANGE`.
   """
   bins = integrals.shape[-1]
   response = jnp.asarray(ramp_filters(bins))[kernels][:, None, :]
@@ -231,26 +247,26 @@ OPTIMISED = {'xla_backend_optimization_level': 3, 'xla_llvm_disable_expensive_pa
 
 @functools.partial(jax.jit, static_argnames='size', compiler_options=OPTIMISED)
 def scan(
-  keys: jax.Array,
-  ellipses: jax.Array,
-  field_of_view_mm: jax.Array,
-  dose_mgy: jax.Array,
-  kernels: jax.Array,
+  keys: Key[Array, ' b'],
+  ellipses: Float32[Array | np.ndarray, 'b k 6'],
+  field_of_view_mm: Float32[Array | np.ndarray, ' b'],
+  dose_mgy: Float32[Array | np.ndarray, ' b'],
+  kernels: Int[Array | np.ndarray, ' b'],
   *,
   size: int,
-) -> jax.Array:
+) -> Float32[Array, 'b size size']:
   """One noisy scan of each of b phantoms.
 
   Args:
-    keys: b keys, one for the noise of each slice.
-    ellipses: float32[b, k, 6]; see the module's head.
-    field_of_view_mm: float32[b].
-    dose_mgy: float32[b].
-    kernels: int32[b], positions in `KERNELS`.
+    keys: one for the noise of each slice.
+    ellipses: see the module's head.
+    field_of_view_mm: side of the reconstructed square.
+    dose_mgy: CTDIvol.
+    kernels: positions in `KERNELS`.
     size: pixels on a side.
 
   Returns:
-    float32[b, size, size] HU.
+    HU within `HU_RANGE`.
   """
   bin_mm = field_of_view_mm / (size * BINS_PER_PIXEL)
   integrals = project(ellipses, bin_mm, size)

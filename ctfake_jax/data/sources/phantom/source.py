@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jaxtyping import Float64, Shaped
 
 from ctfake_jax import types
 from ctfake_jax.data.sources.phantom import anatomy as anatomy_lib
@@ -36,8 +37,8 @@ def draw_label(seed: int, patient: int) -> int:
   return int(stream(seed, block, LABEL).permutation(len(CLASS_NAMES))[place])
 
 
-def draw_pose(seed: int, patient: int, slices: int) -> dict[str, np.ndarray]:
-  """Size of the body, place on the couch, and heights of the slices, each [s]."""
+def draw_pose(seed: int, patient: int, slices: int) -> dict[str, Float64[np.ndarray, ' s']]:
+  """Size of the body, place on the couch, and heights of the slices."""
   rng = stream(seed, patient, POSE)
   width = rng.uniform(315, 395)
   scalars = {
@@ -61,8 +62,10 @@ def draw_scan(seed: int, patient: int, scanners: Sequence[str]) -> tuple[str, fl
   return name, dose, setting.field_of_view_mm * rng.uniform(0.95, 1.05)
 
 
-def draw_ellipses(seed: int, patient: int, pose: dict[str, np.ndarray]) -> np.ndarray:
-  """Ellipses of a patient's slices on the couch, float64[k, s, 6]."""
+def draw_ellipses(
+  seed: int, patient: int, pose: dict[str, Float64[np.ndarray, ' s']]
+) -> Float64[np.ndarray, 'k s 6']:
+  """Ellipses of a patient's slices on the couch."""
   anatomy, lesion = (stream(seed, patient, purpose) for purpose in (ANATOMY, LESION))
   z = pose['z']
   level = z / CHEST_MM
@@ -82,8 +85,10 @@ def draw_ellipses(seed: int, patient: int, pose: dict[str, np.ndarray]) -> np.nd
   return place_on_couch(canvas.ellipses, pose)
 
 
-def place_on_couch(ellipses: np.ndarray, pose: dict[str, np.ndarray]) -> np.ndarray:
-  """Turns and shifts a patient's ellipses [k, s, 6], and lays the table beneath."""
+def place_on_couch(
+  ellipses: Float64[np.ndarray, 'k s 6'], pose: dict[str, Float64[np.ndarray, ' s']]
+) -> Float64[np.ndarray, 'k+2 s 6']:
+  """Turns and shifts a patient's ellipses, and lays the table beneath."""
   x, y, a, b, angle, hu = np.moveaxis(ellipses, -1, 0)
   turn = pose['rotation_rad']
   moved_x = x * np.cos(turn) - y * np.sin(turn)
@@ -148,7 +153,11 @@ class PhantomSource:
     scans = [draw_scan(seed, patient, tuple(scanners)) for patient in range(patients)]
     names, self._dose, fov = (np.repeat(v, slices_per_patient) for v in zip(*scans))
     posed = {name: np.concatenate([p[name] for p in self._poses]) for name in self._poses[0]}
-    self.facts: dict[str, np.ndarray] = {'scanner': names, 'field_of_view_mm': fov, **posed}
+    self.facts: dict[str, Shaped[np.ndarray, ' n']] = {
+      'scanner': names,
+      'field_of_view_mm': fov,
+      **posed,
+    }
     self.records = [
       types.Record(
         label=draw_label(seed, patient),
