@@ -6,12 +6,13 @@ method), so that they differ from the exact shares by less than one image a clas
 """
 
 import numpy as np
+from jaxtyping import Int, Int32, Real
 
 from ctfake_jax.runtime import streams
 
 
-def counts_in_mix(shares: np.ndarray, count: int) -> np.ndarray:
-  """int[c] that sum to `count`, in the proportions of `shares` f[c] (counts of classes, or any).
+def counts_in_mix(shares: Real[np.ndarray, ' c'], count: int) -> Int[np.ndarray, ' c']:
+  """Counts that sum to `count`, in the proportions of `shares` (counts of classes, or any).
 
   Raises:
     ValueError: no share is positive.
@@ -26,13 +27,13 @@ def counts_in_mix(shares: np.ndarray, count: int) -> np.ndarray:
   return counts
 
 
-def labels_in_mix(shares: np.ndarray, count: int) -> np.ndarray:
-  """int32[count], sorted, in the proportions of `shares` f[c]."""
+def labels_in_mix(shares: Real[np.ndarray, ' c'], count: int) -> Int32[np.ndarray, ' count']:
+  """Sorted, in the proportions of `shares`."""
   return np.repeat(np.arange(len(shares), dtype=np.int32), counts_in_mix(shares, count))
 
 
-def rows_in_mix(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-  """int[count], sorted: rows of `labels` int[n] in their own mix, each as often as others of its.
+def rows_in_mix(labels: Int[np.ndarray, ' n'], count: int, seed: int) -> Int[np.ndarray, ' count']:
+  """Sorted rows of `labels` in their own mix, each as often as others of its.
 
   Rows of a class come in random order, in turn where `count` asks for more than there are.
   """
@@ -45,6 +46,6 @@ def rows_in_mix(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
   return np.sort(np.concatenate(taken))
 
 
-def class_counts(labels: np.ndarray, classes: int) -> np.ndarray:
-  """int[classes]: how often each label occurs in int[n]; unlabelled images (-1) count nowhere."""
+def class_counts(labels: Int[np.ndarray, ' n'], classes: int) -> Int[np.ndarray, ' classes']:
+  """How often each label occurs; unlabelled images (-1) count nowhere."""
   return np.bincount(labels[labels >= 0], minlength=classes)

@@ -6,6 +6,7 @@ Where such facts differ between real and fake, a detector learns them instead of
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float64
 from PIL import Image
 
 from ctfake_jax.data.sources import walker
@@ -18,8 +19,8 @@ _BITS = {'1': 1, 'L': 8, 'P': 8, 'RGB': 24, 'RGBA': 32, 'I;16': 16, 'I;16B': 16,
 _ANY_SIZE = 2**40  # pixels: the file was within the limit when it was indexed
 
 
-def of_files(root: Path, paths: list[str]) -> np.ndarray:
-  """f64[n, 7] in the order of `NAMES`, of files (`Record.path`) below a root that can be read."""
+def of_files(root: Path, paths: list[str]) -> Float64[np.ndarray, 'n 7']:
+  """In the order of `NAMES`, of files (`Record.path`) below a root that can be read."""
   return np.array([_of_file(root / path) for path in paths])
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 
 import numpy as np
+from jaxtyping import Bool, Float32, Int, UInt8
 from PIL import Image
 
 from ctfake_jax.data.preprocess import Preprocess, resize
@@ -30,12 +31,12 @@ class Survey:
   """Facts of n images.
 
   Attributes:
-    small: unit vectors float32[n, 1024], 32x32 pixels less their mean; the dot is a correlation.
-    digests: uint8[n, 32], SHA-256 of each image's pixels.
+    small: unit vectors, 32x32 pixels less their mean; the dot is a correlation.
+    digests: SHA-256 of each image's pixels.
   """
 
-  small: np.ndarray
-  digests: np.ndarray
+  small: Float32[np.ndarray, 'n 1024']
+  digests: UInt8[np.ndarray, 'n 32']
 
   @classmethod
   def of(cls, images: ImageSet) -> 'Survey':
@@ -45,11 +46,13 @@ class Survey:
     small, digests = zip(*(look(image) for image in images.images))
     return cls(np.stack(small), np.stack(digests))
 
-  def take(self, rows: np.ndarray) -> 'Survey':
+  def take(self, rows: Int[np.ndarray, ' m'] | Bool[np.ndarray, ' n']) -> 'Survey':
     """The facts of the images at `rows`."""
     return Survey(self.small[rows], self.digests[rows])
 
-  def nearest(self, seen: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  def nearest(
+    self, seen: Int[np.ndarray, ' s'], rows: Int[np.ndarray, ' m']
+  ) -> tuple[Int[np.ndarray, ' m'], Float32[np.ndarray, ' m']]:
     """For each of `rows` the member of `seen` that correlates best, and that correlation."""
     pool = self.small[seen]
     best, correlation = [], []
@@ -59,8 +62,10 @@ class Survey:
       correlation.append(found.max(1))
     return np.concatenate(best), np.concatenate(correlation)
 
-  def near_copies(self, labels: np.ndarray, correlation: float) -> np.ndarray:
-    """bool[n]: images that are another one of another label again, re-encoded or cropped.
+  def near_copies(
+    self, labels: Int[np.ndarray, ' n'], correlation: float
+  ) -> Bool[np.ndarray, ' n']:
+    """Images that are another one of another label again, re-encoded or cropped.
 
     Crops of up to a tenth of the side are compared with whole images above `CROP_CORRELATION`; in
     sets of more than `MOST_CROPPED` images, where that would take minutes, they are not.
@@ -97,8 +102,10 @@ def _cropped(small: np.ndarray, box: tuple[float, float, float, float]) -> np.nd
   return parts / np.linalg.norm(parts, axis=1, keepdims=True).clip(1e-6)
 
 
-def look(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Small pixels float32[1024] and digest uint8[32] of one image f32[h, w, 1]."""
+def look(
+  image: Float32[np.ndarray, 'h w 1'],
+) -> tuple[Float32[np.ndarray, '1024'], UInt8[np.ndarray, '32']]:
+  """Small pixels and digest of one image."""
   small = resize(image[..., 0], SMALL_SIDE).ravel()
   small = small - small.mean()
   digest = hashlib.sha256(image.tobytes()).digest()

@@ -1,8 +1,9 @@
-"""Pictures of images: grids, and maps laid over them. Images are f32[…, h, w, 1] in [-1, 1]."""
+"""Pictures of images: grids, and maps laid over them. Images are in [-1, 1]."""
 
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool, Float, Float32
 from PIL import Image
 
 from ctfake_jax.data.preprocess import to_uint8
@@ -11,7 +12,7 @@ GAP = 2
 LONGEST_TITLE = 24
 
 
-def save_grid(path: Path, images: np.ndarray, columns: int) -> None:
+def save_grid(path: Path, images: Float32[np.ndarray, 'n h w 1'], columns: int) -> None:
   """One PNG with the images row by row on black."""
   count, height, width, _ = images.shape
   rows = -(-count // columns)
@@ -25,14 +26,14 @@ def save_grid(path: Path, images: np.ndarray, columns: int) -> None:
 
 def save_maps(
   path: Path,
-  image: np.ndarray,
-  maps: dict[str, np.ndarray],
+  image: Float32[np.ndarray, 'h w 1'],
+  maps: dict[str, Float[np.ndarray, 'h w']],
   title: str,
-  mask: np.ndarray | None = None,
+  mask: Bool[np.ndarray, 'h w'] | None = None,
 ) -> None:
-  """One PNG: the image f32[h, w, 1], then under each map f[h, w], named; warm is high.
+  """One PNG: the image, then under each map, named; warm is high.
 
-  A `mask` [h, w] that is set in places only, not everywhere, is outlined.
+  A `mask` that is set in places only, not everywhere, is outlined.
   """
   from matplotlib.figure import Figure  # a second to import, and training needs grids alone
 

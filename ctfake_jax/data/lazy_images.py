@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float32, Int, Shaped
 
 from ctfake_jax.data.fingerprints import Survey
 from ctfake_jax.data.preprocess import Preprocess
@@ -10,14 +11,16 @@ from ctfake_jax.types import Source
 
 
 class LazyImages:
-  """Stands for float32[n, h, w, 1] in [-1, 1]; only the rows that are indexed are ever read.
+  """Stands for float32[n, size, size, 1] in [-1, 1]; only the rows that are indexed are ever read.
 
   `images[3]`, `images[a:b]` and `images[rows]` decode; `subset(rows)` does not. An image that
   can no longer be read raises the source's `UnreadableImageError`.
   """
 
-  def __init__(self, source: Source, view: Preprocess, indices: np.ndarray, survey: Survey):
-    """The images `indices` int[n] of a source, as `view` shows them, and their survey."""
+  def __init__(
+    self, source: Source, view: Preprocess, indices: Int[np.ndarray, ' n'], survey: Survey
+  ):
+    """The images `indices` of a source, as `view` shows them, and their survey."""
     self._source, self._view, self._indices = source, view, indices
     self.survey = survey
 
@@ -29,7 +32,7 @@ class LazyImages:
   def __len__(self) -> int:
     return len(self._indices)
 
-  def __getitem__(self, key: Any) -> np.ndarray:
+  def __getitem__(self, key: Any) -> Float32[np.ndarray, '*n size size 1']:
     chosen = self._indices[key]
     if np.ndim(chosen) == 0:
       return self._view(self._source[int(chosen)])
@@ -38,11 +41,13 @@ class LazyImages:
       images[row] = self._view(self._source[int(index)])
     return images
 
-  def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+  def __array__(
+    self, dtype: Any = None, copy: bool | None = None
+  ) -> Shaped[np.ndarray, 'n size size 1']:
     """All of them in memory, for small parts."""
     del copy
     return self[:].astype(dtype or np.float32, copy=False)
 
-  def subset(self, rows: np.ndarray) -> 'LazyImages':
+  def subset(self, rows: Int[np.ndarray, ' m'] | Bool[np.ndarray, ' n']) -> 'LazyImages':
     """The images at `rows`, still unread."""
     return LazyImages(self._source, self._view, self._indices[rows], self.survey.take(rows))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Float32, Int32, Shaped, UInt16
 
 from ctfake_jax.runtime import mesh as mesh_lib
 from ctfake_jax.runtime import streams
@@ -40,18 +41,18 @@ class Feed(Protocol):
     """The batch of a step."""
 
 
-def encode(images: np.ndarray) -> np.ndarray:
-  """Codes uint16 of finite images f32 in [-1, 1]."""
+def encode(images: Float[np.ndarray, '*shape']) -> UInt16[np.ndarray, '*shape']:
+  """Codes of finite images in [-1, 1]."""
   return np.rint((np.asarray(images) + 1.0) * (CODES / 2)).astype(np.uint16)
 
 
-def decode(codes: jax.Array) -> jax.Array:
-  """Images f32 in [-1, 1]; off by at most 1 / CODES."""
+def decode(codes: UInt16[Array, '*shape']) -> Float32[Array, '*shape']:
+  """Images in [-1, 1]; off by at most 1 / CODES."""
   return codes.astype(jnp.float32) * (2 / CODES) - 1.0
 
 
-def rows_at(step: int, count: int, batch_size: int, seed: int) -> np.ndarray:
-  """int32[b] of a step: epoch permutations laid end to end, the remainder carried over."""
+def rows_at(step: int, count: int, batch_size: int, seed: int) -> Int32[np.ndarray, ' b']:
+  """Rows of a step: epoch permutations laid end to end, the remainder carried over."""
   positions = np.arange(step * batch_size, (step + 1) * batch_size)
   rows = np.empty(batch_size, np.int32)
   for epoch in range(positions[0] // count, positions[-1] // count + 1):
@@ -90,14 +91,16 @@ class DeviceFeed:
     self._rows = functools.partial(rows_at, count=len(images), batch_size=batch_size, seed=seed)
     self._sharding = NamedSharding(mesh, PartitionSpec('data'))
 
-  def batch_indices(self, start: int) -> Iterator[jax.Array]:
-    """Rows int32[b] of each step, split over the devices."""
+  def batch_indices(self, start: int) -> Iterator[Int32[Array, ' b']]:
+    """Rows of each step, split over the devices."""
     step = start
     while True:
       yield _place(self._sharding, self._rows(step))
       step += 1
 
-  def get_batch(self, device_data: dict, indices: jax.Array) -> dict[str, jax.Array]:
+  def get_batch(
+    self, device_data: dict[str, Shaped[Array, 'n ...']], indices: Int32[Array, ' b']
+  ) -> dict[str, Shaped[Array, 'b ...']]:
     """Each device gathers its own rows."""
     return {'image': decode(device_data['image'][indices]), 'label': device_data['label'][indices]}
 
@@ -110,12 +113,14 @@ class HostFeed:
     self._images, self._batch_size, self._seed = images, batch_size, seed
     self._sharding = NamedSharding(mesh, PartitionSpec('data'))
 
-  def batch_indices(self, start: int) -> Iterator[dict[str, jax.Array]]:
+  def batch_indices(self, start: int) -> Iterator[dict[str, Shaped[Array, 'b ...']]]:
     """Codes and labels of each step, split over the devices."""
     steps = grain.MapDataset.range(start, np.iinfo(np.int32).max).map(self._batch)
     yield from steps.to_iter_dataset(grain.ReadOptions(READ_THREADS, BATCHES_AHEAD))
 
-  def get_batch(self, device_data: dict, indices: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  def get_batch(
+    self, device_data: dict, indices: dict[str, Shaped[Array, 'b ...']]
+  ) -> dict[str, Shaped[Array, 'b ...']]:
     """`indices` are the batch themselves."""
     del device_data
     return {'image': decode(indices['image']), 'label': indices['label']}

@@ -1,6 +1,6 @@
 """What a model sees: the one definition of the way from a decoded slice to its input, and back.
 
-A `Slice` (float32[h, w], HU or grey in [0, 1]) leaves as float32[size, size, 1] in [-1, 1]:
+A `Slice` (HU or grey in [0, 1]) leaves as float32[size, size, 1] in [-1, 1]:
 window in HU or range of grey, aspect, resize with antialiasing, range. The window is linear as in
 DICOM PS3.3 C.11.2.1.3.2 (LINEAR_EXACT): centre - width / 2 maps to -1, centre + width / 2 to 1.
 """
@@ -8,6 +8,7 @@ DICOM PS3.3 C.11.2.1.3.2 (LINEAR_EXACT): centre - width / 2 maps to -1, centre +
 import dataclasses
 
 import numpy as np
+from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 
 from ctfake_jax import config as config_lib
@@ -46,7 +47,7 @@ class GreyRange:
     """Of the type's range."""
     return (self.high - self.low) / self.white
 
-  def __call__(self, grey: np.ndarray) -> np.ndarray:
+  def __call__(self, grey: Float[np.ndarray, '*shape']) -> Float[np.ndarray, '*shape']:
     """Grey of the type's range to [0, 1] of this one, clipped."""
     return ((grey * self.white - self.low) / (self.high - self.low)).clip(0, 1)
 
@@ -110,17 +111,17 @@ class Preprocess:
     """A remark."""
     return f'too few pixels: less than half of {self.size} x {self.size}'
 
-  def __call__(self, image: Slice) -> np.ndarray:
-    """float32[size, size, 1] in [-1, 1]."""
+  def __call__(self, image: Slice) -> Float32[np.ndarray, 'size size 1']:
+    """What a model sees, in [-1, 1]."""
     return self.frame(self.levels(image))
 
-  def levels(self, image: Slice) -> np.ndarray:
+  def levels(self, image: Slice) -> Float[np.ndarray, 'h w']:
     """The grey levels in [0, 1] that are seen of a slice, at its own size."""
     scaled = self.window if image.unit == 'HU' else self.grey
     return scaled(image.pixels) if scaled else image.pixels
 
-  def frame(self, levels: np.ndarray) -> np.ndarray:
-    """Grey levels f[h, w] in [0, 1] of any size to float32[size, size, 1] in [-1, 1]."""
+  def frame(self, levels: Float[np.ndarray, 'h w']) -> Float32[np.ndarray, 'size size 1']:
+    """Grey levels in [0, 1] of any size to [-1, 1]."""
     framed = _framed(levels, *REGIONS[self.aspect](*levels.shape))
     return (2 * resize(framed, self.size) - 1).clip(-1, 1)[..., None].astype(np.float32)
 
@@ -134,7 +135,7 @@ class Preprocess:
     side = self.size, self.size
     return shown.cut(top * rows, left * columns, height * rows, width * columns, side)
 
-  def window(self, hu: np.ndarray) -> np.ndarray:
+  def window(self, hu: Float[np.ndarray, '*shape']) -> Float[np.ndarray, '*shape']:
     """HU to [0, 1], clipped."""
     return ((hu - self.range_hu[0]) / self.window_width_hu).clip(0, 1)
 
@@ -144,13 +145,13 @@ class Preprocess:
     half = self.window_width_hu / 2
     return self.window_center_hu - half, self.window_center_hu + half
 
-  def to_hu(self, images: np.ndarray) -> np.ndarray:
+  def to_hu(self, images: Float[np.ndarray, '*shape']) -> Float[np.ndarray, '*shape']:
     """Model range [-1, 1] back to HU; what the window clipped stays clipped."""
     return images * (self.window_width_hu / 2) + self.window_center_hu
 
 
-def resize(grey: np.ndarray, size: int) -> np.ndarray:
-  """float32[h, w] to float32[size, size], bilinear with the support of the coarser grid."""
+def resize(grey: Float[np.ndarray, 'h w'], size: int) -> Float32[np.ndarray, 'size size']:
+  """Bilinear with the support of the coarser grid."""
   if grey.shape == (size, size):
     return grey.astype(np.float32)
   return np.asarray(
@@ -158,13 +159,13 @@ def resize(grey: np.ndarray, size: int) -> np.ndarray:
   )
 
 
-def to_uint8(images: np.ndarray) -> np.ndarray:
+def to_uint8(images: Float[np.ndarray, '*shape']) -> UInt8[np.ndarray, '*shape']:
   """Model range [-1, 1] to 0..255, rounded."""
   return np.round((np.asarray(images) + 1) * 127.5).clip(0, 255).astype(np.uint8)
 
 
-def from_uint8(pixels: np.ndarray) -> np.ndarray:
-  """0..255 to the model range, float32; the inverse of `to_uint8` on what it made."""
+def from_uint8(pixels: UInt8[np.ndarray, '*shape']) -> Float32[np.ndarray, '*shape']:
+  """0..255 to the model range; the inverse of `to_uint8` on what it made."""
   return (pixels.astype(np.float32) / 127.5 - 1).astype(np.float32)
 
 

@@ -7,6 +7,7 @@ patient is known. Every function takes an `ImageSet` of n images and returns ind
 import dataclasses
 
 import numpy as np
+from jaxtyping import Bool, Float32, Int, Shaped
 from scipy import sparse
 from scipy.sparse import csgraph
 from sklearn.model_selection import StratifiedGroupKFold
@@ -22,14 +23,14 @@ class Split:
   """Disjoint index arrays into an image set.
 
   Attributes:
-    groups: int[n], images that share a number are never parted.
+    groups: of all images; those that share a number are never parted.
     by: 'patient', 'duplicates', 'slice' or 'given' (prescribed by the source).
   """
 
-  train: np.ndarray
-  val: np.ndarray
-  test: np.ndarray
-  groups: np.ndarray
+  train: Int[np.ndarray, ' train']
+  val: Int[np.ndarray, ' val']
+  test: Int[np.ndarray, ' test']
+  groups: Int[np.ndarray, ' n']
   by: str
 
   def as_json(self, images: ImageSet) -> dict:
@@ -71,14 +72,16 @@ def split(images: ImageSet, config: SplitConfig, fold: int) -> Split:
   return result
 
 
-def halves(labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
-  """bool[n], half of the groups [n] at random, with half of each class of labels int[n]."""
+def halves(
+  labels: Int[np.ndarray, ' n'], groups: Shaped[np.ndarray, ' n'], seed: int
+) -> Bool[np.ndarray, ' n']:
+  """Half of the groups at random, with half of each class of labels."""
   rows = np.arange(len(labels))
   return np.isin(rows, _part(labels, groups, rows, 2, 0, seed)[1])
 
 
-def refuse_one_patient(by: str, groups: np.ndarray) -> None:
-  """Raises UserError where groups int[n] are patients, and all images are of one."""
+def refuse_one_patient(by: str, groups: Int[np.ndarray, ' n']) -> None:
+  """Raises UserError where groups are patients, and all images are of one."""
   if by == 'patient' and len(groups) > 1 and groups.min() == groups.max():
     raise UserError(
       f'all {len(groups)} images bear one patient ID: there is one patient, or the IDs were made '
@@ -87,8 +90,8 @@ def refuse_one_patient(by: str, groups: np.ndarray) -> None:
     )
 
 
-def group(images: ImageSet, config: SplitConfig) -> tuple[str, np.ndarray]:
-  """How images are grouped, and their group numbers int[n]."""
+def group(images: ImageSet, config: SplitConfig) -> tuple[str, Int[np.ndarray, ' n']]:
+  """How images are grouped, and their group numbers."""
   patients = [record.patient_id for record in images.records]
   by = config.by
   unowned = [record.provenance for record in images.records if not record.patient_id]
@@ -127,8 +130,10 @@ def with_random_labels(images: ImageSet, config: SplitConfig) -> ImageSet:
   return dataclasses.replace(images, labels=labels, records=records)
 
 
-def near_duplicate_groups(small: np.ndarray, correlation: float) -> np.ndarray:
-  """Connected components int[n] of pairs whose small pixels correlate above `correlation`."""
+def near_duplicate_groups(
+  small: Float32[np.ndarray, 'n d'], correlation: float
+) -> Int[np.ndarray, ' n']:
+  """Connected components of pairs whose small pixels correlate above `correlation`."""
   rows, columns = [], []
   for start in range(0, len(small), ROWS_AT_ONCE):
     r, c = np.nonzero(small[start : start + ROWS_AT_ONCE] @ small.T > correlation)

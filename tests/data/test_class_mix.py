@@ -1,5 +1,6 @@
 """Fakes come in the class mix of their reference, whatever it is."""
 
+import flax.linen as nn
 import numpy as np
 import pytest
 from conftest import make_images
@@ -68,7 +69,7 @@ def test_batch_statistics_are_of_the_mix_learnt_from(monkeypatch):
 
   monkeypatch.setattr(sampling, '_batch_statistics', statistics)
   variables = {'params': {}, 'batch_stats': {'mean': np.zeros(1)}}
-  sampling.make_sampler(None, variables, 4, np.array([70, 20, 10]))
+  sampling.make_sampler(nn.Module(), variables, 4, np.array([70, 20, 10]))
   labels = np.concatenate(seen)
   expected = counts_in_mix(np.array([70, 20, 10]), len(labels))
   np.testing.assert_array_equal(class_counts(labels, 3), expected)

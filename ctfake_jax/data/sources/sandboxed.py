@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pebble
+from jaxtyping import Float, Float32, UInt8
 
 from ctfake_jax.config.keys import Config
 from ctfake_jax.data.preprocess import Preprocess, to_uint8
@@ -53,34 +54,34 @@ class Decoded:
 
   Attributes:
     path: relative to the input as it is shown, `#frame` behind it where a file holds several.
-    image: float32[size, size] in [-1, 1], the view, None if unreadable.
+    image: the view, in [-1, 1], None if unreadable.
     unit: 'HU' or 'grey'.
     native_size: height and width as stored.
     patient_id: of a DICOM file.
-    re_encoded: uint8[k, size, size], the view of the slice after each of `RE_ENCODINGS` at its own
-      size; None where nobody asked.
+    re_encoded: the view of the slice after each of `RE_ENCODINGS` at its own size; None where
+      nobody asked.
     remarks: of the slice.
     synthetic: whether the file itself says so; the first remark says where.
   """
 
   path: str
-  image: np.ndarray | None
+  image: Float32[np.ndarray, 'size size'] | None
   unit: str = ''
   reason: str = ''
   native_size: tuple[int, ...] = (0, 0)
   patient_id: str | None = None
-  re_encoded: np.ndarray | None = None
+  re_encoded: UInt8[np.ndarray, 'k size size'] | None = None
   remarks: tuple[str, ...] = ()
   synthetic: bool = False
 
   @property
-  def pixels(self) -> np.ndarray | None:
-    """uint8[size, size], the view in 8 bits, as real and fake were when a detector was trained."""
+  def pixels(self) -> UInt8[np.ndarray, 'size size'] | None:
+    """The view in 8 bits, as real and fake were when a detector was trained."""
     return None if self.image is None else to_uint8(self.image)
 
   @property
-  def views(self) -> np.ndarray:
-    """uint8[1 + k, size, size], the view and those after re-encodings, of an image with pixels."""
+  def views(self) -> UInt8[np.ndarray, 'views size size']:
+    """The view and those after re-encodings, of an image with pixels."""
     assert self.image is not None
     assert self.re_encoded is not None
     return np.concatenate([to_uint8(self.image)[None], self.re_encoded])
@@ -310,7 +311,9 @@ def _see(source: Source, index: int, view: Preprocess, re_encode: bool) -> Decod
   )
 
 
-def seen(levels: np.ndarray, view: Preprocess, unit: str, re_encode: bool = True) -> Decoded:
+def seen(
+  levels: Float[np.ndarray, 'h w'], view: Preprocess, unit: str, re_encode: bool = True
+) -> Decoded:
   """What is judged of a slice's `view.levels`: its view, and those after harmless re-encodings."""
   image, others = view.frame(levels)[..., 0], None
   if re_encode:

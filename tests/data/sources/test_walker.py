@@ -9,6 +9,7 @@ import unicodedata
 import numpy as np
 import pydicom
 import pytest
+from conftest import make_images
 from PIL import Image
 from pydicom import uid
 from pydicom.data import get_testdata_file
@@ -16,6 +17,7 @@ from pydicom.data import get_testdata_file
 from ctfake_jax import config as config_lib
 from ctfake_jax.config import resolve
 from ctfake_jax.data import file_facts
+from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.data.sources import layout, walker
 from ctfake_jax.data.sources.dicom import header as dicom_header
 from ctfake_jax.data.sources.dicom.source import DicomSource
@@ -236,8 +238,11 @@ def test_masks_are_not_taken_for_somebodys_fakes(tmp_path):
     picture(tmp_path / name)
   config = config_lib.defaults()
   config.detection.fakes_folder = str(tmp_path)
+  source = FolderSource(tmp_path / 'images', max_pixels=LIMIT, unlabelled_ok=True)
+  view = Preprocess.from_config(resolve(config).data)
+  reals = detector_dataset.SplitImages(make_images(4), np.arange(4), {}, None, source, view)
   with pytest.raises(UserError, match="'masks' looks like masks"):
-    detector_dataset.external_fakes(resolve(config), None)
+    detector_dataset.external_fakes(resolve(config), reals)
 
 
 def test_an_empty_class_folder_is_named(tmp_path, source_of):

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
@@ -66,7 +67,12 @@ class Statement:
 
 
 def write_ct(
-  path: pathlib.Path, hu: np.ndarray, *, plane: Plane, statement: Statement, instance_number: int
+  path: pathlib.Path,
+  hu: Float[np.ndarray, '...'],
+  *,
+  plane: Plane,
+  statement: Statement,
+  instance_number: int,
 ) -> None:
   """Writes one image.
 
