@@ -30,7 +30,7 @@ from ctfake_jax.runtime import batching, streams
 from ctfake_jax.runtime import mesh as mesh_lib
 from ctfake_jax.train import loop
 from ctfake_jax.train.classifier import NETWORK, init_state, updated
-from ctfake_jax.train.optimizer_step import kernels
+from ctfake_jax.train.optimizer_step import Elementwise, adamw
 from ctfake_jax.train.state import State
 from ctfake_jax.types import Images
 
@@ -40,7 +40,7 @@ FARTHEST = 3  # pixels that a pair is moved by
 
 def make_train_step(
   model: nn.Module,
-  tx: optax.GradientTransformation,
+  tx: Elementwise,
   config: Config,
 ) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
   """The pure step (state, {image f32[b, h, w, 3]}, key) -> (state, {loss, accuracy}).
@@ -89,13 +89,13 @@ def make_train_step(
   return train_step
 
 
-def make_optimizer(c: DetectionConfig) -> optax.GradientTransformation:
+def make_optimizer(c: DetectionConfig) -> Elementwise:
   """AdamW by `config.detection`; the rate rises for a twentieth of the updates, then falls to 0.
 
   Kernels alone decay.
   """
   rate = optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, c.updates // 20, c.updates)
-  return optax.adamw(rate, weight_decay=c.weight_decay, mask=kernels)
+  return adamw(rate, c.weight_decay)
 
 
 def _alternating(a: jax.Array, b: jax.Array) -> jax.Array:

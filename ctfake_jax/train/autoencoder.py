@@ -17,7 +17,7 @@ from ctfake_jax.models import autoencoder, registry
 from ctfake_jax.models.initializers import variables
 from ctfake_jax.runtime import batching, streams
 from ctfake_jax.train.gan import Networks, before_training
-from ctfake_jax.train.optimizer_step import apply_gradients
+from ctfake_jax.train.optimizer_step import adam, apply_gradients
 from ctfake_jax.train.state import State, advanced
 from ctfake_jax.types import ImageSet
 
@@ -31,7 +31,7 @@ def build(config: Config, num_classes: int) -> Networks:
   generator, latent = registry.generator(config, num_classes)
   rate = optax.cosine_decay_schedule(c.learning_rate, c.updates)
   discriminator = autoencoder.PatchDiscriminator(c.width, registry.DTYPES[c.dtype])
-  optimizer = optax.adam(rate, b1=BETA1)
+  optimizer = adam(rate, BETA1)
   return Networks(generator, discriminator, latent, optimizer, optimizer)
 
 

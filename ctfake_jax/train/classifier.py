@@ -30,7 +30,7 @@ from ctfake_jax.models import initializers, pretrained, registry
 from ctfake_jax.runtime import mesh as mesh_lib
 from ctfake_jax.runtime import streams
 from ctfake_jax.train import loop
-from ctfake_jax.train.optimizer_step import apply_gradients, kernels
+from ctfake_jax.train.optimizer_step import Elementwise, adam, adamw, apply_gradients, sgd, with_l2
 from ctfake_jax.train.state import State, advanced, initial
 from ctfake_jax.types import ImageSet, UserError
 from ctfake_jax.workdir import files as workdir_lib
@@ -38,7 +38,7 @@ from ctfake_jax.workdir import files as workdir_lib
 NETWORK = 'classifier'  # its name within a State
 
 
-def init_state(model: nn.Module, tx: optax.GradientTransformation, size: int, seed: int) -> State:
+def init_state(model: nn.Module, tx: Elementwise, size: int, seed: int) -> State:
   """Fresh state for grey images of side `size`, on the host."""
   images = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
   variables = initializers.variables(
@@ -50,7 +50,7 @@ def init_state(model: nn.Module, tx: optax.GradientTransformation, size: int, se
   )
 
 
-def make_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
+def make_optimizer(config: Config, steps_per_epoch: int) -> Elementwise:
   """Optimiser and schedule of `config.train`; kernels alone decay."""
   c = config.train
   total = c.epochs * steps_per_epoch
@@ -64,15 +64,13 @@ def make_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTransf
     )
 
   if c.optimizer == 'adamw':
-    return optax.adamw(rate, weight_decay=c.weight_decay, mask=kernels)
-  decay = optax.add_decayed_weights(c.weight_decay, kernels)
-  plain = optax.adam(rate) if c.optimizer == 'adam' else optax.sgd(rate, 0.9, nesterov=True)
-  return optax.chain(decay, plain)
+    return adamw(rate, c.weight_decay)
+  return with_l2(c.weight_decay, adam(rate) if c.optimizer == 'adam' else sgd(rate))
 
 
 def make_train_step(
   model: nn.Module,
-  tx: optax.GradientTransformation,
+  tx: Elementwise,
   config: Config,
   class_weights: np.ndarray,
 ) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
@@ -110,7 +108,7 @@ def make_train_step(
 
 def updated(
   state: State,
-  tx: optax.GradientTransformation,
+  tx: Elementwise,
   grads: dict,
   batch_stats: dict,
   *,
@@ -269,7 +267,7 @@ def _train(config: Config, model, train: ImageSet, val: ImageSet, workdir: Path)
   )
 
 
-def _first_state(config: Config, model: nn.Module, tx: optax.GradientTransformation) -> State:
+def _first_state(config: Config, model: nn.Module, tx: Elementwise) -> State:
   state = init_state(model, tx, config.data.image_size, config.seed)
   if not config.model.pretrained:
     return state

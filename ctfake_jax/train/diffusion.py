@@ -14,7 +14,7 @@ from ctfake_jax.config.keys import Config
 from ctfake_jax.models import diffusion, registry
 from ctfake_jax.models.initializers import variables
 from ctfake_jax.runtime import streams
-from ctfake_jax.train.optimizer_step import apply_gradients
+from ctfake_jax.train.optimizer_step import Elementwise, adam, apply_gradients, clipped
 from ctfake_jax.train.state import State, advanced, initial
 
 
@@ -23,7 +23,7 @@ class Networks(flax.struct.PyTreeNode):
 
   generator: Any = flax.struct.field(pytree_node=False)
   latent: int = flax.struct.field(pytree_node=False)
-  tx: optax.GradientTransformation = flax.struct.field(pytree_node=False)
+  tx: Elementwise = flax.struct.field(pytree_node=False)
 
 
 def build(config: Config, num_classes: int) -> Networks:
@@ -33,7 +33,7 @@ def build(config: Config, num_classes: int) -> Networks:
   rate = optax.warmup_cosine_decay_schedule(
     0.0, c.learning_rate, min(c.warmup_updates, c.updates // 2), c.updates
   )
-  return Networks(generator, latent, optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)))
+  return Networks(generator, latent, clipped(1.0, adam(rate)))
 
 
 def init_state(networks: Networks, size: int, seed: int) -> State:

@@ -22,7 +22,7 @@ from ctfake_jax.data.transforms.augment import discriminator_view
 from ctfake_jax.models import registry
 from ctfake_jax.models.initializers import variables
 from ctfake_jax.runtime import streams
-from ctfake_jax.train.optimizer_step import apply_gradients
+from ctfake_jax.train.optimizer_step import Elementwise, adam, apply_gradients
 from ctfake_jax.train.state import State, advanced, initial
 
 
@@ -32,8 +32,8 @@ class Networks(flax.struct.PyTreeNode):
   generator: nn.Module = flax.struct.field(pytree_node=False)
   discriminator: nn.Module = flax.struct.field(pytree_node=False)
   latent: int = flax.struct.field(pytree_node=False)
-  tx_generator: optax.GradientTransformation = flax.struct.field(pytree_node=False)
-  tx_discriminator: optax.GradientTransformation = flax.struct.field(pytree_node=False)
+  tx_generator: Elementwise = flax.struct.field(pytree_node=False)
+  tx_discriminator: Elementwise = flax.struct.field(pytree_node=False)
 
 
 def build(config: Config, num_classes: int) -> Networks:
@@ -44,8 +44,8 @@ def build(config: Config, num_classes: int) -> Networks:
     generator,
     registry.discriminator(config, num_classes),
     latent,
-    optax.adam(_rate(c, c.learning_rate_generator), b1=c.beta1),
-    optax.adam(_rate(c, c.learning_rate_discriminator), b1=c.beta1),
+    adam(_rate(c, c.learning_rate_generator), c.beta1),
+    adam(_rate(c, c.learning_rate_discriminator), c.beta1),
   )
 
 

@@ -1,4 +1,4 @@
-"""The optimiser's step and the moving average of parameters, element by element."""
+"""Optimisers, their step and the moving average of parameters, element by element."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,13 +17,48 @@ def kernels(params: chex.ArrayTree) -> Any:
   return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
+class Elementwise(optax.GradientTransformation):
+  """An optimiser that asks no more of the parameters' shapes than whether they are kernels.
+
+  Its step may be taken on flat leaves. The functions below alone make one: an optimiser that looks
+  at rows and columns (Adafactor, Shampoo, Muon) has no way to `apply_gradients`.
+  """
+
+  __slots__ = ()
+
+
+def adamw(rate: optax.ScalarOrSchedule, decay: float) -> Elementwise:
+  """Loshchilov & Hutter 2019 (arXiv:1711.05101); kernels alone decay."""
+  return Elementwise(*optax.adamw(rate, weight_decay=decay, mask=kernels))
+
+
+def adam(rate: optax.ScalarOrSchedule, b1: float = 0.9) -> Elementwise:
+  """Kingma & Ba 2015 (arXiv:1412.6980)."""
+  return Elementwise(*optax.adam(rate, b1=b1))
+
+
+def sgd(rate: optax.ScalarOrSchedule) -> Elementwise:
+  """With Nesterov's momentum of 0.9."""
+  return Elementwise(*optax.sgd(rate, 0.9, nesterov=True))
+
+
+def with_l2(decay: float, tx: Elementwise) -> Elementwise:
+  """Adds `decay` times the kernels to their gradients."""
+  return Elementwise(*optax.chain(optax.add_decayed_weights(decay, kernels), tx))
+
+
+def clipped(norm: float, tx: Elementwise) -> Elementwise:
+  """Shortens the gradient of all parameters to a length of at most `norm`."""
+  return Elementwise(*optax.chain(optax.clip_by_global_norm(norm), tx))
+
+
 def apply_gradients(
-  tx: optax.GradientTransformation,
+  tx: Elementwise,
   grads: chex.ArrayTree,
   opt_state: optax.OptState,
   params: chex.ArrayTree,
 ) -> tuple[Any, optax.OptState]:
-  """New parameters and state of an optimiser that asks no more of their shapes than the rank."""
+  """New parameters and state of the optimiser."""
 
   def step(grads, opt_state, params):
     updates, opt_state = tx.update(grads, opt_state, params)

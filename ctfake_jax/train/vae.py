@@ -19,7 +19,7 @@ from ctfake_jax.config.keys import Config
 from ctfake_jax.models import registry
 from ctfake_jax.models.initializers import variables
 from ctfake_jax.runtime import streams
-from ctfake_jax.train.optimizer_step import apply_gradients
+from ctfake_jax.train.optimizer_step import Elementwise, adam, apply_gradients
 from ctfake_jax.train.state import State, advanced, initial
 
 SMALLEST_ERROR = 1e-6
@@ -31,7 +31,7 @@ class Networks(flax.struct.PyTreeNode):
   generator: nn.Module = flax.struct.field(pytree_node=False)
   encoder: nn.Module = flax.struct.field(pytree_node=False)
   latent: int = flax.struct.field(pytree_node=False)
-  tx: optax.GradientTransformation = flax.struct.field(pytree_node=False)
+  tx: Elementwise = flax.struct.field(pytree_node=False)
 
 
 def build(config: Config, num_classes: int) -> Networks:
@@ -39,7 +39,7 @@ def build(config: Config, num_classes: int) -> Networks:
   c = config.vae
   generator, latent = registry.generator(config, num_classes)
   rate = optax.cosine_decay_schedule(c.learning_rate, c.updates)
-  return Networks(generator, registry.encoder(config), latent, optax.adam(rate))
+  return Networks(generator, registry.encoder(config), latent, adam(rate))
 
 
 def init_state(networks: Networks, size: int, seed: int) -> State:

@@ -5,8 +5,17 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from jaxtyping import TypeCheckError
 
-from ctfake_jax.train.optimizer_step import apply_gradients, moving_average
+from ctfake_jax.train.optimizer_step import (
+  adam,
+  adamw,
+  apply_gradients,
+  clipped,
+  moving_average,
+  sgd,
+  with_l2,
+)
 
 SHAPES = {'kernel': (3, 3, 2, 4), 'other': (3, 2, 3, 4), 'dense': (5, 4), 'bias': (4,)}
 
@@ -21,22 +30,31 @@ def kernels(params):
 
 
 @pytest.mark.parametrize(
-  'tx',
+  ('tx', 'reference'),
   [
-    optax.adamw(0.1, weight_decay=0.5, mask=kernels),
-    optax.chain(optax.add_decayed_weights(0.5, kernels), optax.sgd(0.1, 0.9, nesterov=True)),
-    optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)),
+    (adamw(0.1, 0.5), optax.adamw(0.1, weight_decay=0.5, mask=kernels)),
+    (
+      with_l2(0.5, sgd(0.1)),
+      optax.chain(optax.add_decayed_weights(0.5, kernels), optax.sgd(0.1, 0.9, nesterov=True)),
+    ),
+    (clipped(1.0, adam(0.1)), optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1))),
   ],
 )
-def test_two_updates_are_those_of_optax(tx):
-  found = wanted = tree(0), tx.init(tree(0))
+def test_two_updates_are_those_of_optax(tx, reference):
+  found = wanted = tree(0), reference.init(tree(0))
   for seed in (1, 2):
     grads = tree(seed)
     params, state = found
     found = jax.jit(lambda g, s, p: apply_gradients(tx, g, s, p))(grads, state, params)
-    updates, state = tx.update(grads, wanted[1], wanted[0])
+    updates, state = reference.update(grads, wanted[1], wanted[0])
     wanted = optax.apply_updates(wanted[0], updates), state
   chex.assert_trees_all_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_an_optimiser_that_looks_at_shapes_is_not_taken():
+  tx = optax.adafactor(0.1)
+  with pytest.raises(TypeCheckError, match='tx'):
+    apply_gradients(tx, tree(1), tx.init(tree(0)), tree(0))
 
 
 @pytest.mark.parametrize(('step', 'kept'), [(0, 0.1), (8, 0.5), (10**6, 0.9)])
