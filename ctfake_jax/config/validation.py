@@ -164,7 +164,7 @@ _READ: dict[str, tuple[str, ...]] = {
   'classifier': (*_DATA, *_CLASSIFIER),
   **{name: (*_DATA, *_LOOP, f'{name}.') for name in GENERATORS},
   'generate': (*_DATA, 'generate.'),
-  'evaluate': (*_DATA, 'checkpoint'),
+  'evaluate': (*_DATA, 'detection.', 'checkpoint'),
   'predict': ('data.', 'detection.', 'checkpoint', 'input'),
   'export': ('checkpoint',),
   'study': (*_DATA, *_CLASSIFIER, 'gan.', 'generate.', 'study.'),

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -13,7 +13,8 @@ from ctfake_jax.data import grey_range
 from ctfake_jax.data.fingerprints import DIGEST_BYTES, SMALL_SIDE, Survey, look
 from ctfake_jax.data.lazy_images import LazyImages
 from ctfake_jax.data.preprocess import Preprocess
-from ctfake_jax.data.sources import layout, walker
+from ctfake_jax.data.sources import layout, sandboxed, walker
+from ctfake_jax.data.sources.sandboxed import Decoded, Limits
 from ctfake_jax.runtime import mesh as mesh_lib
 from ctfake_jax.runtime import progress_bar
 from ctfake_jax.types import (
@@ -76,6 +77,7 @@ def gather(
   labelled: bool = True,
   stream: bool = False,
   unit: str | None = None,
+  limits: Limits | None = None,
 ) -> ImageSet:
   """Decodes and preprocesses all of a source; unreadable images are listed, not dropped silently.
 
@@ -85,12 +87,22 @@ def gather(
     labelled: every image needs a label, and there must be two classes.
     stream: each image is decoded once to see that it can be, and again whenever it is needed.
     unit: that a network learnt from; images of another one are listed as unreadable.
+    limits: of the processes that untrusted files are decoded in; None: in this one.
 
   Raises:
     UserError: nothing readable; where `labelled`, some images in HU and some not (otherwise the
       fewer are listed as unreadable), an image without a label, or fewer than two classes.
   """
-  facts = _read(source, view, stream, unit)
+  count, shares = len(source), jax.process_count()
+  share = range(jax.process_index(), count, shares)
+  decoded = (
+    sandboxed.decode_source(source, view, limits)
+    if limits
+    else sandboxed.decode_here(source, view, share)
+  )
+  bar = progress_bar.bar('reading', decoded, total=len(share), hidden=len(share) < FEW_FILES)
+  facts = _facts(bar, -(-count // shares), 0 if stream else view.size, unit)
+  facts = {name: rows[:count] for name, rows in mesh_lib.from_all_processes(facts).items()}
   odd, reason = _other_unit(facts['is_hu'], facts['readable'])
   found = facts['readable'] & ~odd
   if labelled and odd.any():
@@ -166,14 +178,10 @@ def _say_what_is_missing(
   walker.say(skipped)
 
 
-def _read(
-  source: Source, view: Preprocess, stream: bool, unit: str | None
+def _facts(
+  images: Iterable[Decoded], rows: int, side: int, unit: str | None
 ) -> dict[str, np.ndarray]:
-  """Facts of every image of a source, pixels too unless `stream`; each process reads its share."""
-  count, shares = len(source), jax.process_count()
-  share = range(jax.process_index(), count, shares)
-  rows = -(-count // shares)
-  side = 0 if stream else view.size
+  """Facts of so many images, in arrays that processes can exchange; no pixels where `side` is 0."""
   facts = {
     'readable': np.zeros(rows, bool),
     'words': np.zeros((rows, WORDS_BYTES), np.uint8),
@@ -184,26 +192,21 @@ def _read(
     'digests': np.zeros((rows, DIGEST_BYTES), np.uint8),
     'images': np.zeros((rows, side, side, 1), np.float32),
   }
-  for row, i in enumerate(progress_bar.bar('reading', share, hidden=len(share) < FEW_FILES)):
-    try:
-      image = source[i]
-      if unit not in (None, image.unit):
-        reason = f'{image.unit} values, the network learnt from {unit} values'
-        raise UnreadableImageError(source.records[i].provenance, reason)
-      if obstacle := view.obstacle(image):
-        raise UnreadableImageError(source.records[i].provenance, obstacle)
-    except UnreadableImageError as error:
-      _put_text(facts['words'][row], error.reason)
+  for row, decoded in enumerate(images):
+    reason = decoded.reason or (
+      '; '.join(decoded.wrong_unit(unit, 'network')) if unit is not None else ''
+    )
+    _put_text(facts['words'][row], reason or '\n'.join(decoded.remarks))
+    if decoded.image is None or reason:
       continue
-    _put_text(facts['words'][row], '\n'.join(view.remarks(image)))
-    seen = view(image)
+    seen = decoded.image[..., None]
     facts['small'][row], facts['digests'][row] = look(seen)
-    facts['readable'][row], facts['size'][row] = True, image.pixels.shape
-    facts['is_hu'][row] = image.unit == 'HU'
-    facts['spacing_mm'][row] = image.spacing_mm or 0
-    if not stream:
+    facts['readable'][row], facts['size'][row] = True, decoded.native_size
+    facts['is_hu'][row] = decoded.unit == 'HU'
+    facts['spacing_mm'][row] = decoded.spacing_mm or 0
+    if side:
       facts['images'][row] = seen
-  return {name: rows[:count] for name, rows in mesh_lib.from_all_processes(facts).items()}
+  return facts
 
 
 def _other_unit(is_hu: np.ndarray, readable: np.ndarray) -> tuple[np.ndarray, str]:

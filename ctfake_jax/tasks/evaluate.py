@@ -1,6 +1,7 @@
 """The task `evaluate`: a trained classifier on all of a labelled data set.
 
-The data section of the config names the images; the checkpoint brings its own preprocessing.
+The data section of the config names the images; the checkpoint brings its own preprocessing. Files
+are decoded as `predict` and `detect` decode theirs, in processes with limits.
 Class names must be those that the checkpoint was trained on.
 """
 
@@ -12,6 +13,7 @@ import numpy as np
 from ctfake_jax.config.keys import Config
 from ctfake_jax.data import dataset, grey_range, splits
 from ctfake_jax.data.fingerprints import digests
+from ctfake_jax.data.sources.sandboxed import Limits
 from ctfake_jax.evaluation import baselines, metrics
 from ctfake_jax.inference import classifier as inference
 from ctfake_jax.types import ImageSet, UserError
@@ -26,7 +28,9 @@ def run(config: Config, workdir: Path) -> dict:
   if trained.view.grey is None:
     remedy = 'the network was not trained on such: train one with data.grey_range=auto'
     grey_range.refuse_narrow(grey_range.find(source), remedy)
-  images = dataset.gather(source, trained.view, unit=trained.unit)
+  files = config.data.source in ('folders', 'dicom')
+  limits = Limits.from_config(config) if files else None
+  images = dataset.gather(source, trained.view, unit=trained.unit, limits=limits)
   images = in_order_of(images, trained.class_names)
   known = sum(name in trained.trained_on for name in digests(images))
   if known:

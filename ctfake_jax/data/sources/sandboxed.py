@@ -1,8 +1,8 @@
-"""Files of strangers, decoded in processes of their own: what kills a decoder costs one file.
+"""Untrusted files, decoded in processes of their own: what kills a decoder costs one file.
 
-Every file below a folder is tried, in order of name; each decoder process has a limit on memory
-and each file one on time and pixels. Memory does not grow with the number of files. Worker
-processes import this module, so it must not import JAX.
+Every file below a folder is tried, in order of name, or every image of a source; each decoder
+process has a limit on memory and each file one on time and pixels. Memory does not grow with the
+number of files. Worker processes import this module, so it must not import JAX.
 """
 
 import collections
@@ -10,10 +10,10 @@ import dataclasses
 import functools
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as TimedOut
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pebble
@@ -57,6 +57,7 @@ class Decoded:
     image: the view, in [-1, 1], None if unreadable.
     unit: 'HU' or 'grey'.
     native_size: height and width as stored.
+    spacing_mm: side of a pixel, None where unknown.
     patient_id: of a DICOM file.
     re_encoded: the view of the slice after each of `RE_ENCODINGS` at its own size; None where
       nobody asked.
@@ -69,6 +70,7 @@ class Decoded:
   unit: str = ''
   reason: str = ''
   native_size: tuple[int, ...] = (0, 0)
+  spacing_mm: float | None = None
   patient_id: str | None = None
   re_encoded: UInt8[np.ndarray, 'k size size'] | None = None
   remarks: tuple[str, ...] = ()
@@ -94,11 +96,45 @@ class Decoded:
 
 @dataclasses.dataclass(frozen=True)
 class _Task:
-  """Files given to a worker, or what is known of one without looking into it."""
+  """Files, or rows of a source, given to a worker; or what is known of one without looking."""
 
-  paths: list[str]
+  items: list
   future: Any = None
   known: Decoded | None = None
+
+
+class _Work(Protocol):
+  """What workers do: decode a chunk of items; `shown` names one for a message."""
+
+  def decode(self, items: list) -> list[Decoded]: ...
+
+  def shown(self, item: Any) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _Files:
+  base: str
+  view: Preprocess
+  max_pixels: int
+  how: Callable[[str, list[str], Preprocess, int], list[Decoded]]
+
+  def decode(self, items: list[str]) -> list[Decoded]:
+    return self.how(self.base, items, self.view, self.max_pixels)
+
+  def shown(self, item: str) -> str:
+    return walker.shown(item)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+  source: Source
+  view: Preprocess
+
+  def decode(self, items: list[int]) -> list[Decoded]:
+    return list(decode_here(self.source, self.view, items))
+
+  def shown(self, item: int) -> str:
+    return self.source.records[item].provenance
 
 
 def decode_files(
@@ -130,7 +166,19 @@ def decode_all(
   """
   if not root.exists():
     raise UserError(f'config.input = {root}: no such file or folder')
-  return _decoded(root, view, limits, decode, collections.Counter() if skipped is None else skipped)
+  counted = collections.Counter() if skipped is None else skipped
+  work = _Files(str(walker.base(root)), view, limits.max_pixels, decode)
+  return _in_processes(work, _seen(root, counted), limits)
+
+
+def decode_source(source: Source, view: Preprocess, limits: Limits) -> Iterator[Decoded]:
+  """Every image of a source of files, in order, without re-encodings, decoded in the workers."""
+  return _in_processes(_Rows(source, view), iter(range(len(source))), limits)
+
+
+def decode_here(source: Source, view: Preprocess, rows: Iterable[int]) -> Iterator[Decoded]:
+  """The images at `rows` of a source that can be trusted, decoded in this process."""
+  return (_see(source, row, view, re_encode=False) for row in rows)
 
 
 def judgeable(
@@ -147,44 +195,52 @@ def judgeable(
       yield decoded
 
 
-def _decoded(
-  root: Path, view: Preprocess, limits: Limits, decode: Callable, skipped: collections.Counter
-) -> Iterator[Decoded]:
-  base = walker.base(root)
-  context = multiprocessing.get_context('spawn')
+def _in_processes(work: _Work, items: Iterator[Any | Decoded], limits: Limits) -> Iterator[Decoded]:
+  """What the work makes of items, and what is known without it, in order."""
   with pebble.ProcessPool(
     max_workers=limits.workers,
-    context=context,
-    initializer=_limit_memory,
-    initargs=(limits.memory_mib,),
+    context=multiprocessing.get_context('spawn'),
+    initializer=_set_up,
+    initargs=(limits.memory_mib, work),
   ) as pool:
 
-    def submit(paths: list[str]) -> _Task:
-      arguments = (str(base), paths, view, limits.max_pixels)
-      return _Task(paths, pool.schedule(decode, args=arguments, timeout=limits.seconds))
+    def submit(chunk: list) -> _Task:
+      return _Task(chunk, pool.schedule(_decode_chunk, args=(chunk,), timeout=limits.seconds))
 
     waiting: collections.deque[_Task] = collections.deque()
-    for paths in _chunks(_seen(root, skipped)):
-      waiting.append(_Task([], known=paths) if isinstance(paths, Decoded) else submit(paths))
+    for chunk in _chunks(items):
+      waiting.append(_Task([], known=chunk) if isinstance(chunk, Decoded) else submit(chunk))
       if len(waiting) >= CHUNKS_AHEAD * limits.workers:
-        yield from _collect(waiting.popleft(), submit)
+        yield from _collect(waiting.popleft(), submit, work)
     while waiting:
-      yield from _collect(waiting.popleft(), submit)
+      yield from _collect(waiting.popleft(), submit, work)
 
 
-def _collect(task: _Task, submit: Callable[[list[str]], _Task]) -> Iterator[Decoded]:
-  """What the worker found; if it died or hung over a chunk, each file is tried alone."""
+_WORK: list[_Work] = []  # of this process, where it is a worker
+
+
+def _set_up(mebibytes: int, work: _Work) -> None:
+  _limit_memory(mebibytes)
+  _WORK[:] = [work]
+
+
+def _decode_chunk(items: list) -> list[Decoded]:
+  return _WORK[0].decode(items)
+
+
+def _collect(task: _Task, submit: Callable[[list], _Task], work: _Work) -> Iterator[Decoded]:
+  """What the worker found; if it died or hung over a chunk, each item is tried alone."""
   if task.known:
     yield task.known
     return
   try:
     yield from task.future.result()
   except (TimedOut, pebble.ProcessExpired, MemoryError) as error:
-    if len(task.paths) == 1:
-      yield Decoded(walker.shown(task.paths[0]), None, reason=_cause(error))
+    if len(task.items) == 1:
+      yield Decoded(work.shown(task.items[0]), None, reason=_cause(error))
       return
-    for path in task.paths:
-      yield from _collect(submit([path]), submit)
+    for item in task.items:
+      yield from _collect(submit([item]), submit, work)
 
 
 def _cause(error: BaseException) -> str:
@@ -206,10 +262,10 @@ def _seen(root: Path, skipped: collections.Counter) -> Iterator[str | Decoded]:
       yield entry.path
 
 
-def _chunks(found: Iterator[str | Decoded]) -> Iterator[list[str] | Decoded]:
-  chunk: list[str] = []
+def _chunks(found: Iterator[Any | Decoded]) -> Iterator[list | Decoded]:
+  chunk: list = []
   for item in found:
-    if isinstance(item, str):
+    if not isinstance(item, Decoded):
       chunk.append(item)
     if chunk and (isinstance(item, Decoded) or len(chunk) == CHUNK):
       yield chunk
@@ -306,6 +362,7 @@ def _see(source: Source, index: int, view: Preprocess, re_encode: bool) -> Decod
     found,
     path=record.provenance,
     patient_id=record.patient_id,
+    spacing_mm=image.spacing_mm,
     remarks=view.remarks(image),
     synthetic=image.synthetic,
   )

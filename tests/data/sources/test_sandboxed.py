@@ -1,4 +1,4 @@
-"""Decoding strangers' files: junk is named, killers and sleepers cost one row, order is kept."""
+"""Decoding untrusted files: junk is named, killers and sleepers cost one row, order is kept."""
 
 import collections
 import os
@@ -14,10 +14,12 @@ from PIL import Image
 from pydicom import uid
 from pydicom.dataset import Dataset
 
+from ctfake_jax.data import dataset
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.data.sources import sandboxed
+from ctfake_jax.data.sources.image_folder import FolderSource
 from ctfake_jax.data.sources.sandboxed import Decoded, Limits, decode_all
-from ctfake_jax.types import UserError
+from ctfake_jax.types import Record, Slice, UserError
 
 VIEW = Preprocess(16, -600.0, 1500.0, 'crop')
 LIMITS = Limits(max_pixels=10_000, seconds=5.0, memory_mib=2048, workers=2)
@@ -121,6 +123,40 @@ def with_killers(base, paths, view, max_pixels):
     if 'greedy' in path:
       np.ones(2**33, np.uint8)
   return [Decoded(path, np.zeros((2, 2), np.float32), 'grey') for path in paths]
+
+
+class Killer:
+  """A source whose second image crashes what decodes it."""
+
+  class_names = ('a',)
+  records = tuple(Record(0, None, f'{i}.png') for i in range(4))
+  unreadable = ()
+
+  def __len__(self):
+    return len(self.records)
+
+  def __getitem__(self, index):
+    if index == 1:
+      os.kill(os.getpid(), signal.SIGSEGV)
+    return Slice(np.full((20, 20), index / 4, np.float32), 'grey', 2.0)
+
+
+@pytest.mark.slow
+def test_an_image_of_a_source_that_kills_its_decoder_is_listed_and_the_rest_are_there():
+  limits = Limits(max_pixels=10_000, seconds=6.0, memory_mib=2048, workers=1)
+  found = dataset.gather(Killer(), VIEW, labelled=False, limits=limits)
+  assert [record.provenance for record in found.records] == ['0.png', '2.png', '3.png']
+  assert [(e.path, e.reason) for e in found.unreadable] == [('1.png', 'its decoder crashed')]
+
+
+def test_a_source_is_seen_alike_in_other_processes_and_here(tmp_path):
+  for name, value in (('a/1.png', 50), ('a/2.png', 120), ('b/3.png', 200)):
+    picture(tmp_path / name, value=value)
+  (tmp_path / 'b' / '4.png').write_bytes(b'none')
+  source = FolderSource(tmp_path, max_pixels=10_000)
+  here, there = (dataset.gather(source, VIEW, limits=limits) for limits in (None, LIMITS))
+  np.testing.assert_array_equal(here.images, there.images)
+  assert (here.records, here.unreadable[0].path) == (there.records, there.unreadable[0].path)
 
 
 @pytest.mark.slow
