@@ -7,7 +7,7 @@ without saving an iterator, and every process reads its own part of a batch only
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import jax
@@ -27,6 +27,7 @@ READ_THREADS = 4
 BATCHES_AHEAD = 8
 
 
+@runtime_checkable
 class Feed(Protocol):
   """Where batches {image f32[b, h, w, 1], label} come from; the step traces `get_batch`."""
 
