@@ -12,9 +12,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Shaped
 
 from ctfake_jax.runtime import mesh as mesh_lib
 from ctfake_jax.runtime import progress_bar
+from ctfake_jax.types import ImagesOnDisk
 
 BATCH_SIZE = 64
 IN_FLIGHT = 2
@@ -23,7 +25,7 @@ IN_FLIGHT = 2
 def run(
   function: Callable,
   constants: Any,
-  *arrays: np.ndarray,
+  *arrays: Shaped[np.ndarray, 'n ...'] | ImagesOnDisk,
   batch_size: int = BATCH_SIZE,
   title: str = '',
 ) -> Any:
@@ -50,7 +52,9 @@ def run(
 
 
 def stream(
-  function: Callable, constants: Any, batches: Iterable[tuple[np.ndarray, ...]]
+  function: Callable,
+  constants: Any,
+  batches: Iterable[tuple[Shaped[np.ndarray, 'b ...'], ...]],
 ) -> Iterator[Any]:
   """What `function(constants, number, *batch)` gives for each batch, on this host, in order."""
   mesh, constants = mesh_lib.data_mesh(), mesh_lib.replicate(constants)

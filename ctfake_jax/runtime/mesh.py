@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Shaped
 
 from ctfake_jax.config.keys import Config
 from ctfake_jax.types import UserError
@@ -145,7 +146,9 @@ def to_host(tree: Any) -> Any:
   return jax.device_get(tree)
 
 
-def from_all_processes(shares: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def from_all_processes(
+  shares: dict[str, Shaped[np.ndarray, 'k ...']],
+) -> dict[str, Shaped[np.ndarray, 'n ...']]:
   """Rows that the processes took in turn, 0 from the first, 1 from the second, put in order.
 
   All processes call this with as many rows each.

@@ -9,6 +9,7 @@ import hashlib
 
 import jax
 import numpy as np
+from jaxtyping import Array, Key
 
 Part = str | int
 
@@ -23,7 +24,7 @@ def generator(parent: int, *name: Part) -> np.random.Generator:
   return np.random.default_rng(_words(parent, name))
 
 
-def key(parent: int, *name: Part) -> jax.Array:
+def key(parent: int, *name: Part) -> Key[Array, '']:
   """JAX's typed key of the stream: the parent's, folded with a hash of the name."""
   return jax.random.fold_in(jax.random.key(parent), _words(parent, name)[0])
 
