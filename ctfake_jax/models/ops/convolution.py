@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
+from jaxtyping import Array, Float
 
 from ctfake_jax.models.ops import single_channel, winograd
 from ctfake_jax.models.ops.platform import by_platform
@@ -24,8 +25,14 @@ FEW_CHANNELS = 16
 
 
 @functools.partial(jax.jit, static_argnames=('stride', 'padding'))
-def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
-  """Cross-correlation with `padding` zeros on each side: f[b, h, w, i] -> f[b, h', w', o]."""
+def conv(
+  x: Float[Array, 'b h w i'],
+  kernel: Float[Array, 'kh kw i o'],
+  *,
+  stride: int = 1,
+  padding: int = 0,
+) -> Float[Array, 'b rows columns o']:
+  """Cross-correlation with `padding` zeros on each side."""
 
   def on_cpu(x, kernel):
     kernel, pads = trim_to_input(x.shape, kernel, stride, padding)
@@ -47,7 +54,14 @@ def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) 
   return by_platform(x, kernel, plain=plain, **forms)
 
 
-def lax_conv(x, kernel, *, stride=1, padding=0, groups=1):
+def lax_conv(
+  x: Float[Array, 'b h w i'],
+  kernel: Float[Array, 'kh kw i//{groups} o'],
+  *,
+  stride: int = 1,
+  padding: int = 0,
+  groups: int = 1,
+) -> Float[Array, 'b rows columns o']:
   """XLA's own."""
   pads = ((padding, padding), (padding, padding))
   return lax.conv_general_dilated(
@@ -55,7 +69,9 @@ def lax_conv(x, kernel, *, stride=1, padding=0, groups=1):
   )
 
 
-def trim_to_input(image_shape, kernel, stride: int, padding: int):
+def trim_to_input(
+  image_shape, kernel: Float[Array, 'kh kw i o'], stride: int, padding: int
+) -> tuple[Float[Array, 'trimmed_h trimmed_w i o'], winograd.Pads]:
   """The kernel without the taps that see nothing but padding, and the zeros still needed.
 
   A 3x3 kernel over a single pixel is its centre: a ninth of the products.
@@ -67,10 +83,14 @@ def trim_to_input(image_shape, kernel, stride: int, padding: int):
     taps.append(slice(first, end))
     before = padding - first
     pads.append((before, max(0, reach + end - first - side - before)))
-  return kernel[tuple(taps)], tuple(pads)
+  return kernel[tuple(taps)], (pads[0], pads[1])
 
 
-def stride1_conv(x, kernel, pads=winograd.NO_PADS):
+def stride1_conv(
+  x: Float[Array, 'b h w i'],
+  kernel: Float[Array, 'kh kw i o'],
+  pads: winograd.Pads = winograd.NO_PADS,
+) -> Float[Array, 'b rows columns o']:
   """Convolution at stride 1, by minimal filtering where there is enough to share."""
   height, width = winograd.output_sides(x.shape, kernel.shape, pads)
   square = kernel.shape[0] == kernel.shape[1] and kernel.shape[0] in winograd.KERNEL_SIDES
@@ -142,8 +162,10 @@ _patches.defvjp(_patches_forward, _patches_backward)
 
 
 @jax.custom_vjp
-def product(x, weights):
-  """f[b, h, w, i] @ f[i, o], with gradients as products that XLA need not transpose for."""
+def product(
+  x: Float[Array, '*places i'], weights: Float[Array, 'i o']
+) -> Float[Array, '*places o']:
+  """`x @ weights`, with gradients as products that XLA need not transpose for."""
   return (x.reshape(-1, x.shape[-1]) @ weights).reshape(*x.shape[:-1], -1)
 
 
@@ -176,8 +198,10 @@ def _strides_as_channels(x, kernel, stride: int):
   )
 
 
-def shifted_slices(x, window: tuple[int, int], stride: int) -> list[jax.Array]:
-  """The input seen through each tap of the window, row by row: kh * kw of f[b, h', w', c]."""
+def shifted_slices(
+  x: Float[Array, 'b h w c'], window: tuple[int, int], stride: int
+) -> list[Float[Array, 'b rows columns c']]:
+  """The input seen through each tap of the window, row by row."""
   rows = (x.shape[1] - window[0]) // stride * stride + 1
   columns = (x.shape[2] - window[1]) // stride * stride + 1
   return [

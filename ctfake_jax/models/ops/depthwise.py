@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from ctfake_jax.models.ops import winograd
 from ctfake_jax.models.ops.convolution import lax_conv, shifted_slices
@@ -12,8 +13,10 @@ from ctfake_jax.models.ops.platform import by_platform
 
 
 @functools.partial(jax.jit, static_argnames=('stride', 'padding'))
-def depthwise_conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
-  """One filter per channel: f[b, h, w, c] with kernel f[kh, kw, 1, c] -> f[b, h', w', c]."""
+def depthwise_conv(
+  x: Float[Array, 'b h w c'], kernel: Float[Array, 'kh kw 1 c'], *, stride: int, padding: int
+) -> Float[Array, 'b rows columns c']:
+  """One filter per channel."""
 
   def shifted(x, kernel):
     return _depthwise(winograd.padded(x, 2 * ((padding, padding),)), kernel, stride)

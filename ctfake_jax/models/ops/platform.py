@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 from jax import lax
+from jaxtyping import Array, Float
 
 # `with every_platform(True):` traces programs for other platforms than the one at hand. JAX keeps
 # its caches apart by such a context.
@@ -34,7 +35,7 @@ def has_own_forms() -> bool:
   return not _reference.value
 
 
-def by_platform(*arguments: jax.Array, plain: Callable, **forms: Callable) -> Any:
+def by_platform(*arguments: Float[Array, '...'], plain: Callable, **forms: Callable) -> Any:
   """The result in the form of the platform that the program runs on, `plain` where it has none.
 
   On a CPU the forms of others are not even traced: differentiated and compiled with the rest, they

@@ -3,15 +3,17 @@
 import functools
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from ctfake_jax.models.ops import winograd
 from ctfake_jax.models.ops.convolution import shifted_slices
 from ctfake_jax.models.ops.platform import by_platform
 
 
-def max_pool(x: jax.Array, *, window: int, stride: int, padding: int = 0) -> jax.Array:
+def max_pool(
+  x: Float[Array, 'b h w c'], *, window: int, stride: int, padding: int = 0
+) -> Float[Array, 'b rows columns c']:
   """Maximum over square windows; the padding never wins."""
 
   def shifted(x):

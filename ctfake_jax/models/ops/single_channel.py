@@ -9,11 +9,13 @@ side by side as channels. That is more products, but fast ones (measured: docs/p
 """
 
 import functools
+from typing import SupportsInt
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float
 
 # A row's pixels in a block: 16 bytes of bfloat16, what tensor cores load at once.
 BLOCK = 8
@@ -31,8 +33,10 @@ def fits(image_shape, kernel_shape, stride: int, padding: int) -> bool:
   return channels == 1 and side == kernel_shape[1] > 1 and whole
 
 
-def correlate(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
-  """`convolution.conv` of f[b, h, w, 1], which `fits`, with kernel f[k, k, 1, o]."""
+def correlate(
+  x: Float[Array, 'b h w 1'], kernel: Float[Array, 'k k 1 o'], *, stride: int, padding: int
+) -> Float[Array, 'b rows columns o']:
+  """`convolution.conv` of images which `fits`."""
   b, h, w, _ = x.shape
   side, _, _, c_out = kernel.shape
   band, before, behind = _band(side, stride, padding)
@@ -50,15 +54,19 @@ def correlate(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> 
   return y.reshape(b, y.shape[1], w // stride, c_out)
 
 
-def stamped_shape(x, kernel, *, stride: int, padding: int) -> tuple[int, int, int, int]:
-  """Shape of `transposed.conv_transpose`'s result."""
+def stamped_shape(
+  x: Float[Array, 'b h w i'], kernel: Float[Array, 'kh kw i o'], *, stride: int, padding: int
+) -> tuple[SupportsInt, int, int, int]:
+  """Shape of `transposed.conv_transpose`'s result; an exported program's batch is a symbol."""
   height, width = (
     (side - 1) * stride + taps - 2 * padding for side, taps in zip(x.shape[1:3], kernel.shape[:2])
   )
   return x.shape[0], height, width, kernel.shape[-1]
 
 
-def stamp(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
+def stamp(
+  x: Float[Array, 'b h w i'], kernel: Float[Array, 'k k i 1'], *, stride: int, padding: int
+) -> Float[Array, 'b rows columns 1']:
   """`transposed.conv_transpose` to grey images that fit: the transpose of `correlate`."""
   shape = stamped_shape(x, kernel, stride=stride, padding=padding)
   down = functools.partial(

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from ctfake_jax.models.ops import single_channel
 from ctfake_jax.models.ops.convolution import NHWC, SMALL_IMAGE_PIXELS, product, stride1_conv
@@ -12,10 +13,12 @@ from ctfake_jax.models.ops.platform import by_platform
 
 
 @functools.partial(jax.jit, static_argnames=('stride', 'padding'))
-def conv_transpose(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
+def conv_transpose(
+  x: Float[Array, 'b h w i'], kernel: Float[Array, 'kh kw i o'], *, stride: int, padding: int
+) -> Float[Array, 'b rows columns o']:
   """Gradient of `conv` with respect to its input: side h -> (h - 1) * stride + k - 2 * padding.
 
-  Every input pixel stamps the kernel f[kh, kw, i, o] onto the output at `stride`, as in PyTorch's
+  Every input pixel stamps the kernel onto the output at `stride`, as in PyTorch's
   ConvTranspose2d.
   """
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float, Float64
 
 # Interpolation points by tile side m + r - 1; one more lies at infinity. Chosen from fractions up
 # to 3 for the least float32 rounding, which stays within a few times that of a direct sum.
@@ -27,8 +28,14 @@ Pads = tuple[tuple[int, int], tuple[int, int]]  # zeros above and below, left an
 NO_PADS: Pads = ((0, 0), (0, 0))
 
 
-def transforms(m: int, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Matrices of F(m, r) for whole tiles, flattened row by row, in float64.
+def transforms(
+  m: int, r: int
+) -> tuple[
+  Float64[np.ndarray, 'outputs tile'],
+  Float64[np.ndarray, 'tile kernel'],
+  Float64[np.ndarray, 'tile tile'],
+]:
+  """Matrices of F(m, r) for whole tiles, flattened row by row.
 
   With n = m + r - 1: outputs [m^2, n^2], kernel [n^2, r^2], inputs [n^2, n^2], so that
   `outputs @ ((kernel @ g) * (inputs @ d))` is the valid correlation of a tile d with g
@@ -56,8 +63,10 @@ def tile_side(height: int, width: int, r: int) -> int:
   return min((n - r + 1 for n in POINTS if n > r), key=products)
 
 
-def padded(x: jax.Array, pads: Pads, value: float = 0.0) -> jax.Array:
-  """f[b, h, w, c] with `value` around it; where a number is negative, so much is cut off."""
+def padded(
+  x: Float[Array, 'b h w c'], pads: Pads, value: float = 0.0
+) -> Float[Array, 'b rows columns c']:
+  """Images with `value` around them; where a number is negative, so much is cut off."""
   around = ((0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0))
   return lax.pad(x, jnp.asarray(value, x.dtype), around)
 
@@ -71,8 +80,10 @@ def output_sides(image_shape, kernel_shape, pads: Pads) -> tuple[int, int]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def correlate(x: jax.Array, kernel: jax.Array, pads: Pads = NO_PADS) -> jax.Array:
-  """Stride-1 correlation of padded f[b, h, w, i] with f[r, r, i, o]: f[b, h', w', o].
+def correlate(
+  x: Float[Array, 'b h w i'], kernel: Float[Array, 'r r i o'], pads: Pads = NO_PADS
+) -> Float[Array, 'b rows columns o']:
+  """Stride-1 correlation of padded images with square kernels.
 
   r is one of `KERNEL_SIDES`. A value that is not finite spreads over the outputs of its tile.
   """
