@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float32, Key
 
 from ctfake_jax.models import layers
 from ctfake_jax.models.resize_gan import doubled
@@ -48,8 +49,10 @@ class Autoencoder(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, key: jax.Array) -> jax.Array:
-    """Images f32[b, h, w, 1] in [-1, 1], b a multiple of the members' number, rebuilt.
+  def __call__(
+    self, x: Float32[Array, 'b h w 1'], key: Key[Array, '']
+  ) -> Float32[Array, 'b h w 1']:
+    """Images in [-1, 1], b a multiple of the members' number, rebuilt.
 
     What comes out may leave the range a little: bounded by a curve it would hardly reach white,
     and grey values alone would tell it from originals.
@@ -119,7 +122,7 @@ _ENLARGE: dict[str, Callable[[Callable, int, jax.Array], jax.Array]] = {
 
 
 class PatchDiscriminator(nn.Module):
-  """Real or rebuilt, place by place: logits f32[b, h/4, w/4] (Isola et al. 2017, arXiv:1611.07004).
+  """Real or rebuilt, place by place: logits (Isola et al. 2017, arXiv:1611.07004).
 
   Attributes: as of `Autoencoder`.
   """
@@ -128,7 +131,7 @@ class PatchDiscriminator(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Float32[Array, 'b h w 1']) -> Float32[Array, 'b h//4 w//4']:
     conv = functools.partial(layers.Conv, dtype=self.dtype)
     for width in (self.width, 2 * self.width):
       x = nn.leaky_relu(conv(width, kernel_size=4, stride=2, padding=1)(x), 0.2)
@@ -137,6 +140,8 @@ class PatchDiscriminator(nn.Module):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def rebuild(network: Autoencoder, variables: dict, images: jax.Array, key: jax.Array) -> jax.Array:
-  """`network` applied to images f32[b, h, w, 1], in [-1, 1]."""
+def rebuild(
+  network: Autoencoder, variables: dict, images: Float32[Array, 'b h w 1'], key: Key[Array, '']
+) -> Float32[Array, 'b h w 1']:
+  """`network` applied to images, in [-1, 1]."""
   return jnp.clip(jnp.asarray(network.apply(variables, images, key)), -1.0, 1.0)

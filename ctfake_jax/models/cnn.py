@@ -8,9 +8,9 @@ norm and dropout stand against the small data sets of this field.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32
 
 from ctfake_jax.models import layers
 from ctfake_jax.models.ops.pooling import max_pool
@@ -36,8 +36,10 @@ class CNN(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
-    features: dict[str, jax.Array] = {}
+  def __call__(
+    self, x: Float[Array, 'b h w c'], *, train: bool
+  ) -> tuple[Float32[Array, 'b classes'], layers.Features]:
+    features: layers.Features = {}
     for i, width in enumerate(self.widths, 1):
       for j in range(self.convs[min(i, len(self.convs)) - 1]):
         stride = self.stem_stride if i == 1 and j == 0 else 1

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Int
 
 from ctfake_jax.models import initializers, layers
 
@@ -28,8 +29,10 @@ def doublings(size: int) -> int:
   return size.bit_length() - 4
 
 
-def with_labels(latent: jax.Array, labels: jax.Array | None, num_classes: int) -> jax.Array:
-  """Latents f[b, l] with one-hot labels behind them, f[b, l + num_classes]."""
+def with_labels(
+  latent: Float[Array, 'b l'], labels: Int[Array, ' b'] | None, num_classes: int
+) -> Float[Array, 'b l+{num_classes}']:
+  """Latents with one-hot labels behind them."""
   return (
     jnp.concatenate([latent, jax.nn.one_hot(labels, num_classes)], -1) if num_classes else latent
   )
@@ -54,8 +57,8 @@ class Generator(nn.Module):
 
   @nn.compact
   def __call__(
-    self, latent: jax.Array, labels: jax.Array | None = None, *, train: bool
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    self, latent: Float[Array, 'b l'], labels: Int[Array, ' b'] | None = None, *, train: bool
+  ) -> tuple[Float32[Array, 'b size size channels'], layers.Features]:
     conv = functools.partial(
       layers.Conv, kernel_size=4, transpose=True, kernel_init=normal_002, dtype=self.dtype
     )
@@ -82,8 +85,12 @@ class Discriminator(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, labels: jax.Array | None = None, *, train: bool
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    self,
+    x: Float[Array, 'b size size channels'],
+    labels: Int[Array, ' b'] | None = None,
+    *,
+    train: bool,
+  ) -> tuple[Float32[Array, ' b'], layers.Features]:
     conv = functools.partial(layers.Conv, kernel_size=4, kernel_init=normal_002, dtype=self.dtype)
     norm = functools.partial(layers.BatchNorm, scale_init=around_one, dtype=self.dtype)
     features = {}

@@ -7,9 +7,9 @@ torchvision's names with '_' for '.'.
 import functools
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32
 
 from ctfake_jax.models import layers
 from ctfake_jax.models.ops.pooling import max_pool
@@ -33,7 +33,9 @@ class DenseNet(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+  def __call__(
+    self, x: Float[Array, 'b h w c'], *, train: bool
+  ) -> tuple[Float32[Array, 'b classes'], layers.Features]:
     conv = functools.partial(layers.Conv, dtype=self.dtype)
 
     def normed(x, name: str):

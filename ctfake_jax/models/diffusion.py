@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Int
 
 from ctfake_jax.models import initializers, layers
 from ctfake_jax.models.resize_gan import doubled
@@ -24,14 +25,16 @@ LAST_TIME = 0.98
 GROUP_CHANNELS = 8
 
 
-def signal_and_noise(time: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Scales of image and noise at times f[...] in [0, 1]; their squares add up to 1."""
+def signal_and_noise(
+  time: Float[Array, '*n'],
+) -> tuple[Float[Array, '*n'], Float[Array, '*n']]:
+  """Scales of image and noise at times in [0, 1]; their squares add up to 1."""
   angle = (time + OFFSET) / (1 + OFFSET) * (jnp.pi / 2)
   return jnp.cos(angle), jnp.sin(angle)
 
 
 class UNet(nn.Module):
-  """Predicts the noise in images f[b, h, w, 1] at times f[b]; sides are multiples of 4.
+  """Predicts the noise in images at given times; sides are multiples of 4.
 
   Three resolutions of `width`, 2 and 4 `width` channels, a residual block at each on the way down
   and up, attention at the lowest.
@@ -47,7 +50,9 @@ class UNet(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, time: jax.Array, labels: jax.Array | None) -> jax.Array:
+  def __call__(
+    self, x: Float[Array, 'b h w 1'], time: Float[Array, ' b'], labels: Int[Array, ' b'] | None
+  ) -> Float32[Array, 'b h w 1']:
     condition = layers.Dense(4 * self.width, name='time1')(_waves(time, self.width))
     condition = layers.Dense(4 * self.width, name='time2')(nn.silu(condition))
     if self.num_classes:
@@ -88,9 +93,9 @@ class Sampler(nn.Module):
     nn.share_scope(self, self.unet)
 
   def __call__(
-    self, latent: jax.Array, labels: jax.Array | None = None, *, train: bool
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Images f32[b, size, size, 1] in [-1, 1] from noise f[b, size * size]; no features."""
+    self, latent: Float[Array, 'b s'], labels: Int[Array, ' b'] | None = None, *, train: bool
+  ) -> tuple[Float32[Array, 'b size size 1'], layers.Features]:
+    """Images in [-1, 1] from noise of their pixels, s = size * size; no features."""
     x = latent.reshape(-1, self.size, self.size, 1)
     if self.is_initializing():
       return self.unet(x, jnp.zeros(len(x)), labels), {}
@@ -99,9 +104,14 @@ class Sampler(nn.Module):
 
 
 def denoise(
-  unet: UNet, variables: dict, x: jax.Array, labels: jax.Array | None, start: float, steps: int
-) -> jax.Array:
-  """Images f32[b, h, w, 1] in [-1, 1] from x(start), in equal steps of time."""
+  unet: UNet,
+  variables: dict,
+  x: Float[Array, 'b h w 1'],
+  labels: Int[Array, ' b'] | None,
+  start: float,
+  steps: int,
+) -> Float32[Array, 'b h w 1']:
+  """Images in [-1, 1] from x(start), in equal steps of time."""
   times = jnp.linspace(start, 0.0, steps + 1)
 
   def step(x, now_and_next):
@@ -113,8 +123,12 @@ def denoise(
 
 
 def implied(
-  unet: UNet, variables: dict, x: jax.Array, time: jax.Array, labels: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
+  unet: UNet,
+  variables: dict,
+  x: Float[Array, 'b h w 1'],
+  time: Float[Array, ' b'],
+  labels: Int[Array, ' b'] | None,
+) -> tuple[Float[Array, 'b h w 1'], Float[Array, 'b h w 1']]:
   """The image in [-1, 1] that x(t) holds by the network's word, and the noise that fits it."""
   signal, noise = (scale[:, None, None, None] for scale in signal_and_noise(time))
   predicted: jax.Array = unet.apply(variables, x, time, labels)  # type: ignore[assignment]

@@ -6,15 +6,18 @@ parameter. They are the same in a traced `init`, where a callback makes them.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key, UInt32
 
 Initializer = Callable[..., Any]
+DrawKey = Key[Array, ''] | UInt32[Array, ' words']  # typed, or the words of one
 
 
 def normal(stddev: float, mean: float = 0.0) -> Initializer:
@@ -26,29 +29,39 @@ def normal(stddev: float, mean: float = 0.0) -> Initializer:
   return init
 
 
-def fan_out_normal(key, shape, dtype=jnp.float32):
+def fan_out_normal(
+  key: DrawKey, shape: Sequence[int], dtype: DTypeLike = jnp.float32
+) -> Float[Array | np.ndarray, '...']:
   """N(0, 2 / fan_out) for kernels [..., i, o] before a ReLU (He et al. 2015, arXiv:1502.01852)."""
   return _drawn(key, shape, dtype, math.sqrt(2 / (math.prod(shape) / shape[-2])))
 
 
-def fan_in_normal(key, shape, dtype=jnp.float32):
+def fan_in_normal(
+  key: DrawKey, shape: Sequence[int], dtype: DTypeLike = jnp.float32
+) -> Float[Array | np.ndarray, '...']:
   """N(0, 1 / fan_in) for kernels [..., i, o] (LeCun et al. 1998, Efficient BackProp)."""
   return _drawn(key, shape, dtype, math.sqrt(1 / (math.prod(shape) / shape[-1])))
 
 
-def zeros(key, shape, dtype=jnp.float32):
+def zeros(
+  key: DrawKey | None, shape: Sequence[int], dtype: DTypeLike = jnp.float32
+) -> Float[np.ndarray, '...']:
   """Zeros of NumPy; JAX's own compile a program for each shape."""
   del key
   return np.zeros(shape, dtype)
 
 
-def ones(key, shape, dtype=jnp.float32):
+def ones(
+  key: DrawKey | None, shape: Sequence[int], dtype: DTypeLike = jnp.float32
+) -> Float[np.ndarray, '...']:
   """Ones of NumPy."""
   del key
   return np.ones(shape, dtype)
 
 
-def variables(module: nn.Module, key: jax.Array, *inputs: Any, **options: Any) -> dict[str, Any]:
+def variables(
+  module: nn.Module, key: Key[Array, ''], *inputs: Any, **options: Any
+) -> dict[str, Any]:
   """What `module.init` returns, as NumPy arrays; the forward pass is traced for its shapes alone.
 
   Args:

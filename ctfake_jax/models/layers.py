@@ -6,8 +6,10 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from ctfake_jax.models import initializers
 from ctfake_jax.models.ops.convolution import conv
@@ -20,12 +22,17 @@ MOMENTUM = 0.9
 # Collection of what a caller adds to stages, to learn how the output answers (`attribution`).
 PERTURBATIONS = 'perturbations'
 
+# What a network says of its input beside its output, by name.
+Features = dict[str, Float[Array, '...']]
+
 Dense = functools.partial(
   nn.Dense, kernel_init=initializers.fan_in_normal, bias_init=initializers.zeros
 )
 
 
-def stage(module: nn.Module, features: dict[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
+def stage(
+  module: nn.Module, features: Features, name: str, x: Float[Array, 'b h w c']
+) -> Float[Array, 'b h w c']:
   """Names a map of activations; a perturbation of that name, if the caller has one, is added."""
   if module.has_variable(PERTURBATIONS, name):
     x = x + module.get_variable(PERTURBATIONS, name)
@@ -57,7 +64,7 @@ class Conv(nn.Module):
   kernel_init: Callable = initializers.fan_out_normal
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b rows columns features']:
     c_in = 1 if self.depthwise else x.shape[-1]
     shape = (self.kernel_size, self.kernel_size, c_in, self.features)
     kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
@@ -81,10 +88,12 @@ class BatchNorm(nn.Module):
   scale_init: Callable = initializers.ones
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+  def __call__(self, x: Float[Array, 'b h w c'], *, train: bool) -> Float[Array, 'b h w c']:
     shape = (x.shape[-1],)
-    running_mean = self.variable('batch_stats', 'mean', initializers.zeros, None, shape)
-    running_var = self.variable('batch_stats', 'var', initializers.ones, None, shape)
+    running_mean: nn.Variable = self.variable(
+      'batch_stats', 'mean', initializers.zeros, None, shape
+    )
+    running_var: nn.Variable = self.variable('batch_stats', 'var', initializers.ones, None, shape)
     scale = self.param('scale', self.scale_init, shape, jnp.float32)
     bias = self.param('bias', initializers.zeros, shape, jnp.float32)
     if train:
@@ -98,8 +107,8 @@ class BatchNorm(nn.Module):
       y = _standardised(x, mean, var, scale, bias, self.epsilon)
     return y.astype(self.dtype)
 
-  def _blend(self, old: jax.Array, new: jax.Array) -> jax.Array:
-    return self.momentum * old + (1 - self.momentum) * new
+  def _blend(self, old: jax.Array | np.ndarray, new: jax.Array) -> jax.Array:
+    return self.momentum * jnp.asarray(old) + (1 - self.momentum) * new
 
 
 def _by_own_statistics(x, scale, bias, epsilon: float) -> tuple[jax.Array, jax.Array, jax.Array]:

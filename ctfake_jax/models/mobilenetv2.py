@@ -7,9 +7,9 @@ torchvision's names with '_' for '.', so that published weights map one to one.
 import functools
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32
 
 from ctfake_jax.models import layers
 
@@ -34,7 +34,9 @@ class InvertedResidual(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+  def __call__(
+    self, x: Float[Array, 'b h w c'], *, train: bool
+  ) -> Float[Array, 'b rows columns width']:
     conv = functools.partial(layers.Conv, dtype=self.dtype)
     norm = functools.partial(layers.BatchNorm, dtype=self.dtype)
     shortcut, hidden, i = x, x.shape[-1] * self.expansion, 0
@@ -65,7 +67,9 @@ class MobileNetV2(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+  def __call__(
+    self, x: Float[Array, 'b h w c'], *, train: bool
+  ) -> tuple[Float32[Array, 'b classes'], layers.Features]:
     x = layers.Conv(32, 3, 2, dtype=self.dtype, name='features_0_0')(x)
     x = nn.relu6(layers.BatchNorm(dtype=self.dtype, name='features_0_1')(x, train=train))
     features, index = {'stem': x}, 1

@@ -15,12 +15,12 @@ fitted on them afterwards takes its place.
 
 import functools
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Float32
 
 from ctfake_jax.models import layers
 from ctfake_jax.models.ops.pooling import max_pool
@@ -42,8 +42,8 @@ class Tower(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
-    features: dict[str, jax.Array] = {}
+  def __call__(self, x: Float[Array, 'b h w 1'], *, train: bool) -> layers.Features:
+    features: layers.Features = {}
 
     def stage(x, i: int, width: int, convs: int = 2):
       for j in range(convs):
@@ -83,8 +83,10 @@ class PatchNet(nn.Module):
     self.drop = nn.Dropout(self.dropout)
     self.fc = layers.Dense(1)
 
-  def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Scores f32[b], higher for fake; features `patches` f32[b, h/4, w/4] and `pre_logits`.
+  def __call__(
+    self, x: Float[Array, 'b h w 1'], *, train: bool
+  ) -> tuple[Float32[Array, ' b'], layers.Features]:
+    """Scores, higher for fake; features `patches` f32[b, h/4, w/4] and `pre_logits`.
 
     The score is the logit, or where the variables hold a discriminant, what that says. Outside of
     training both features are means over two grids; stages are those of the first.
@@ -104,9 +106,11 @@ class PatchNet(nn.Module):
 
 
 def distance_towards_fakes(
-  features: chex.Array, centre: chex.Array, directions: chex.Array
-) -> chex.Array:
-  """f32[b]: how far features f32[b, d] lie from the centre along the directions f[k, d].
+  features: Float[Array | np.ndarray, 'b d'],
+  centre: Float[Array | np.ndarray, ' d'],
+  directions: Float[Array | np.ndarray, 'k d'],
+) -> Float32[Array, ' b']:
+  """How far features lie from the centre along the directions.
 
   A soft maximum: an unknown kind of fake lies a little along several directions.
   """
@@ -116,9 +120,9 @@ def distance_towards_fakes(
 
 @functools.partial(jax.jit, static_argnums=0)
 def scores_of_parts(
-  model: PatchNet, variables: dict, image: jax.Array, kept: jax.Array
-) -> jax.Array:
-  """Scores f32[n] of the stages of an image f[h, w, 1] at the places kept bool[n, h, w].
+  model: PatchNet, variables: dict, image: Float[Array, 'h w 1'], kept: Bool[Array, 'n h w']
+) -> Float32[Array, ' n']:
+  """Scores of the stages of an image at the places kept.
 
   Elsewhere they become a typical original's: a stage's moments are those of the kept places and,
   for the missing share, of the discriminant's centre. All places kept give the image's score, none
@@ -153,20 +157,20 @@ def _moments_of_parts(x: jax.Array, kept: jax.Array, usual: jax.Array) -> jax.Ar
   return jnp.log(jnp.concatenate([mean, deviation], -1) + LEAST_MOMENT)
 
 
-def folded(x: jax.Array) -> jax.Array:
-  """f[b, h, w, c] to f[b, h/2, w/2, 4c], each square of four pixels one behind the other."""
+def folded(x: Float[Array, 'b h w c']) -> Float[Array, 'b h//2 w//2 4*c']:
+  """Each square of four pixels one behind the other."""
   b, height, width, c = x.shape
   squares = x.reshape(b, height // 2, 2, width // 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
   return squares.reshape(b, height // 2, width // 2, 4 * c)
 
 
-def on_the_other_grid(x: jax.Array) -> jax.Array:
-  """f[b, h, w, c] moved down and right by one pixel, so that other pixels share a square."""
+def on_the_other_grid(x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
+  """Moved down and right by one pixel, so that other pixels share a square."""
   return jnp.pad(x, ((0, 0), (1, 0), (1, 0), (0, 0)), mode='edge')[:, :-1, :-1]
 
 
-def with_residuals(x: jax.Array) -> jax.Array:
-  """Grey values f[b, h, w, 1] with two residuals of smoothing behind them, f[b, h, w, 3]."""
+def with_residuals(x: Float[Array, 'b h w 1']) -> Float[Array, 'b h w 3']:
+  """Grey values with two residuals of smoothing behind them."""
   once = _smooth(x, 1)
   twice = _smooth(once, 2)
   return jnp.concatenate([x, RESIDUAL_GAIN * (x - once), RESIDUAL_GAIN * (once - twice)], -1)
@@ -186,8 +190,8 @@ def _smooth(x: jax.Array, step: int) -> jax.Array:
   return x
 
 
-def log_moments(x: jax.Array) -> jax.Array:
-  """Log mean and log standard deviation over the places of f[b, h, w, c] >= 0, f32[b, 2c]."""
+def log_moments(x: Float[Array, 'b h w c']) -> Float32[Array, 'b 2*c']:
+  """Log mean and log standard deviation over the places of x >= 0."""
   x = x.astype(jnp.float32)
   mean = x.mean((1, 2))
   variance = jnp.square(x - mean[:, None, None]).mean((1, 2))

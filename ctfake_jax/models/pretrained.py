@@ -14,11 +14,13 @@ import re
 from pathlib import Path
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from jaxtyping import Array, Float, Float32
 from safetensors.numpy import load_file
+
+from ctfake_jax.models.layers import Features
 
 # Of red, green and blue in [0, 1]; torchvision's weights state them as their transforms.
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -36,7 +38,7 @@ class ImagenetInput(nn.Module):
   """A network of colour images that is given grey ones; parameters are the network's own.
 
   Attributes:
-    network: f[b, h, w, 3] -> (logits f32[b, classes], named features).
+    network: of images of three channels to logits and named features.
   """
 
   network: nn.Module
@@ -44,12 +46,14 @@ class ImagenetInput(nn.Module):
   def setup(self):
     nn.share_scope(self, self.network)
 
-  def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+  def __call__(
+    self, x: Float[Array, 'b h w 1'], *, train: bool
+  ) -> tuple[Float32[Array, 'b classes'], Features]:
     return self.network(as_imagenet(x), train=train)
 
 
-def as_imagenet(x: jax.Array) -> jax.Array:
-  """f[b, h, w, 1] in [-1, 1] to f[b, h, w, 3], less ImageNet's mean colour, in its deviations."""
+def as_imagenet(x: Float[Array, 'b h w 1']) -> Float[Array, 'b h w 3']:
+  """Grey in [-1, 1] as colours, less ImageNet's mean colour, in its deviations."""
   mean, deviation = (jnp.array(v, x.dtype).reshape(1, 1, 1, 3) for v in (MEAN, DEVIATION))
   return ((x + 1) / 2 - mean) / deviation
 

@@ -8,16 +8,16 @@ traces. The discriminator is DCGAN's.
 import functools
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Int
 
 from ctfake_jax.models import layers
 from ctfake_jax.models.dcgan import around_one, doublings, normal_002, with_labels
 
 
 class Generator(nn.Module):
-  """From a latent f[b, latent] to images f32[b, size, size, channels] in [-1, 1].
+  """From a latent to images in [-1, 1].
 
   Attributes: as of `dcgan.Generator`.
   """
@@ -30,8 +30,8 @@ class Generator(nn.Module):
 
   @nn.compact
   def __call__(
-    self, latent: jax.Array, labels: jax.Array | None = None, *, train: bool
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    self, latent: Float[Array, 'b l'], labels: Int[Array, ' b'] | None = None, *, train: bool
+  ) -> tuple[Float32[Array, 'b size size channels'], layers.Features]:
     conv = functools.partial(layers.Conv, kernel_init=normal_002, dtype=self.dtype)
     norm = functools.partial(layers.BatchNorm, scale_init=around_one, dtype=self.dtype)
     stages, features = doublings(self.size), {}
@@ -47,8 +47,8 @@ class Generator(nn.Module):
     return jnp.tanh(x.astype(jnp.float32)), features
 
 
-def doubled(x: jax.Array) -> jax.Array:
-  """f[b, h, w, c] to f[b, 2h, 2w, c], every pixel a square of four."""
+def doubled(x: Float[Array, 'b h w c']) -> Float[Array, 'b 2*h 2*w c']:
+  """Every pixel becomes a square of four."""
   b, height, width, channels = x.shape
   wide = jnp.broadcast_to(x[:, :, None, :, None], (b, height, 2, width, 2, channels))
   return wide.reshape(b, 2 * height, 2 * width, channels)

@@ -8,9 +8,9 @@ with '_' for '.', so that published weights map one to one.
 import functools
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32
 
 from ctfake_jax.models import initializers, layers
 from ctfake_jax.models.ops.pooling import max_pool
@@ -25,7 +25,9 @@ class ResidualBlock(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+  def __call__(
+    self, x: Float[Array, 'b h w c'], *, train: bool
+  ) -> Float[Array, 'b rows columns width']:
     conv = functools.partial(layers.Conv, dtype=self.dtype)
     norm = functools.partial(layers.BatchNorm, dtype=self.dtype)
     out = self.width * (4 if self.bottleneck else 1)
@@ -66,7 +68,9 @@ class ResNet(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+  def __call__(
+    self, x: Float[Array, 'b h w c'], *, train: bool
+  ) -> tuple[Float32[Array, 'b classes'], layers.Features]:
     x = layers.Conv(self.width, 7, 2, dtype=self.dtype, name='conv1')(x)
     x = nn.relu(layers.BatchNorm(dtype=self.dtype, name='bn1')(x, train=train))
     x = max_pool(x, window=3, stride=2, padding=1)

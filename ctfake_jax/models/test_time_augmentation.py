@@ -7,6 +7,9 @@ a fortieth of its side, along the axes (5 views) and the diagonals (9).
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
+
+from ctfake_jax.models.layers import Features
 
 DIRECTIONS = ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
 SIDES_PER_SHIFT = 40
@@ -16,7 +19,7 @@ class TestTimeAugmentation(nn.Module):
   """A classifier that is trained as it is and tested on `views` views; parameters are its own.
 
   Attributes:
-    network: f[b, h, w, c] -> (logits f32[b, classes], named features).
+    network: of images to logits and named features.
     views: how many of `DIRECTIONS`.
   """
 
@@ -26,15 +29,17 @@ class TestTimeAugmentation(nn.Module):
   def setup(self):
     nn.share_scope(self, self.network)
 
-  def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+  def __call__(
+    self, x: Float[Array, 'b h w c'], *, train: bool
+  ) -> tuple[Float32[Array, 'b classes'], Features]:
     if train:
       return self.network(x, train=True)
     outputs = self.network(shifted(x, self.views), train=False)
     return jax.tree.map(lambda out: out.reshape(self.views, -1, *out.shape[1:]).mean(0), outputs)
 
 
-def shifted(x: jax.Array, views: int) -> jax.Array:
-  """f[views * b, h, w, c], all images of a view together; edge pixels fill what is left free."""
+def shifted(x: Float[Array, 'b h w c'], views: int) -> Float[Array, '{views}*b h w c']:
+  """All images of a view together; edge pixels fill what is left free."""
   height, width = x.shape[1:3]
   by = max(1, round(min(height, width) / SIDES_PER_SHIFT))
   padded = jnp.pad(x, ((0, 0), (by, by), (by, by), (0, 0)), mode='edge')

@@ -7,9 +7,9 @@ decoder is the generator of `resize_gan`, so that it samples as every other gene
 import functools
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32
 
 from ctfake_jax.models import layers
 from ctfake_jax.models.dcgan import doublings
@@ -31,8 +31,10 @@ class Encoder(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-    """Mean and log-variance f32[b, latent]."""
+  def __call__(
+    self, x: Float[Array, 'b size size 1'], *, train: bool
+  ) -> tuple[Float32[Array, 'b latent'], Float32[Array, 'b latent']]:
+    """Mean and log-variance."""
     conv = functools.partial(layers.Conv, kernel_size=4, stride=2, padding=1, dtype=self.dtype)
     for i in range(doublings(self.size) + 1):
       x = conv(self.width * 2**i, name=f'conv{i}')(x)

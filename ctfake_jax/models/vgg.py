@@ -5,10 +5,10 @@ features. Whatever the image's side, the dense layers see 7x7 averages of the la
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32
 
 from ctfake_jax.models import initializers, layers
 from ctfake_jax.models.ops.pooling import max_pool
@@ -36,8 +36,10 @@ class VGG19(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
-    features: dict[str, jax.Array] = {}
+  def __call__(
+    self, x: Float[Array, 'b h w c'], *, train: bool
+  ) -> tuple[Float32[Array, 'b classes'], layers.Features]:
+    features: layers.Features = {}
     for i, (convs, width) in enumerate(self.stages, 1):
       for j in range(1, convs + 1):
         x = layers.Conv(width, dtype=self.dtype, name=f'stage{i}_conv{j}')(x)
@@ -52,8 +54,8 @@ class VGG19(nn.Module):
     return layers.Dense(self.num_classes, name='fc')(x), features
 
 
-def adaptive_average(x: jax.Array, side: int) -> jax.Array:
-  """f[b, h, w, c] to f[b, side, side, c]: means of windows that cover the image evenly."""
+def adaptive_average(x: Float[Array, 'b h w c'], side: int) -> Float[Array, 'b {side} {side} c']:
+  """Means of `side` x `side` windows that cover the image evenly."""
 
   def windows(length: int) -> np.ndarray:
     rows = np.zeros((side, length), np.float32)

@@ -104,11 +104,11 @@ def test_a_witness_that_takes_no_places_away_itself_has_them_blurred():
 def test_places_taken_from_a_detector_become_a_typical_original():
   rng = np.random.default_rng(0)
   model = patch_net.PatchNet(4)
-  image = rng.uniform(-1, 1, (SIDE, SIDE, 1)).astype(np.float32)
+  image = jnp.asarray(rng.uniform(-1, 1, (SIDE, SIDE, 1)), jnp.float32)
   variables = initializers.variables(model, jax.random.key(0), image[None], train=False)
   features = model.apply(variables, image[None], train=False)[1]['pre_logits'][0]
   # The deviations of what is typical are above the least that log_moments knows.
-  centre = features + rng.uniform(0, 0.5, features.shape)
+  centre = np.asarray(features) + rng.uniform(0, 0.5, features.shape)
   directions = rng.normal(size=(3, len(features)))
   variables = discriminant.with_discriminant(variables, centre, directions)
   kept = np.zeros((3, SIDE, SIDE), bool)
@@ -125,10 +125,12 @@ def test_moments_of_parts_are_those_of_a_picture_put_together():
   x, kept = rng.uniform(0, 1, (4, 4, 1)), np.zeros((1, 8, 8), bool)
   kept[0, :4] = True
   elsewhere = rng.uniform(0, 1, (4, 4, 1))
-  reference_null = patch_net.log_moments(elsewhere[None])[0]
+  reference_null = patch_net.log_moments(jnp.asarray(elsewhere[None]))[0]
   together = np.concatenate([np.tile(x[:2], (2, 1, 1)), elsewhere])
-  expected = patch_net.log_moments(together[None])
-  found = patch_net._moments_of_parts(jnp.asarray(x), kept.astype(np.float32), reference_null)
+  expected = patch_net.log_moments(jnp.asarray(together[None]))
+  found = patch_net._moments_of_parts(
+    jnp.asarray(x), jnp.asarray(kept, jnp.float32), reference_null
+  )
   np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 

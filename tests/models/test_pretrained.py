@@ -73,7 +73,7 @@ def test_grey_images_come_on_imagenets_scale():
   grey = np.array([-1.0, 0.0, 1.0], np.float32).reshape(3, 1, 1, 1)
   # The ends of torchvision's usual transform: (0 - mean) / std, (1 - mean) / std.
   expected = [[-2.117904, -2.035714, -1.804444], [0, 0, 0], [2.248908, 2.428571, 2.64]]
-  found = np.asarray(pretrained.as_imagenet(grey))[:, 0, 0]
+  found = np.asarray(pretrained.as_imagenet(jnp.asarray(grey)))[:, 0, 0]
   np.testing.assert_allclose(found[[0, 2]], np.array(expected)[[0, 2]], atol=1e-5)
 
 
