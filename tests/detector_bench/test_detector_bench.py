@@ -143,7 +143,7 @@ def test_a_tiny_table_end_to_end(tmp_path):
 
 
 def dataset_of(images, families):
-  families, count = np.array(families, object), len(images)
+  images, families, count = images.astype(np.float32), np.array(families, object), len(images)
   stored = np.empty(count, object)
   stored[:] = [lambda levels=(image[..., 0] + 1) / 2: levels for image in images]
   return DetectorDataset(

@@ -1,4 +1,4 @@
-"""Random changes of training images, pure and jitted: f32[b, h, w, 1] in [-1, 1] to the same.
+"""Random changes of training images in [-1, 1], pure and jitted.
 
 Shift, scale, rotation and flip are one bilinear resampling; what comes from outside is the
 nearest edge pixel. Resampling blurs, and what a network is tested on is not blurred: a share of the
@@ -8,11 +8,15 @@ random contrast and brightness.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float32, Key
 
 from ctfake_jax.config.keys import AugmentConfig
 
 
-def augment(images: jax.Array, key: jax.Array, config: AugmentConfig) -> jax.Array:
+def augment(
+  images: Float32[Array | np.ndarray, 'b h w 1'], key: Key[Array, ''], config: AugmentConfig
+) -> Float32[Array, 'b h w 1']:
   """A random variant of each image within the bounds of `config.augment`."""
   # One draw for all: each call of a generator is much code to compile.
   *geometry, contrast, brightness, blur = jax.random.uniform(key, (8, len(images)), minval=-1.0)
@@ -23,16 +27,21 @@ def augment(images: jax.Array, key: jax.Array, config: AugmentConfig) -> jax.Arr
 
 
 def mixup(
-  images: jax.Array, targets: jax.Array, key: jax.Array, alpha: float
-) -> tuple[jax.Array, jax.Array]:
-  """Convex pairs of images and of their targets f32[b, c] (Zhang et al. 2018, arXiv:1710.09412)."""
+  images: Float32[Array | np.ndarray, 'b h w 1'],
+  targets: Float32[Array | np.ndarray, 'b c'],
+  key: Key[Array, ''],
+  alpha: float,
+) -> tuple[Float32[Array, 'b h w 1'], Float32[Array, 'b c']]:
+  """Convex pairs of images and of their targets (Zhang et al. 2018, arXiv:1710.09412)."""
   share = jax.random.beta(key, alpha, alpha, (images.shape[0], 1))
   share = jnp.maximum(share, 1 - share)
   mixed = share[..., None, None] * images + (1 - share[..., None, None]) * images[::-1]
   return mixed, share * targets + (1 - share) * targets[::-1]
 
 
-def discriminator_view(images: jax.Array, key: jax.Array) -> jax.Array:
+def discriminator_view(
+  images: Float32[Array | np.ndarray, 'b h w 1'], key: Key[Array, '']
+) -> Float32[Array, 'b h w 1']:
   """Differentiable translation and cutout for a GAN's discriminator.
 
   Zhao et al. 2020 (arXiv:2006.10738): shifts up to an eighth of the side, a square of half the
@@ -47,7 +56,7 @@ def discriminator_view(images: jax.Array, key: jax.Array) -> jax.Array:
   return images * (rows | columns)
 
 
-def _shifted(images: jax.Array, draw: jax.Array, axis: int) -> jax.Array:
+def _shifted(images: jax.Array | np.ndarray, draw: jax.Array | np.ndarray, axis: int) -> jax.Array:
   """Each image moved along an axis by up to an eighth of its length, zeros behind.
 
   `draw` f32[b, 1] in [0, 1) tells how far.
@@ -69,7 +78,7 @@ def _outside_window(draw: jax.Array, side: int) -> jax.Array:
   return (position < start) | (position >= start + side // 2)
 
 
-def _whole(draw: jax.Array, low: int, end: int) -> jax.Array:
+def _whole(draw: jax.Array | np.ndarray, low: int, end: int) -> jax.Array:
   """Integers from `low` to below `end`, evenly, from draws in [0, 1)."""
   return low + jnp.floor(draw * (end - low)).astype(jnp.int32)
 

@@ -1,9 +1,9 @@
 """Harmless changes of images as pure, jitted functions: what happens to a picture on its way.
 
-Each takes f32[b, h, w, 1] in [-1, 1] and one strength for each image, f[b], and returns the same
-range. Blur and resizing are linear along each axis, so they are a matrix for the rows and one for
-the columns; JPEG is the luminance path of ITU-T T.81 (1992): 8x8 cosine transform, quantisation by
-Table K.1 scaled as libjpeg scales it, and back.
+Each takes images in [-1, 1] and one strength for each image and returns the same range. Blur and
+resizing are linear along each axis, so they are a matrix for the rows and one for the columns; JPEG
+is the luminance path of ITU-T T.81 (1992): 8x8 cosine transform, quantisation by Table K.1 scaled
+as libjpeg scales it, and back.
 """
 
 import functools
@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32, Key
 
 from ctfake_jax.runtime import batching, streams
 
@@ -36,7 +37,9 @@ QUALITY, BLUR_PIXELS, FACTOR, NOISE, GAIN, OFFSET = (
 WIDE_BLUR_PIXELS, WIDE_NOISE = (0.0, 2.0), (0.0, 0.1)
 
 
-def jpeg(images: jax.Array, quality: jax.Array) -> jax.Array:
+def jpeg(
+  images: Float32[Array, 'b h w 1'], quality: Float[Array, ' b']
+) -> Float32[Array, 'b h w 1']:
   """Encoded and decoded at a quality from 1 to 100; sides are filled up to multiples of 8."""
   b, height, width, _ = images.shape
   grey = jnp.round((images[..., 0] + 1) * 127.5) - 128
@@ -52,7 +55,7 @@ def jpeg(images: jax.Array, quality: jax.Array) -> jax.Array:
   return (pixels / 127.5 - 1)[..., None]
 
 
-def blur(images: jax.Array, sigma: jax.Array) -> jax.Array:
+def blur(images: Float32[Array, 'b h w 1'], sigma: Float[Array, ' b']) -> Float32[Array, 'b h w 1']:
   """Gaussian of `sigma` pixels, 0 for none; the edge goes on outside as its last pixel."""
 
   def matrix(length: int) -> jax.Array:
@@ -66,7 +69,9 @@ def blur(images: jax.Array, sigma: jax.Array) -> jax.Array:
   return _along_axes(images, matrix)
 
 
-def resized(images: jax.Array, factor: jax.Array) -> jax.Array:
+def resized(
+  images: Float32[Array, 'b h w 1'], factor: Float[Array, ' b']
+) -> Float32[Array, 'b h w 1']:
   """Resampled to `factor` times the side (0.25 to 2) and back, bilinear with antialias."""
 
   def matrix(length: int) -> jax.Array:
@@ -79,23 +84,31 @@ def resized(images: jax.Array, factor: jax.Array) -> jax.Array:
   return _along_axes(images, matrix)
 
 
-def noisy(images: jax.Array, deviation: jax.Array, key: jax.Array) -> jax.Array:
+def noisy(
+  images: Float32[Array, 'b h w 1'], deviation: Float[Array, ' b'], key: Key[Array, '']
+) -> Float32[Array, 'b h w 1']:
   """White noise of a standard deviation in units of the model's range."""
   noise = jax.random.normal(key, images.shape)
   return jnp.clip(images + deviation[:, None, None, None] * noise, -1, 1)
 
 
-def windowed(images: jax.Array, gain: jax.Array, offset: jax.Array) -> jax.Array:
+def windowed(
+  images: Float32[Array, 'b h w 1'], gain: Float[Array, ' b'], offset: Float[Array, ' b']
+) -> Float32[Array, 'b h w 1']:
   """Another window: contrast times `gain`, level by `offset`."""
   return jnp.clip(gain[:, None, None, None] * images + offset[:, None, None, None], -1, 1)
 
 
-def mirrored(images: jax.Array, yes: jax.Array) -> jax.Array:
+def mirrored(
+  images: Float32[Array, 'b h w 1'], yes: Float[Array, ' b']
+) -> Float32[Array, 'b h w 1']:
   """Left and right exchanged where `yes` is above 0."""
   return jnp.where(yes[:, None, None, None] > 0, images[:, :, ::-1], images)
 
 
-def cropped(images: jax.Array, share: jax.Array) -> jax.Array:
+def cropped(
+  images: Float32[Array, 'b h w 1'], share: Float[Array, ' b']
+) -> Float32[Array, 'b h w 1']:
   """The middle `share` of each side, resampled to the whole side."""
   shape = jnp.array(images.shape[1:3])
 
@@ -107,18 +120,18 @@ def cropped(images: jax.Array, share: jax.Array) -> jax.Array:
   return jax.vmap(one)(images, share)
 
 
-def as_8_bit(images: jax.Array) -> jax.Array:
+def as_8_bit(images: Float32[Array, 'b h w 1']) -> Float32[Array, 'b h w 1']:
   """The rounding of a stored 8-bit picture."""
   return jnp.clip(jnp.round((images + 1) * 127.5) / 127.5 - 1, -1, 1)
 
 
 def degrade(
-  images: jax.Array,
-  key: jax.Array,
+  images: Float32[Array, 'b h w 1'],
+  key: Key[Array, ''],
   *,
   blur_pixels: tuple[float, float] = BLUR_PIXELS,
   noise: tuple[float, float] = NOISE,
-) -> jax.Array:
+) -> Float32[Array, 'b h w 1']:
   """A random chain of changes for each image, each with the same chance, rounded to 8 bits."""
   count = len(images)
   key, key_noise = jax.random.split(key)
@@ -181,13 +194,17 @@ def _table(quality: jax.Array) -> jax.Array:
   return jnp.clip(scaled, 1, 255)
 
 
-def in_batches(change: Callable, images: np.ndarray, strength: float) -> np.ndarray:
-  """A change of this module with one strength for all of f32[n, h, w, 1], stored in 8 bits."""
+def in_batches(
+  change: Callable, images: Float32[np.ndarray, 'n h w 1'], strength: float
+) -> Float32[np.ndarray, 'n h w 1']:
+  """A change of this module with one strength for all images, stored in 8 bits."""
   return batching.run(lambda s, _, batch: _stored(change, batch, s), np.float32(strength), images)
 
 
-def at_random(images: np.ndarray, seed: int, *, wide: bool = False) -> np.ndarray:
-  """Each of f32[n, h, w, 1] through a random chain of changes, once; `wide`: more blur, noise."""
+def at_random(
+  images: Float32[np.ndarray, 'n h w 1'], seed: int, *, wide: bool = False
+) -> Float32[np.ndarray, 'n h w 1']:
+  """Each image through a random chain of changes, once; `wide`: more blur, noise."""
   key = streams.key(seed, 'degradations', 'wide' if wide else 'usual')
   degraded = _degraded[wide]
 

@@ -2,12 +2,13 @@
 
 A detector that saw one site's pictures alone takes another's for fakes. These changes, drawn at
 random, stand in for the sites that are not at hand (domain randomisation: Tobin et al. 2017,
-arXiv:1703.06907). Each takes f32[b, h, w, c] in [-1, 1], -1 for black, and does the same to all
-channels of an image.
+arXiv:1703.06907). Each takes images in [-1, 1], -1 for black, and does the same to all channels of
+an image.
 """
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32, Key
 
 # Chance of each change, and its bounds.
 TONE_CHANCE, BLACK, WHITE, LOG_GAMMA = 0.5, (0.0, 0.15), (0.35, 1.1), (-0.5, 0.5)
@@ -15,7 +16,9 @@ FIELD_CHANCE, MIDDLE, HALF_AXIS = 0.35, (0.42, 0.58), (0.3, 0.52)
 ZOOM_CHANCE, ZOOM = 0.3, (0.6, 1.0)
 
 
-def toned(images: jax.Array, key: jax.Array, white: tuple[float, float] = WHITE) -> jax.Array:
+def toned(
+  images: Float32[Array, 'b h w c'], key: Key[Array, ''], white: tuple[float, float] = WHITE
+) -> Float32[Array, 'b h w c']:
   """Another window and curve: grey shares g become black + (white - black) g ** gamma."""
   keys = jax.random.split(key, 4)
   darkest, brightest, log_gamma = (
@@ -27,7 +30,7 @@ def toned(images: jax.Array, key: jax.Array, white: tuple[float, float] = WHITE)
   return jnp.where(_chosen(keys[3], images, TONE_CHANCE), changed, images)
 
 
-def in_field(images: jax.Array, key: jax.Array) -> jax.Array:
+def in_field(images: Float32[Array, 'b h w c'], key: Key[Array, '']) -> Float32[Array, 'b h w c']:
   """Black outside of an ellipse, as scanners leave what is outside of the patient or the field."""
   keys = jax.random.split(key, 5)
   _, height, width, _ = images.shape
@@ -40,7 +43,7 @@ def in_field(images: jax.Array, key: jax.Array) -> jax.Array:
   return jnp.where(outside, -1.0, images)
 
 
-def zoomed_out(images: jax.Array, key: jax.Array) -> jax.Array:
+def zoomed_out(images: Float32[Array, 'b h w c'], key: Key[Array, '']) -> Float32[Array, 'b h w c']:
   """Made smaller about the middle, black around."""
   key_zoom, key_chosen = jax.random.split(key)
   shape = jnp.array(images.shape[1:3])

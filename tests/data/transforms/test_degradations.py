@@ -24,8 +24,8 @@ def smooth(count=3, side=32, seed=0):
 @pytest.mark.parametrize('quality', [30, 55, 75, 95])
 def test_jpeg_is_pillows_to_a_grey_level(quality):
   images = smooth()
-  ours = to_uint8(np.asarray(degradations.jpeg(images, jnp.full(3, float(quality)))))[..., 0]
-  for pixels, found in zip(to_uint8(np.asarray(images[..., 0])), ours):
+  ours = np.asarray(degradations.jpeg(images, jnp.full(3, float(quality))))
+  for pixels, found in zip(to_uint8(np.asarray(images)[..., 0]), to_uint8(ours)[..., 0]):
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, 'JPEG', quality=quality)
     theirs = np.asarray(Image.open(stream)).astype(int)
