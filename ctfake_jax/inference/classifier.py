@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float32
 
 from ctfake_jax import config as config_lib
 from ctfake_jax.config.keys import Config
@@ -16,7 +17,7 @@ from ctfake_jax.models import registry
 from ctfake_jax.models.test_time_augmentation import TestTimeAugmentation
 from ctfake_jax.runtime import batching
 from ctfake_jax.runtime import mesh as mesh_lib
-from ctfake_jax.types import UserError
+from ctfake_jax.types import ImagesOnDisk, UserError
 from ctfake_jax.workdir import checkpoints
 from ctfake_jax.workdir import files as workdir_lib
 
@@ -44,8 +45,10 @@ class Trained:
     """The classifier itself, which sees one view of an image."""
     return self.model.network if isinstance(self.model, TestTimeAugmentation) else self.model
 
-  def predict(self, images: np.ndarray) -> np.ndarray:
-    """Class probabilities f32[n, c] of images f32[n, h, w, 1] in [-1, 1]."""
+  def predict(
+    self, images: Float32[np.ndarray, 'n h w 1'] | ImagesOnDisk
+  ) -> Float32[np.ndarray, 'n c']:
+    """Class probabilities of images in [-1, 1]."""
     return softmax(run(self.model, self.variables, images)[0])
 
 
@@ -66,18 +69,22 @@ def load(workdir: Path | str) -> Trained:
   return Trained(model, variables, config, class_names, saved['unit'], view, frozenset(trained_on))
 
 
-def run(model: nn.Module, variables: dict, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Logits f32[n, c] and pooled features f32[n, d], in batches of one shape over the mesh."""
+def run(
+  model: nn.Module, variables: dict, images: Float32[np.ndarray, 'n h w 1'] | ImagesOnDisk
+) -> tuple[Float32[np.ndarray, 'n c'], Float32[np.ndarray, 'n d']]:
+  """Logits and pooled features, in batches of one shape over the mesh."""
   return batching.run(lambda v, _, batch: forward(model, v, batch), variables, images)
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-  """Class probabilities f32[n, c]."""
+def softmax(logits: Float32[np.ndarray, 'n c']) -> Float32[np.ndarray, 'n c']:
+  """Class probabilities."""
   return np.asarray(jax.nn.softmax(logits, axis=-1))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def forward(model: nn.Module, variables: dict, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Logits f32[b, c] and pooled features f32[b, d]."""
+def forward(
+  model: nn.Module, variables: dict, images: Float32[Array, 'b h w 1']
+) -> tuple[Float32[Array, 'b c'], Float32[Array, 'b d']]:
+  """Logits and pooled features."""
   logits, features = model.apply(variables, images, train=False)
   return logits.astype(jnp.float32), features['pre_logits']

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float32, Int, Key
 
 from ctfake_jax import config as config_lib
 from ctfake_jax.config.keys import Config, GeneratorConfig
@@ -35,19 +36,19 @@ class Sampler:
   variables: dict
   latent: int
 
-  def sample(self, labels: np.ndarray, seed: int) -> np.ndarray:
-    """Images f32[n, h, w, 1] in [-1, 1], one for each of labels i32[n]."""
+  def sample(self, labels: Int[np.ndarray, ' n'], seed: int) -> Float32[np.ndarray, 'n h w 1']:
+    """Images in [-1, 1], one for each label."""
     constants = self.variables, streams.key(seed, 'samples')
     draw = functools.partial(draw_samples, self.generator, self.latent)
     return batching.run(draw, constants, labels, title='sampling')
 
 
 def make_sampler(
-  generator: nn.Module, variables: dict, latent: int, class_counts: np.ndarray
+  generator: nn.Module, variables: dict, latent: int, class_counts: Int[np.ndarray, ' c']
 ) -> Sampler:
   """Re-estimates the batch statistics of `variables` {params, batch_stats} where it has some.
 
-  Labels come in the mix of `class_counts` [c], those of the images learnt from: other proportions
+  Labels come in the mix of `class_counts`, those of the images learnt from: other proportions
   have other statistics.
   """
   if 'batch_stats' not in variables:
@@ -70,7 +71,7 @@ class TrainedGenerator:
 
   Attributes:
     unit: of the images learnt from, 'HU' or 'grey'.
-    class_counts: int[c], how many of each class it learnt from.
+    class_counts: how many of each class it learnt from.
     step: of the checkpoint.
     digest: SHA-256 of the generator's parameters.
     encoder: averaged variables of a VAE's encoder, None for other generators.
@@ -81,7 +82,7 @@ class TrainedGenerator:
   config: Config
   class_names: tuple[str, ...]
   unit: str
-  class_counts: np.ndarray
+  class_counts: Int[np.ndarray, ' c']
   step: int
   digest: str
   encoder: dict | None
@@ -142,11 +143,11 @@ def _latents(stream: jax.Array, batch: int, latent: int) -> jax.Array:
 def draw_samples(
   generator: nn.Module,
   latent: int,
-  constants: tuple[dict, jax.Array],
-  number: jax.Array,
-  labels: jax.Array,
-) -> jax.Array:
-  """Images f32[b, h, w, 1] of batch `number`; `constants` are (variables, random stream).
+  constants: tuple[dict, Key[Array, '']],
+  number: Int[Array, ''],
+  labels: Int[Array, ' b'],
+) -> Float32[Array, 'b h w 1']:
+  """Images of batch `number`; `constants` are (variables, random stream).
 
   They are made with the running statistics of the variables.
   """

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ctfake_jax.data.class_mix import class_counts, counts_in_mix, labels_in_mix, rows_in_mix
 from ctfake_jax.fakes import families as fakes
 from ctfake_jax.inference import generator as sampling
+from ctfake_jax.models import dcgan
 
 MIXES = st.lists(st.integers(0, 1000), min_size=1, max_size=8).filter(any)
 
@@ -69,7 +70,7 @@ def test_batch_statistics_are_of_the_mix_learnt_from(monkeypatch):
 
   monkeypatch.setattr(sampling, '_batch_statistics', statistics)
   variables = {'params': {}, 'batch_stats': {'mean': np.zeros(1)}}
-  sampling.make_sampler(nn.Module(), variables, 4, np.array([70, 20, 10]))
+  sampling.make_sampler(dcgan.Generator(32), variables, 4, np.array([70, 20, 10]))
   labels = np.concatenate(seen)
   expected = counts_in_mix(np.array([70, 20, 10]), len(labels))
   np.testing.assert_array_equal(class_counts(labels, 3), expected)

@@ -147,7 +147,7 @@ def dataset_of(images, families):
   stored = np.empty(count, object)
   stored[:] = [lambda levels=(image[..., 0] + 1) / 2: levels for image in images]
   return DetectorDataset(
-    images=images.astype(np.float32),
+    images=images,
     families=families,
     groups=np.arange(count),
     labels=np.zeros(count, int),

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import make_images
@@ -80,7 +81,9 @@ def test_a_generator_gives_the_same_images(tiny_config, tmp_path):
   sampler = sampling.load(tmp_path / 'run').sampler
   latent = np.random.default_rng(0).normal(size=(3, sampler.latent)).astype(np.float32)
   labels = np.array([0, 1, 1], np.int32)
-  ours, _ = sampler.generator.apply(sampler.variables, latent, labels, train=False)
+  ours, _ = sampler.generator.apply(
+    sampler.variables, jnp.asarray(latent), jnp.asarray(labels), train=False
+  )
   theirs = run_elsewhere(tmp_path / 'out', latent=latent, labels=labels)
   np.testing.assert_allclose(theirs, ours, atol=1e-5)
 
