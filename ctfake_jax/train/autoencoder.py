@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float32, Int, Key
 
 from ctfake_jax.config.keys import Config
 from ctfake_jax.models import autoencoder, registry
@@ -46,7 +47,7 @@ def init_state(networks: Networks, size: int, seed: int) -> State:
 
 def make_train_step(
   networks: Networks, config: Config
-) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
+) -> Callable[[State, dict, Key[Array, '']], tuple[State, dict]]:
   """The pure step (state, {image}, key) -> (state, losses)."""
   c = config.autoencoder
 
@@ -99,9 +100,13 @@ def make_train_step(
 
 
 def rebuilt_of(
-  network: autoencoder.Autoencoder, variables: dict, reals: ImageSet, labels: np.ndarray, seed: int
-) -> np.ndarray:
-  """Rebuilt images f32[n, h, w, 1] of reals that have labels i32[n], taken in turn."""
+  network: autoencoder.Autoencoder,
+  variables: dict,
+  reals: ImageSet,
+  labels: Int[np.ndarray, ' n'],
+  seed: int,
+) -> Float32[np.ndarray, 'n h w 1']:
+  """Rebuilt images of reals that have these labels, taken in turn."""
   rows = np.empty(len(labels), int)
   for label in np.unique(labels):
     asked = labels == label

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float, Float32, Int, Key, Shaped
 
 from ctfake_jax import config as config_lib
 from ctfake_jax.config.keys import Config
@@ -72,8 +73,8 @@ def make_train_step(
   model: nn.Module,
   tx: Elementwise,
   config: Config,
-  class_weights: np.ndarray,
-) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
+  class_weights: Float32[np.ndarray, ' c'],
+) -> Callable[[State, dict, Key[Array, '']], tuple[State, dict]]:
   """The pure step (state, {image, label}, key) -> (state, {loss, accuracy})."""
   classes, smoothing = len(class_weights), config.train.label_smoothing
 
@@ -112,7 +113,7 @@ def updated(
   grads: dict,
   batch_stats: dict,
   *,
-  loss: jax.Array,
+  loss: Float[Array, ''],
   ema_decay: float,
 ) -> State:
   """The state of `init_state` after a step of its one network."""
@@ -279,9 +280,9 @@ def test(
   model: nn.Module,
   variables: dict,
   images: ImageSet,
-  rows: np.ndarray,
-  groups: np.ndarray,
-) -> tuple[dict, dict[str, np.ndarray]]:
+  rows: Int[np.ndarray, ' k'],
+  groups: Int[np.ndarray, ' n'],
+) -> tuple[dict, dict[str, Shaped[np.ndarray, 'k ...']]]:
   """The report on images[rows], and the arrays behind it."""
   chosen = images.take(rows)
   logits, features = inference.run(model, variables, chosen.images)
@@ -295,7 +296,9 @@ def test(
   return report(predictions, images.class_names), predictions
 
 
-def report(predictions: dict[str, np.ndarray], class_names: tuple[str, ...]) -> dict:
+def report(
+  predictions: dict[str, Shaped[np.ndarray, 'n ...']], class_names: tuple[str, ...]
+) -> dict:
   """Accuracy with its interval, per class, AUROC and confusion of stored predictions."""
   return metrics.classification_report(
     predictions['labels'],
@@ -312,7 +315,7 @@ def _pretrained(config: Config, like: dict) -> dict:
     raise UserError(f'config.model.pretrained = {config.model.pretrained}: {error}') from None
 
 
-def class_weights(train: ImageSet, balanced: bool) -> np.ndarray:
-  """f32[classes], mean 1 over images; all ones unless `balanced`."""
+def class_weights(train: ImageSet, balanced: bool) -> Float32[np.ndarray, ' c']:
+  """Mean 1 over images; all ones unless `balanced`."""
   counts = np.bincount(train.labels, minlength=len(train.class_names)).astype(np.float32)
   return len(train) / (len(counts) * counts) if balanced else np.ones_like(counts)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Key
 
 from ctfake_jax.config.keys import Config
 from ctfake_jax.models import diffusion, registry
@@ -48,7 +49,7 @@ def init_state(networks: Networks, size: int, seed: int) -> State:
 
 def make_train_step(
   networks: Networks, config: Config
-) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
+) -> Callable[[State, dict, Key[Array, '']], tuple[State, dict]]:
   """The pure step (state, {image, label}, key) -> (state, {loss})."""
   c, unet = config.diffusion, networks.generator.unet
 

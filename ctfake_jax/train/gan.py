@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Key
 
 from ctfake_jax.config.keys import Config, GanConfig
 from ctfake_jax.data.transforms.augment import discriminator_view
@@ -77,7 +78,7 @@ def before_training(networks: Networks, generator: dict, discriminator: dict) ->
 
 def make_train_step(
   networks: Networks, config: Config
-) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
+) -> Callable[[State, dict, Key[Array, '']], tuple[State, dict]]:
   """The pure step (state, {image, label}, key) -> (state, losses and discriminator accuracies)."""
   c = config.gan
   discriminator_loss = _discriminator_loss(networks.discriminator, c)

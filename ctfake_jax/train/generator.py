@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32, Int
 
 from ctfake_jax.config.keys import Config
 from ctfake_jax.data import dataset, splits
@@ -140,7 +141,12 @@ def _maker(
   return make_sampler(networks.generator, variables, networks.latent, learnt).sample
 
 
-def diversity(images: np.ndarray, labels: np.ndarray, classes: int, seed: int) -> float:
+def diversity(
+  images: Float32[np.ndarray, 'n h w 1'],
+  labels: Int[np.ndarray, ' n'],
+  classes: int,
+  seed: int,
+) -> float:
   """Mean root-mean-square difference of random pairs within a class."""
   rng = streams.generator(seed, 'pairs')
   differences = []

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Key
 
 from ctfake_jax.config.keys import TrainConfig
 from ctfake_jax.data.loader import Feed
@@ -26,7 +27,7 @@ from ctfake_jax.types import PreemptedError, UserError
 from ctfake_jax.workdir import files as workdir_lib
 from ctfake_jax.workdir.checkpoints import Checkpoints, Progress
 
-TrainStep = Callable[[Any, dict, jax.Array], tuple[Any, dict]]
+TrainStep = Callable[[Any, dict, Key[Array, '']], tuple[Any, dict]]
 
 
 @dataclasses.dataclass(frozen=True)

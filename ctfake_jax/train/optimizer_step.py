@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.experimental.xla_metadata import set_xla_metadata
+from jaxtyping import Array, Int
 
 from ctfake_jax.models.ops.platform import has_own_forms
 
@@ -67,7 +68,7 @@ def apply_gradients(
   return _on_flat_leaves(step, (grads, opt_state, params), like=(params, opt_state))
 
 
-def moving_average(old: dict, new: dict, decay: float, step: jax.Array) -> dict:
+def moving_average(old: dict, new: dict, decay: float, step: Int[Array, '']) -> dict:
   """Exponential moving average whose memory grows with the run up to `decay`."""
   kept = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 

@@ -1,32 +1,37 @@
 """What a training step changes, and the end that every step has."""
 
+from typing import no_type_check
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int32
 
 from ctfake_jax.train.optimizer_step import moving_average
 
 
+# JAX itself makes states of shapes and flags: what a field is, it holds in a run only.
+@no_type_check
 class State(flax.struct.PyTreeNode):
   """Everything a step changes.
 
   Attributes:
-    step: i32[], how many are done.
+    step: how many are done.
     networks: variables {params, and batch_stats where it has some} of each network, by its name.
     opt_states: of each optimiser, by the name of what it moves.
     ema: moving average of the variables of the network that is used after training.
     ema_encoder: the same of a VAE's encoder; {} elsewhere. A reconstruction pairs the averages: an
       encoder of one step speaks another language than the average of many decoders.
-    first_bad_step: i32[], the first one whose loss was not finite, -1 while there is none.
+    first_bad_step: the first one whose loss was not finite, -1 while there is none.
   """
 
-  step: jax.Array
+  step: Int32[Array, '']
   networks: dict[str, dict]
   opt_states: dict[str, optax.OptState]
   ema: dict
   ema_encoder: dict
-  first_bad_step: jax.Array
+  first_bad_step: Int32[Array, '']
 
   def parameter_counts(self) -> dict[str, int]:
     """Trainable scalars of each network."""
@@ -60,7 +65,7 @@ def advanced(
   opt_states: dict[str, optax.OptState],
   *,
   used: str,
-  loss: jax.Array,
+  loss: Float[Array, ''],
   ema_decay: float,
 ) -> State:
   """The state after a step that gave these networks and optimisers, and had this loss."""

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float, Key
 
 from ctfake_jax.config.keys import Config
 from ctfake_jax.models import registry
@@ -54,14 +55,14 @@ def init_state(networks: Networks, size: int, seed: int) -> State:
   )
 
 
-def divergence(mean: jax.Array, log_var: jax.Array) -> jax.Array:
-  """Kullback-Leibler divergence f[b], in nats, of N(mean, exp(log_var)) from N(0, 1)."""
+def divergence(mean: Float[Array, 'b l'], log_var: Float[Array, 'b l']) -> Float[Array, ' b']:
+  """Kullback-Leibler divergence, in nats, of N(mean, exp(log_var)) from N(0, 1)."""
   return 0.5 * (mean**2 + jnp.exp(log_var) - 1 - log_var).sum(-1)
 
 
 def make_train_step(
   networks: Networks, config: Config
-) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
+) -> Callable[[State, dict, Key[Array, '']], tuple[State, dict]]:
   """The pure step (state, {image, label}, key) -> (state, losses)."""
   c = config.vae
 

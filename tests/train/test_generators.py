@@ -151,7 +151,7 @@ def test_a_gan_learns_what_its_labels_mean(configured):
   for i in range(100):
     state, metrics = step(state, batch, jax.random.key(i))
   assert metrics['accuracy_label'] == 1
-  sampler = sampling.make_sampler(networks.generator, state.ema, networks.latent, np.ones(2))
+  sampler = sampling.make_sampler(networks.generator, state.ema, networks.latent, np.ones(2, int))
   means = sampler.sample(np.arange(64, dtype=np.int32) % 2, seed=0).mean((1, 2, 3))
   assert means[1::2].min() > means[::2].max(), means
 
@@ -159,7 +159,7 @@ def test_a_gan_learns_what_its_labels_mean(configured):
 @pytest.mark.slow
 def test_sampling_statistics_fit_the_parameters(configured):
   networks, _, state, _ = step_of(configured('dcgan'))
-  sampler = sampling.make_sampler(networks.generator, state.ema, networks.latent, np.ones(2))
+  sampler = sampling.make_sampler(networks.generator, state.ema, networks.latent, np.ones(2, int))
   latent = jax.random.normal(jax.random.key(1), (256, networks.latent))
   labels = jnp.arange(256) % 2
   apply = functools.partial(networks.generator.apply, mutable=['batch_stats'])
@@ -209,13 +209,12 @@ def test_signal_and_noise_keep_the_variance():
   assert (jnp.diff(signal) < 0).all()
 
 
-class _Oracle:
+class _Oracle(diffusion_model.UNet):
   """A noise predictor that knows the one image there is."""
 
-  def __init__(self, image):
-    self.image = image
+  image: jax.Array | None = None
 
-  def apply(self, _, x, time, __):
+  def __call__(self, x, time, labels):
     signal, noise = (s[:, None, None, None] for s in diffusion_model.signal_and_noise(time))
     return (x - signal * self.image) / noise
 
@@ -223,9 +222,9 @@ class _Oracle:
 def test_the_image_implied_by_the_true_noise_is_the_image():
   image = jax.random.uniform(jax.random.key(0), (1, 8, 8, 1), minval=-1.0)
   x, time = jax.random.normal(jax.random.key(1), (1, 8, 8, 1)), jnp.array([0.5])
-  found, noise = diffusion_model.implied(_Oracle(image), {}, x, time, None)
+  found, noise = diffusion_model.implied(_Oracle(image=image), {}, x, time, None)
   np.testing.assert_allclose(found, image, atol=1e-4)
-  signal, scale = diffusion_model.signal_and_noise(0.5)
+  signal, scale = diffusion_model.signal_and_noise(jnp.array(0.5))
   np.testing.assert_allclose(signal * found + scale * noise, x, atol=1e-5)
 
 
