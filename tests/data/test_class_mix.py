@@ -1,6 +1,5 @@
 """Fakes come in the class mix of their reference, whatever it is."""
 
-import flax.linen as nn
 import numpy as np
 import pytest
 from conftest import make_images
