@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -101,7 +101,7 @@ def gather(
     else sandboxed.decode_here(source, view, share)
   )
   bar = progress_bar.bar('reading', decoded, total=len(share), hidden=len(share) < FEW_FILES)
-  facts = _facts(bar, -(-count // shares), 0 if stream else view.size, unit)
+  facts = _facts(iter(bar), -(-count // shares), 0 if stream else view.size, unit)
   facts = {name: rows[:count] for name, rows in mesh_lib.from_all_processes(facts).items()}
   odd, reason = _other_unit(facts['is_hu'], facts['readable'])
   found = facts['readable'] & ~odd
@@ -179,7 +179,7 @@ def _say_what_is_missing(
 
 
 def _facts(
-  images: Iterable[Decoded], rows: int, side: int, unit: str | None
+  images: Iterator[Decoded], rows: int, side: int, unit: str | None
 ) -> dict[str, np.ndarray]:
   """Facts of so many images, in arrays that processes can exchange; no pixels where `side` is 0."""
   facts = {

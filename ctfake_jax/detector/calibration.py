@@ -55,7 +55,7 @@ def asked_rate(config: Config, own: float = USUAL_RATE) -> float:
 
 
 def one_per_group(
-  scores: Float[np.ndarray, ' n'], groups: Shaped[np.ndarray, ' n'], seed: int
+  scores: Shaped[np.ndarray, ' n'], groups: Shaped[np.ndarray, ' n'], seed: int
 ) -> Shaped[np.ndarray, ' g']:
   """The score of one image of each group, drawn at random."""
   order = streams.generator(seed, 'one of each group').permutation(len(scores))
@@ -115,11 +115,11 @@ class Scaling:
   slope: float
   intercept: float
 
-  def logits(self, scores: Float[np.ndarray, ' n']) -> Float[np.ndarray, ' n']:
+  def logits(self, scores: Float[np.ndarray, '*n']) -> Float[np.ndarray, '*n']:
     """Log odds of raw scores."""
     return self.slope * scores + self.intercept
 
-  def p_fake(self, scores: Float[np.ndarray, ' n'], prior: float) -> Float[np.ndarray, ' n']:
+  def p_fake(self, scores: Float[np.ndarray, '*n'], prior: float) -> Float[np.ndarray, '*n']:
     """Probability that an image is fake if a share `prior` of the images is."""
     return scipy.special.expit(self.logits(scores) + scipy.special.logit(prior))
 

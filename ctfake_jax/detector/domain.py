@@ -48,14 +48,14 @@ class Domain:
 
   Attributes:
     centre, scale: f[d] of what lies inside.
-    weights: f[2 d], of the features in units of scale and of their squares.
+    weights: of the features in units of scale and of their squares.
     bias: such that originals have mean 0 and deviation 1.
     limit: in these deviations.
   """
 
   centre: Float[np.ndarray, ' d']
   scale: Float[np.ndarray, ' d']
-  weights: Float[np.ndarray, ' d']
+  weights: Float[np.ndarray, ' 2*d']
   bias: float
   limit: float
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import scipy.stats
 import sklearn.metrics
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Real, Shaped
 
 from ctfake_jax.runtime import streams
 
@@ -16,7 +16,7 @@ RESAMPLES = 200
 class Scores:
   """What one method said of n images: scores f[n], fake bool[n], groups int[n]."""
 
-  scores: Float[np.ndarray, ' n']
+  scores: Real[np.ndarray, ' n']
   fake: Bool[np.ndarray, ' n']
   groups: Shaped[np.ndarray, ' n']
 
@@ -51,7 +51,7 @@ def _difference(a: dict[str, Scores], b: dict[str, Scores], counts: dict[int, in
 
 
 def delong(
-  scores_a: Float[np.ndarray, ' n'], scores_b: Float[np.ndarray, ' n'], fake: Bool[np.ndarray, ' n']
+  scores_a: Real[np.ndarray, ' n'], scores_b: Real[np.ndarray, ' n'], fake: Bool[np.ndarray, ' n']
 ) -> float:
   """Two-sided p-value that two methods' scores f[n] have the same AUROC.
 

@@ -198,7 +198,7 @@ def clopper_pearson(
 
 
 def auroc(
-  scores_positive: Float[np.ndarray, ' n'], scores_negative: Float[np.ndarray, ' m']
+  scores_positive: Real[np.ndarray, ' n'], scores_negative: Real[np.ndarray, ' m']
 ) -> float:
   """Chance that a positive scores above a negative, ties counting half."""
   truth = np.repeat([1, 0], [len(scores_positive), len(scores_negative)])
@@ -226,8 +226,8 @@ def classes_auroc(
 
 def detection_at(
   false_alarm_rate: float,
-  scores_positive: Float[np.ndarray, ' n'],
-  scores_negative: Float[np.ndarray, ' m'],
+  scores_positive: Real[np.ndarray, ' n'],
+  scores_negative: Real[np.ndarray, ' m'],
 ) -> float:
   """Share of positives found when at most that share of the negatives at hand raises an alarm.
 

@@ -117,7 +117,9 @@ def test_the_record_scales_single_pictures_and_names_other_depths(pictures, tmp_
   assert np.abs(from_uint8(seen.pixels) - images.images[0, ..., 0]).max() < 0.005
   for reason in (refused.reason, found.unreadable[0].reason):
     assert 'is stored in values up to 255' in reason
-  assert Preprocess(16, -600.0, 1500.0, 'crop').obstacle(Slice(stored, 'grey', None, 255)) == ''
+  assert (
+    Preprocess(16, -600.0, 1500.0, 'crop').obstacle(Slice(stored / 65535, 'grey', None, 255)) == ''
+  )
 
 
 def test_other_depths_in_the_training_set_are_listed(pictures, tmp_path):

@@ -89,11 +89,16 @@ VIEW = Preprocess(32, -600.0, 1500.0, 'crop')
 class StoredSet:
   """A source of grey slices of the images of a set, as small as they are."""
 
+  class_names = unreadable = ()
+
   def __init__(self, images):
     self.records, self._images = images.records, images.images
 
   def __getitem__(self, index):
     return Slice((self._images[index, ..., 0] + 1) / 2, 'grey', None)
+
+  def __len__(self):
+    return len(self.records)
 
 
 def stock(images, groups=None, root=None):
@@ -669,7 +674,9 @@ def test_a_site_without_fakes_gets_probabilities_from_supposed_ones():
   )
   own = site_adaptation.fit(class_statistics, reals, differences, seed=0)
   scaling = recalibration._scaling(own, reference_null)
-  fakes = patch_net.distance_towards_fakes(reals + differences[:1], own.centre, own.directions)
+  fakes = np.asarray(
+    patch_net.distance_towards_fakes(reals + differences[:1], own.centre, own.directions)
+  )
   assert (scaling.p_fake(own.scores, 0.5) < 0.5).mean() > 0.9
   assert (scaling.p_fake(fakes, 0.5) > 0.5).mean() > 0.9
 
@@ -769,8 +776,11 @@ def test_what_a_file_says_of_itself_comes_first(made):
 
 
 def test_what_says_that_it_is_synthetic_is_no_original_of_a_site(site_files, tmp_path):
-  class Willing:
+  class Willing(bundle.Detector):
     view, unit = Preprocess(32, -600, 1500, 'crop'), 'HU'
+
+    def __init__(self):
+      pass
 
     def obstacles(self, decoded):
       del decoded

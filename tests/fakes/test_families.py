@@ -178,9 +178,9 @@ def fresh_diffusion(config):
   config.task, config.data.image_size, config.diffusion.width = 'diffusion', 32, 8
   networks = diffusion.build(resolve(config), 2)
   state = diffusion.init_state(networks, 32, seed=0)
-  sampler = sampling.make_sampler(networks.generator, state.ema, networks.latent, np.ones(2))
+  sampler = sampling.make_sampler(networks.generator, state.ema, networks.latent, np.ones(2, int))
   return sampling.TrainedGenerator(
-    sampler, resolve(config), ('0', '1'), 'grey', np.ones(2), 0, '', None
+    sampler, resolve(config), ('0', '1'), 'grey', np.ones(2, int), 0, '', None
   )
 
 
@@ -198,9 +198,14 @@ def test_a_reconstruction_is_nearer_to_its_source_than_another_image_is(
   assert (made.labels == REALS.labels[made.sources]).all()
 
 
+class Untrained(sampling.Sampler):
+  def __init__(self):
+    pass
+
+
 def test_a_gan_cannot_reconstruct(tiny_config, tmp_path):
   network = sampling.TrainedGenerator(
-    None, resolve(tiny_config), (), 'grey', np.ones(1), 0, '', None
+    Untrained(), resolve(tiny_config), (), 'grey', np.ones(1, int), 0, '', None
   )
   tiny_config.task = 'gan'
   with pytest.raises(UserError, match='cannot reconstruct'):
@@ -231,13 +236,13 @@ def test_edits_are_generated_with_masks_sources_and_labels(tmp_path):
 
 
 def test_sampled_fakes_have_no_source(tiny_config):
-  class Constant:
+  class Constant(Untrained):
     def sample(self, labels, seed):
       del seed
       return np.zeros((len(labels), 4, 4, 1), np.float32)
 
   network = sampling.TrainedGenerator(
-    Constant(), resolve(tiny_config), (), 'grey', np.ones(1), 0, '', None
+    Constant(), resolve(tiny_config), (), 'grey', np.ones(1, int), 0, '', None
   )
   made = fakes.sample(network, np.array([0, 1], np.int32), 0)
   assert (made.sources == -1).all()

@@ -136,8 +136,11 @@ def test_edits_of_a_phantom_are_of_no_patient(tmp_path):
     assert dciodvfy_errors(path) == []
 
 
-class _Grey:
+class _Grey(sampling.Sampler):
   """A generator of one grey."""
+
+  def __init__(self):
+    pass
 
   def sample(self, labels, seed):
     del seed
@@ -146,7 +149,7 @@ class _Grey:
 
 def _samples(config, spacing_mm, workdir, monkeypatch):
   trained = sampling.TrainedGenerator(
-    _Grey(), resolve(config), ('a', 'b'), 'HU', np.ones(2), 0, 'digest', None, spacing_mm
+    _Grey(), resolve(config), ('a', 'b'), 'HU', np.ones(2, int), 0, 'digest', None, spacing_mm
   )
   monkeypatch.setattr(sampling, 'load', lambda path: trained)
   config.generate.method, config.generate.checkpoint = 'samples', 'somewhere'
@@ -198,7 +201,7 @@ def test_field_of_view_is_that_of_a_body(value, right):
 def test_a_generator_rebuilds_images_seen_as_it_learnt_them(patients):
   config = _config(patients)
   trained = sampling.TrainedGenerator(
-    _Grey(), resolve(_config(patients)), ('a', 'b'), 'HU', np.ones(2), 0, '', None
+    _Grey(), resolve(_config(patients)), ('a', 'b'), 'HU', np.ones(2, int), 0, '', None
   )
   generation._check_same_view(resolve(config), trained, load(resolve(config))[0])
   for key, value in (('window_width_hu', 400.0), ('aspect', 'stretch')):

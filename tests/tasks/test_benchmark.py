@@ -54,7 +54,7 @@ def test_blocks_have_whole_groups_of_batches_in_flight(steps, calls, monkeypatch
 def test_a_training_is_not_overwritten(tmp_path):
   (tmp_path / 'config.json').touch()
   with pytest.raises(UserError, match='holds a training'):
-    benchmark.run(config_lib.defaults(), tmp_path)
+    benchmark.run(config_lib.Config(), tmp_path)
 
 
 def test_a_batch_that_devices_cannot_share_is_refused(tmp_path):

@@ -14,19 +14,21 @@ from pydicom.data import get_testdata_file
 from ctfake_jax import config as config_lib
 from ctfake_jax.config import resolve
 from ctfake_jax.data.preprocess import Preprocess
+from ctfake_jax.data.sources.sandboxed import Limits
+from ctfake_jax.inference import classifier as inference
 from ctfake_jax.tasks import evaluate, predict
 from ctfake_jax.types import UserError
 
 VIEW = Preprocess(8, -600.0, 1500.0, 'crop')
 
 
-class ByMean:
+class ByMean(inference.Trained):
   """A classifier of 8 x 8 views by their mean, in place of a trained one."""
 
   view, class_names = VIEW, ('dark', 'bright')
 
   def __init__(self, unit='grey'):
-    self.unit = unit
+    object.__setattr__(self, 'unit', unit)
 
   def predict(self, images):
     assert images.dtype == np.float32
@@ -105,7 +107,7 @@ def test_an_input_without_a_readable_image_says_so(tmp_path, predicted):
     predicted(tmp_path / 'in')
   assert not list((tmp_path / 'out-grey').iterdir())
   with pytest.raises(UserError, match='no such file or folder'):
-    predict.decode_all(tmp_path / 'nowhere', VIEW, None)
+    predict.decode_all(tmp_path / 'nowhere', VIEW, Limits.from_config(config_lib.Config()))
 
 
 def test_labels_follow_the_order_of_the_checkpoint():

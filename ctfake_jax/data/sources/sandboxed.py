@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as TimedOut
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pebble
@@ -103,16 +103,10 @@ class _Task:
   known: Decoded | None = None
 
 
-class _Work(Protocol):
-  """What workers do: decode a chunk of items; `shown` names one for a message."""
-
-  def decode(self, items: list) -> list[Decoded]: ...
-
-  def shown(self, item: Any) -> str: ...
-
-
 @dataclasses.dataclass(frozen=True)
 class _Files:
+  """What workers do with chunks of paths; `shown` names one in a message."""
+
   base: str
   view: Preprocess
   max_pixels: int
@@ -127,6 +121,8 @@ class _Files:
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
+  """The same of chunks of rows of a source."""
+
   source: Source
   view: Preprocess
 
@@ -195,7 +191,9 @@ def judgeable(
       yield decoded
 
 
-def _in_processes(work: _Work, items: Iterator[Any | Decoded], limits: Limits) -> Iterator[Decoded]:
+def _in_processes(
+  work: _Files | _Rows, items: Iterator[Any | Decoded], limits: Limits
+) -> Iterator[Decoded]:
   """What the work makes of items, and what is known without it, in order."""
   with pebble.ProcessPool(
     max_workers=limits.workers,
@@ -216,10 +214,10 @@ def _in_processes(work: _Work, items: Iterator[Any | Decoded], limits: Limits) -
       yield from _collect(waiting.popleft(), submit, work)
 
 
-_WORK: list[_Work] = []  # of this process, where it is a worker
+_WORK: list[_Files | _Rows] = []  # of this process, where it is a worker
 
 
-def _set_up(mebibytes: int, work: _Work) -> None:
+def _set_up(mebibytes: int, work: _Files | _Rows) -> None:
   _limit_memory(mebibytes)
   _WORK[:] = [work]
 
@@ -228,7 +226,9 @@ def _decode_chunk(items: list) -> list[Decoded]:
   return _WORK[0].decode(items)
 
 
-def _collect(task: _Task, submit: Callable[[list], _Task], work: _Work) -> Iterator[Decoded]:
+def _collect(
+  task: _Task, submit: Callable[[list], _Task], work: _Files | _Rows
+) -> Iterator[Decoded]:
   """What the worker found; if it died or hung over a chunk, each item is tried alone."""
   if task.known:
     yield task.known
