@@ -74,9 +74,10 @@ def trial(
   others, rng = groups[control_half], streams.generator(seed, 'equal worth')
   fakes, patients = np.asarray(fakes_correct, bool), np.unique(others)
   after_all = correct[control_half], *changed_correct.values()
-  enough = worth(min(after_all, key=np.mean), others)
-  fakes = fakes[np.sort(rng.permutation(len(fakes))[: int(enough)])]
-  kept = math.ceil(len(patients) * min(1, len(fakes) / int(enough)))
+  # Two or three patients are worth less than one independent image.
+  enough = max(1, int(worth(min(after_all, key=np.mean), others)))
+  fakes = fakes[np.sort(rng.permutation(len(fakes))[:enough])]
+  kept = math.ceil(len(patients) * min(1, len(fakes) / enough))
   rows = np.isin(others, rng.permutation(patients)[:kept])
   controls = {
     name: measure(*reference, np.asarray(after)[rows], others[rows])

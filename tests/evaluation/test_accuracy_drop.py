@@ -109,6 +109,20 @@ def test_order_and_names_of_groups_do_not_matter():
   assert shuffled['ci99'] == pytest.approx(straight['ci99'])
 
 
+@given(patients=st.integers(2, 12), images=st.integers(1, 12), seed=st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_few_patients_give_an_answer_and_no_fall(patients, images, seed):
+  rng = np.random.default_rng(seed)
+  groups = np.repeat(np.arange(patients), images)
+  right = rng.random(len(groups)) < rng.beta(2, 1, patients)[groups]
+  others = groups % 2 == 1
+  changed = {'jpeg': right[others]}
+  found, controls = accuracy_drop.trial(right, groups, others, right, changed, seed=seed)
+  assert found['tested']['n'] >= 1
+  assert controls['jpeg']['tested']['n'] >= 1
+  assert found['ci99'][0] <= 0 <= found['ci99'][1]
+
+
 @pytest.mark.parametrize(('tested', 'group'), [([], []), ([True], [0, 1]), ([[True]], [[0]])])
 def test_fall_refuses(tested, group):
   with pytest.raises(UserError, match='tested'):

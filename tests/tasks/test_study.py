@@ -1,6 +1,11 @@
 """Which network the study takes for the best."""
 
-from ctfake_jax.tasks.study.run import agreed, best_classifier
+import dataclasses
+
+import numpy as np
+
+from ctfake_jax.data import splits
+from ctfake_jax.tasks.study.run import agreed, best_classifier, too_few_held_out
 
 
 def chosen(images=140, **right):
@@ -36,3 +41,10 @@ def test_a_verdict_is_that_of_all_seeds():
   assert agreed(['fall']) == 'fall'
   assert agreed(['no_fall'] * 3) == 'no_fall'
   assert agreed(['fall', 'fall', 'no_fall']) == 'undecided'
+
+
+def test_few_patients_held_out_are_said_before_any_training():
+  everyone = np.arange(120)
+  parts = splits.Split(everyone[:60], everyone[60:90], everyone[90:], everyone // 3, 'patient')
+  assert 'only 10 patients are held out' in too_few_held_out(parts)
+  assert too_few_held_out(dataclasses.replace(parts, groups=everyone, by='slice')) == ''

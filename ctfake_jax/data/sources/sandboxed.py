@@ -8,7 +8,9 @@ number of files. Worker processes import this module, so it must not import JAX.
 import collections
 import dataclasses
 import functools
+import itertools
 import multiprocessing
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as TimedOut
@@ -29,6 +31,7 @@ from ctfake_jax.types import Source, UnreadableImageError, UserError
 
 CHUNK = 16  # files in one message to a worker
 CHUNKS_AHEAD = 3  # for each worker
+MOST_VOTERS = 256  # files of a folder that tell what its series need
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,10 +113,11 @@ class _Files:
   base: str
   view: Preprocess
   max_pixels: int
-  how: Callable[[str, list[str], Preprocess, int], list[Decoded]]
+  how: Callable[..., list[Decoded]]
+  alone: bool
 
-  def decode(self, items: list[str]) -> list[Decoded]:
-    return self.how(self.base, items, self.view, self.max_pixels)
+  def decode(self, items: list[str], again: bool) -> list[Decoded]:
+    return self.how(self.base, items, self.view, self.max_pixels, alone=self.alone or again)
 
   def shown(self, item: str) -> str:
     return walker.shown(item)
@@ -126,7 +130,8 @@ class _Rows:
   source: Source
   view: Preprocess
 
-  def decode(self, items: list[int]) -> list[Decoded]:
+  def decode(self, items: list[int], again: bool) -> list[Decoded]:
+    del again
     return list(decode_here(self.source, self.view, items))
 
   def shown(self, item: int) -> str:
@@ -134,11 +139,25 @@ class _Rows:
 
 
 def decode_files(
-  base: str, paths: list[str], view: Preprocess, max_pixels: int, re_encode: bool = True
+  base: str,
+  paths: list[str],
+  view: Preprocess,
+  max_pixels: int,
+  *,
+  alone: bool = False,
+  re_encode: bool = True,
 ) -> list[Decoded]:
-  """What a worker does with a chunk of files; DICOM of one series is decided on together."""
+  """What a worker does with a chunk of files.
+
+  What a DICOM series needs is decided by all of it that lies in a folder, whatever the chunk;
+  unless files are to be read `alone`, since no other was asked for, or one may kill the decoder.
+  """
   root, seeing = Path(base), functools.partial(_see, view=view, re_encode=re_encode)
-  dicom = _decode_dicom(root, [p for p in paths if _is_dicom(root / p)], seeing, max_pixels)
+  dicom: dict[str, list[Decoded]] = {}
+  if not alone:
+    for folder, own in itertools.groupby(paths, lambda path: path.rpartition('/')[0]):
+      files = [path for path in own if _is_dicom(root / path)]
+      dicom |= _decode_dicom(root, folder, files, seeing, max_pixels)
   return [
     found
     for path in paths
@@ -150,7 +169,7 @@ def decode_all(
   root: Path,
   view: Preprocess,
   limits: Limits,
-  decode: Callable[[str, list[str], Preprocess, int], list[Decoded]] = decode_files,
+  decode: Callable[..., list[Decoded]] = decode_files,
   skipped: collections.Counter | None = None,
 ) -> Iterator[Decoded]:
   """Every image below `root` (or the one file), in order; `decode` runs in the workers.
@@ -163,7 +182,8 @@ def decode_all(
   if not root.exists():
     raise UserError(f'config.input = {root}: no such file or folder')
   counted = collections.Counter() if skipped is None else skipped
-  work = _Files(str(walker.base(root)), view, limits.max_pixels, decode)
+  base = str(walker.base(root))
+  work = _Files(base, view, limits.max_pixels, decode, alone=root.is_file())
   return _in_processes(work, _seen(root, counted), limits)
 
 
@@ -202,8 +222,9 @@ def _in_processes(
     initargs=(limits.memory_mib, work),
   ) as pool:
 
-    def submit(chunk: list) -> _Task:
-      return _Task(chunk, pool.schedule(_decode_chunk, args=(chunk,), timeout=limits.seconds))
+    def submit(chunk: list, again: bool = False) -> _Task:
+      job = pool.schedule(_decode_chunk, args=(chunk, again), timeout=limits.seconds)
+      return _Task(chunk, job)
 
     waiting: collections.deque[_Task] = collections.deque()
     for chunk in _chunks(items):
@@ -222,13 +243,11 @@ def _set_up(mebibytes: int, work: _Files | _Rows) -> None:
   _WORK[:] = [work]
 
 
-def _decode_chunk(items: list) -> list[Decoded]:
-  return _WORK[0].decode(items)
+def _decode_chunk(items: list, again: bool) -> list[Decoded]:
+  return _WORK[0].decode(items, again)
 
 
-def _collect(
-  task: _Task, submit: Callable[[list], _Task], work: _Files | _Rows
-) -> Iterator[Decoded]:
+def _collect(task: _Task, submit: Callable[..., _Task], work: _Files | _Rows) -> Iterator[Decoded]:
   """What the worker found; if it died or hung over a chunk, each item is tried alone."""
   if task.known:
     yield task.known
@@ -240,7 +259,7 @@ def _collect(
       yield Decoded(work.shown(task.items[0]), None, reason=_cause(error))
       return
     for item in task.items:
-      yield from _collect(submit([item]), submit, work)
+      yield from _collect(submit([item], again=True), submit, work)
 
 
 def _cause(error: BaseException) -> str:
@@ -291,22 +310,13 @@ def _is_dicom(path: Path) -> bool:
 
 
 def _decode_dicom(
-  base: Path, paths: list[str], seeing: Callable, max_pixels: int
+  base: Path, folder: str, paths: list[str], seeing: Callable, max_pixels: int
 ) -> dict[str, list[Decoded]]:
-  """Rows of the DICOM files that show something; the others are tried alone."""
-  from ctfake_jax.data.sources.dicom.source import DicomSource
-
-  if len(paths) < 2:
+  """Rows of the DICOM files of a folder that show something; the others are tried alone."""
+  if not paths:
     return {}
   try:
-    source = DicomSource(
-      base,
-      labels_csv=None,
-      max_pixels=max_pixels,
-      unlabelled_ok=True,
-      synthetic_ok=True,
-      files=paths,
-    )
+    source = _dicom(base, max_pixels, paths, _voters(base, folder, max_pixels))
     found: dict[str, list[Decoded]] = {}
     for i, record in enumerate(source.records):
       found.setdefault(record.path, []).append(seeing(source, i))
@@ -318,6 +328,35 @@ def _decode_dicom(
     return found
   except Exception:  # whatever it is, it is one file's, which will say so itself
     return {}
+
+
+def _dicom(
+  base: Path, max_pixels: int, files: list[str] | None = None, beside: Any = None
+) -> Source:
+  from ctfake_jax.data.sources.dicom.source import DicomSource
+
+  return DicomSource(
+    base,
+    labels_csv=None,
+    max_pixels=max_pixels,
+    unlabelled_ok=True,
+    synthetic_ok=True,
+    files=files,
+    beside=beside,
+  )
+
+
+@functools.lru_cache(maxsize=4)
+def _voters(base: Path, folder: str, max_pixels: int) -> Source | None:
+  """DICOM files of a folder, evenly spaced by name; None where there are none that can be read."""
+  entries = os.scandir(base / folder)
+  names = sorted(e.name for e in entries if e.is_file(follow_symlinks=False))
+  names = names[:: -(-len(names) // MOST_VOTERS) or 1]
+  paths = [f'{folder}/{name}' if folder else name for name in names]
+  try:
+    return _dicom(base, max_pixels, [path for path in paths if _is_dicom(base / path)])
+  except UserError:
+    return None
 
 
 def _decode_file(base: Path, path: str, seeing: Callable, max_pixels: int) -> list[Decoded]:
@@ -339,11 +378,7 @@ def _decode_file(base: Path, path: str, seeing: Callable, max_pixels: int) -> li
 
 def _open(path: Path, max_pixels: int) -> Source:
   if walker.is_dicom(path):
-    from ctfake_jax.data.sources.dicom.source import DicomSource
-
-    return DicomSource(
-      path, labels_csv=None, max_pixels=max_pixels, unlabelled_ok=True, synthetic_ok=True
-    )
+    return _dicom(path, max_pixels)
   from ctfake_jax.data.sources.image_folder import FolderSource
 
   return FolderSource(path, max_pixels=max_pixels, unlabelled_ok=True)

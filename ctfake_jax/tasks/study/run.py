@@ -38,6 +38,7 @@ from ctfake_jax.types import GroupedImages, Images, ImageSet
 from ctfake_jax.workdir import files as workdir_lib
 
 ROUNDING = 1e-9  # of accuracies
+FEWEST_HELD_OUT = 20  # patients: with fewer, nothing but a collapse shows
 UNDECIDED = 'undecided'  # of repetitions with other seeds that do not agree
 
 
@@ -50,6 +51,8 @@ def run(config: Config, workdir: Path) -> dict:
   workdir_lib.record_config(workdir, config, facts)
   folds = [splits.split(images, config.split, fold) for fold in range(config.study.folds)]
   workdir_lib.write_json(workdir / 'split.json', [parts.as_json(images) for parts in folds])
+  if remark := too_few_held_out(folds[0]):
+    print(remark, flush=True)
   results: dict[str, Any] = {
     'data': baselines.describe(images),
     'baselines': baselines.measure(images, folds, config.split, config.seed),
@@ -117,6 +120,18 @@ def _repeat(
     rows.append(_repetition(again.seed, experiment.measure_fall(best, generated, again)))
   results['repetitions'] = rows
   results['fall']['verdict'] = agreed([row['verdict'] for row in rows])
+
+
+def too_few_held_out(parts: Split) -> str:
+  """A remark where patients of the test part are too few for a fall to show; '' else."""
+  count = len(np.unique(parts.groups[parts.test]))
+  if count >= FEWEST_HELD_OUT:
+    return ''
+  what = 'patients' if parts.by == 'patient' else 'independent groups'
+  return (
+    f'careful: only {count} {what} are held out, so that hardly any fall of accuracy can be told '
+    f'from chance; {FEWEST_HELD_OUT} or more let one show'
+  )
 
 
 def agreed(verdicts: Sequence[str]) -> str:

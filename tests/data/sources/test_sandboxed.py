@@ -112,9 +112,9 @@ def test_hidden_files_are_counted_and_names_are_shown_in_one_line(tmp_path):
   assert hidden == {'hidden': 2}
 
 
-def with_killers(base, paths, view, max_pixels):
+def with_killers(base, paths, view, max_pixels, alone):
   """Stands for a decoder that crashes on one file and hangs on another."""
-  del base, view, max_pixels
+  del base, view, max_pixels, alone
   for path in paths:
     if 'kill' in path:
       os.kill(os.getpid(), signal.SIGSEGV)
@@ -212,3 +212,22 @@ def test_files_of_a_chunk_have_the_rows_that_each_has_alone(tmp_path):
   assert together == [row for name in ('a.dcm', 'b.dcm', 'c.dcm') for row in rows([name])]
   assert [path for path, *_ in together] == ['a.dcm#1', 'a.dcm#2', 'b.dcm', 'c.dcm']
   assert 'off axial' in together[1][1]
+
+
+def test_what_a_series_needs_hangs_on_no_chunk(tmp_path):
+  lost = {'RescaleSlope': None, 'RescaleIntercept': None, 'SeriesInstanceUID': '1.2.3'}
+  apex = np.where(chest_hu() < -500, 30, chest_hu())  # no air: alone it is not plainly HU
+  slices = [chest_hu() + 1024] * 17 + [apex + 1024, chest_hu() + 1024]
+  for i, stored in enumerate(slices):
+    save(ct(stored, **lost, ImagePositionPatient=[0, 0, i]), tmp_path / f'{i:02d}.dcm')
+  names = sorted(path.name for path in tmp_path.iterdir())
+
+  def rows(*chunks):
+    found = [d for c in chunks for d in sandboxed.decode_files(str(tmp_path), c, VIEW, 10_000)]
+    return [(d.path, d.reason, d.unit, d.remarks) for d in found]
+
+  together = rows(names)
+  assert not any(reason for _, reason, *_ in together)
+  assert together == rows(names[:16], names[16:17], names[17:18], names[18:])
+  (alone,) = sandboxed.decode_files(str(tmp_path), ['17.dcm'], VIEW, 10_000, alone=True)
+  assert alone.reason

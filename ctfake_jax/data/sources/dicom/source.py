@@ -79,6 +79,7 @@ class DicomSource:
     unlabelled_ok: bool = False,
     synthetic_ok: bool = False,
     files: Sequence[str] | None = None,
+    beside: 'DicomSource | None' = None,
   ):
     """Reads all headers below `root`.
 
@@ -93,6 +94,8 @@ class DicomSource:
         may be nothing but refused files.
       synthetic_ok: whether what says that it is synthetic is taken; it is no original.
       files: paths of the DICOM files to take; None for all.
+      beside: another source below the same root, with more of the same series: what a series
+        needs is decided by its slices, and by those here only of a series that it has not.
 
     Raises:
       UserError: no such root, no CT in it, labels that do not fit the files, folders that look
@@ -103,6 +106,7 @@ class DicomSource:
     self._root = walker.base(root)
     self._max_pixels, self._synthetic_ok = max_pixels, synthetic_ok
     self._last: tuple[str, pydicom.Dataset] | None = None
+    self._beside = beside
     self._intercepts: dict[str, float | None] = {}  # found for series that lack one
     self.unreadable: list[UnreadableImageError] = []
     self.skipped: collections.Counter[str] = collections.Counter()
@@ -118,6 +122,7 @@ class DicomSource:
         found.extend(self._take(entry))
     if not found and not (unlabelled_ok and self.unreadable):
       raise UserError(f'{root}: no usable CT image in DICOM format found{self._remarks()}')
+    self._indexed = found
     self._frames = _sorted(self._of_one_unit(found))
     self.class_names: tuple[str, ...] = ()
     if labels_csv is not None:
@@ -158,11 +163,17 @@ class DicomSource:
 
   def _intercept(self, series: str) -> float | None:
     """What the slices of a series without Rescale Intercept need, by a vote of some of them."""
+    if self._beside is not None and self._beside.has(series):
+      return self._beside._intercept(series)
     if series not in self._intercepts:
       voters = [f for f in self._frames if f.series == series and f.lacks_intercept]
       step = -(-len(voters) // _MOST_VOTERS)
       self._intercepts[series] = dicom_frame.intercept_of_series(map(self._vote, voters[::step]))
     return self._intercepts[series]
+
+  def has(self, series: str) -> bool:
+    """Whether slices of this series lie here."""
+    return any(frame.series == series for frame in self._indexed)
 
   def _vote(self, frame: _Frame) -> list[float]:
     try:
@@ -254,9 +265,9 @@ class DicomSource:
 
   def _of_one_unit(self, frames: list[_Frame]) -> list[_Frame]:
     """Those in the unit that most of their series have, HU if as many; the others are refused."""
-    votes: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
-    for frame in frames:
-      votes[frame.series][frame.unit] += 1
+    votes = _units(frames)
+    if self._beside is not None:
+      votes |= _units(self._beside._indexed)
     kept = []
     for frame in frames:
       counts = votes[frame.series]
@@ -385,6 +396,14 @@ def _instance(header: pydicom.Dataset, number: int, count: int, synthetic: bool)
 def _pseudonym(header: pydicom.Dataset) -> str | None:
   key = str(header.get('PatientID') or '').strip() or str(header.get('StudyInstanceUID') or '')
   return hashlib.sha256(key.encode('utf-8', 'replace')).hexdigest()[:12] if key else None
+
+
+def _units(frames: list[_Frame]) -> dict[str, collections.Counter]:
+  """How many frames of each series are in which unit."""
+  votes: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+  for frame in frames:
+    votes[frame.series][frame.unit] += 1
+  return votes
 
 
 def _sorted(frames: list[_Frame]) -> list[_Frame]:
