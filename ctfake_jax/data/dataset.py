@@ -12,7 +12,7 @@ from ctfake_jax.config.keys import Config
 from ctfake_jax.data import grey_range
 from ctfake_jax.data.fingerprints import DIGEST_BYTES, SMALL_SIDE, Survey, look
 from ctfake_jax.data.lazy_images import LazyImages
-from ctfake_jax.data.preprocess import Preprocess
+from ctfake_jax.data.preprocess import TWO_VALUES, Preprocess
 from ctfake_jax.data.sources import layout, sandboxed, walker
 from ctfake_jax.data.sources.sandboxed import Decoded, Limits
 from ctfake_jax.runtime import mesh as mesh_lib
@@ -30,6 +30,7 @@ from ctfake_jax.types import (
 FEW_FILES = 2000  # read without a progress bar
 WORDS_BYTES = 400  # of why an image cannot be read, or of the remarks on it
 FEW_REASONS = 3  # on the screen; results have all
+FEWEST_MASKS, SHARE_OF_MASKS = 3, 0.2  # of a class: more is no chance
 
 
 def open_source(config: Config) -> Source:
@@ -136,6 +137,7 @@ def gather(
   )
   if labelled:
     _check_labels(result)
+    _refuse_masks(result)
     if mesh_lib.is_main_process():
       for remark in alike_classes(source.class_names):
         print(remark)
@@ -248,6 +250,18 @@ def load(config: Config) -> tuple[ImageSet, Config]:
   found, data = grey_range.settle(config.data, source)
   images = gather(source, Preprocess.from_config(data), stream=data.stream)
   return dataclasses.replace(images, grey_range=found), dataclasses.replace(config, data=data)
+
+
+def _refuse_masks(images: ImageSet) -> None:
+  """Raises UserError where many images of a class have two grey values, as masks do."""
+  two_valued = np.array([TWO_VALUES in record.remarks for record in images.records])
+  for label, name in enumerate(images.class_names):
+    own = two_valued[images.labels == label]
+    if own.sum() >= FEWEST_MASKS and own.mean() >= SHARE_OF_MASKS:
+      raise UserError(
+        f'class {name!r}: {own.sum()} of {len(own)} images have two grey values only, as masks '
+        'have; move them out of the folder'
+      )
 
 
 def _check_labels(images: ImageSet) -> None:

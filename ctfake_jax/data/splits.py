@@ -50,7 +50,8 @@ def split(images: ImageSet, config: SplitConfig, fold: int) -> Split:
       f'config.split.folds = {config.folds}: the source prescribes its own parts (train, test); '
       'set split.folds=0 to keep them, or give the images without them'
     )
-  if not given and any(record.split for record in images.records):
+  prescribed = {record.split for record in images.records} - {None}
+  if prescribed and not {'train', 'test'} <= prescribed:
     raise UserError(
       'the source prescribes parts but not both train and test: add what is missing, '
       'or give the images without part folders'

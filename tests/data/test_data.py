@@ -16,6 +16,7 @@ from ctfake_jax.config import resolve
 from ctfake_jax.data import dataset, fingerprints, splits
 from ctfake_jax.data.fingerprints import Survey
 from ctfake_jax.data.preprocess import Preprocess, to_uint8
+from ctfake_jax.data.sources import image_folder
 from ctfake_jax.data.transforms import augment
 from ctfake_jax.evaluation import baselines
 from ctfake_jax.types import Plane, Record, Slice, UnreadableImageError, UserError
@@ -386,3 +387,25 @@ def test_the_discriminators_shift_moves_pixels_and_leaves_zeros():
   assert filled.min() == 14
   assert filled.max() == 16
   assert set(np.unique(moved)) == {0.0, 1.0}
+
+
+def test_masks_among_the_images_of_a_class_are_refused_whatever_their_names(tmp_path):
+  rng = np.random.default_rng(0)
+  for i in range(9):
+    for name in 'ab':
+      mask = name == 'b' and i % 3 == 0
+      pixels = 255 * (rng.random((16, 16)) < 0.3) if mask else rng.integers(0, 255, (16, 16))
+      (tmp_path / name).mkdir(exist_ok=True)
+      Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / name / f'{i}.png')
+  source = image_folder.FolderSource(tmp_path, max_pixels=1000)
+  with pytest.raises(UserError, match=r"class 'b': 3 of 9 images have two grey values only"):
+    dataset.gather(source, view(16))
+
+
+def test_prescribed_parts_without_a_training_part_are_refused(images, tiny_config):
+  records = tuple(
+    dataclasses.replace(r, split='test' if i % 4 == 0 else 'val')
+    for i, r in enumerate(images.records)
+  )
+  with pytest.raises(UserError, match='not both train and test'):
+    splits.split(dataclasses.replace(images, records=records), resolve(tiny_config).split, 0)

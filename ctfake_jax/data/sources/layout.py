@@ -21,19 +21,35 @@ _PARTS = {
 # What may stand before or after: train_data, Training set, testing-images, dataset_val, Test01.
 _AROUND = '(?:data|sets?|images?|imgs?|img|pictures|slices|scans?|ct|split|png|jpe?g|dicom|dcm)*'
 _PART = re.compile(f'{_AROUND}({"|".join(sorted(_PARTS, key=len, reverse=True))}){_AROUND}')
-_FOLD = re.compile(r'(?:k-?|cv[-_ ]?)?(?:folds?|splits?)[-_ ]?\d+', re.IGNORECASE)
-# Words of parts without a fixed meaning; too short ones are left to the user.
-_NEARLY = {'trn', 'tst', 'eval', 'evaluation', 'holdout', 'heldout', 'unseen'}
-_MASKS = re.compile('masks?|segmentations?|annotations?|groundtruths?')
+_FOLD = re.compile(r'(?:k-?|cv[-_ ]?)?(?:folds?|splits?)[-_ ]?(?:\d+|[a-j])', re.IGNORECASE)
+# Words of parts without a fixed meaning, and how longer ones begin, in several languages.
+_NEARLY = {
+  *('tr', 'trn', 'te', 'ts', 'tst', 'eval', 'evaluation', 'holdout', 'heldout', 'unseen'),
+  *('entrenamiento', 'treino', 'apprentissage', 'entrainement', 'prueba', 'teste'),
+}
+_BEGINNINGS = {'train': 'train', 'test': 'test', 'valid': 'val'}
+_ANNOTATION = 'masks?|msks?|segmentations?|annot(?:ation)?s?'
+_ORGAN = '(?:lung|lesion|infection|tumou?r|nodule|gt)?'
+_MASKS = re.compile(f'{_ORGAN}(?:{_ANNOTATION})|segmented|groundtruths?')
 # These are masks beside what is called images only.
-_PERHAPS_MASKS = re.compile('labels?|segs?|gts?|contours?|overlays?|rois?|targets?')
-_MASK_SUFFIX = re.compile(
-  r'(.+?)[-_. ]?(?:masks?|segmentations?|segs?|annotations?|labels?|gts?|contours?|rois?)',
-  re.IGNORECASE,
+_PERHAPS = 'labels?|segs?|gts?|contours?|rois?'
+_PERHAPS_MASKS = re.compile(
+  f'{_PERHAPS}|overlays?|targets?|lesions?|infections?|heatmaps?|binary|truths?'
 )
-_IMAGES = re.compile(
-  '(?:ct|original|source|raw)*(?:images?|imgs?|pictures?|pics?|photos?|scans?|slices?|cts?|data|raw)'
+_PICTURE = (
+  'images?|imgs?|pictures?|pics?|photos?|scans?|slices?|frames?|cts?|data|raw|originals?|inputs?'
 )
+_FORMATS = '(?:png|jpe?g|tiff?|bmp|dicom|dcm)'
+_IMAGES = re.compile(f'(?:ct|original|source|raw|{_FORMATS})*(?:{_PICTURE}|{_FORMATS}){_FORMATS}?')
+
+
+def _about(words: str) -> re.Pattern[str]:
+  """Matches a name with one of these words before or after it, which is its group 1 or 2."""
+  return re.compile(rf'(.+?)[-_. ]?(?:{words})|(?:{words})[-_. ]?(.+)', re.IGNORECASE)
+
+
+_MASK_NAME = _about(f'{_ORGAN}[-_. ]?(?:{_ANNOTATION}|{_PERHAPS})')
+_IMAGE_NAME = _about(_PICTURE)
 
 
 STRAY = 'lies outside any class folder; move it into one'
@@ -114,9 +130,14 @@ def parts_alone(root: str, tops: Iterable[str]) -> bool:
   """Whether the folders in the root are parts, where something else says the classes.
 
   Raises:
-    UserError: several are parts, but not all.
+    UserError: several are parts, but not all, or all seem to be.
   """
+  tops = sorted(tops)
   parts = [part_of(name) for name in tops]
+  if not all(parts) and all(map(_mentioned, tops)) and len(set().union(*map(_mentioned, tops))) > 1:
+    raise UserError(
+      f'{root}: {_names(tops)} look like parts of a data set; call part folders train, val and test'
+    )
   if len({*parts} - {None}) > 1 and None in parts:
     raise UserError(
       f'{root}: part folders (train, val, test) lie beside {parts.count(None)} others; put '
@@ -177,22 +198,30 @@ def _remedy(parent: tuple[str, ...]) -> str:
 
 def _refuse_masks_by_name(root: str, paths: Iterable[str]) -> None:
   """Raises UserError where a file is called as another one beside it, and a word for masks."""
-  stems = {path.rpartition('.')[0]: path for path in paths}
-  for stem, path in stems.items():
-    found = _MASK_SUFFIX.fullmatch(stem)
-    if found and found[1] in stems:
+  images: dict[tuple[str, str], str] = {}
+  masks: dict[tuple[str, str], str] = {}
+  for path in paths:
+    folder, _, name = path.rpartition('/')
+    stem = name.rpartition('.')[0] or name
+    images[folder, stem] = path
+    if found := _MASK_NAME.fullmatch(stem):
+      masks[folder, found[1] or found[2]] = path
+    elif found := _IMAGE_NAME.fullmatch(stem):
+      images[folder, found[1] or found[2]] = path
+  for place in masks.keys() & images.keys():
+    if masks[place] != images[place]:
       raise UserError(
-        f'{root}: {walker.shown(path)!r} looks like a mask of {walker.shown(stems[found[1]])!r}; '
-        'keep masks in another folder'
+        f'{root}: {walker.shown(masks[place])!r} looks like a mask of '
+        f'{walker.shown(images[place])!r}; keep masks in another folder'
       )
 
 
 def alike(names: Iterable[str]) -> list[tuple[str, ...]]:
-  """Names that differ by case, blanks, hyphens, underscores or Unicode form alone, together."""
+  """Names that differ by case, blanks, punctuation inside or Unicode form alone, together."""
   same: dict[str, list[str]] = {}
   for name in names:
     folded = unicodedata.normalize('NFKC', name).casefold()
-    same.setdefault(re.sub(r'[\s_]+|(?<=\w)-(?=\w)', '', folded), []).append(name)
+    same.setdefault(re.sub(r'[\s_.]+|(?<=\w)-(?=\w)', '', folded), []).append(name)
   return [tuple(group) for group in same.values() if len(group) > 1]
 
 
@@ -217,7 +246,21 @@ def _order(
       f'{root}: class folders hold part folders ({_names(parts)}) beside '
       f'{len(seconds) - len(parts)} others; use class/part/image throughout, or no part folders'
     )
+  _refuse_unclear_below(root, seconds)
   return 0, None
+
+
+def _refuse_unclear_below(root: str, seconds: Sequence[str]) -> None:
+  """Raises UserError where all folders of classes hold seem to be parts, or are folds."""
+  if len(seconds) < 2:
+    return
+  mentioned = [_mentioned(name) for name in seconds]
+  parts = all(mentioned) and len(set().union(*mentioned)) > 1
+  if parts or all(_FOLD.fullmatch(name) for name in seconds):
+    raise UserError(
+      f'{root}: class folders hold {_names(seconds)}, which look like parts of a data set; call '
+      'them train, val and test, or take the images of each class into one folder'
+    )
 
 
 def _refuse_unclear(root: str, tops: Sequence[str]) -> None:
@@ -247,7 +290,13 @@ def _refuse_unclear(root: str, tops: Sequence[str]) -> None:
 
 def _mentioned(name: str) -> set[str]:
   """Parts that words of a name stand for."""
-  return {part_of(word) or word for word in _words(name) if part_of(word) or word in _NEARLY}
+  return {part for word in _words(name) if (part := _meant(word))}
+
+
+def _meant(word: str) -> str | None:
+  """The part that a word stands for, or itself where it stands for one without a fixed meaning."""
+  begun = (part for start, part in _BEGINNINGS.items() if word.startswith(start))
+  return part_of(word) or (word if word in _NEARLY else next(begun, None))
 
 
 def _resolved(root: str, name: str, found: Sequence[str]) -> str:

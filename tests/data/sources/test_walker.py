@@ -213,6 +213,26 @@ def test_parts_are_read_from_either_kind(tmp_path, source_of):
     (['a/x', 'a/x_mask', 'b/x'], r"'a/x_mask\S*' looks like a mask of 'a/x"),
     (['a/1', 'b/2', 'b/2-Segmentation'], 'looks like a mask of'),
     (['fold1/a/x', 'fold2/a/x'], 'look like folds.*split.folds'),
+    (['Fold A/x', 'Fold B/x'], 'look like folds.*split.folds'),
+    (['imagesTr/x', 'imagesTs/x'], 'look like parts'),
+    (['tr/a/x', 'te/a/x'], 'look like parts'),
+    (['trains/a/x', 'tests/a/x'], 'look like parts'),
+    (['Trainingsdaten/a/x', 'Testdaten/a/x'], 'look like parts'),
+    (['a/trn/x', 'a/tst/x', 'b/trn/x', 'b/tst/x'], 'look like parts'),
+    (['a/train/x', 'a/holdout/x', 'b/train/x'], 'look like parts'),
+    (['a/train_final/x', 'a/test_final/x', 'b/train_final/x'], 'look like parts'),
+    (['a/val/x', 'a/test/x', 'b/val/x', 'b/test/x'], 'look like parts'),
+    (['a/fold1/x', 'a/fold2/x', 'b/fold1/x'], 'look like parts'),
+    (['images/x', 'msk/x'], 'looks like masks'),
+    (['images/x', 'infection/x'], 'looks like masks'),
+    (['original/x', 'labels/x'], 'looks like masks'),
+    (['JPEGImages/x', 'labels/x'], 'looks like masks'),
+    (['frames/x', 'labels/x'], 'looks like masks'),
+    (['a/x', 'a/lungmask/x', 'b/x'], 'looks like masks'),
+    (['a/1_image', 'a/1_mask', 'b/2'], 'looks like a mask of'),
+    (['a/img_1', 'a/mask_1', 'b/2'], 'looks like a mask of'),
+    (['a/1', 'a/mask_1', 'b/2'], 'looks like a mask of'),
+    (['a/1', 'a/1_gt_mask', 'b/2'], 'looks like a mask of'),
   ],
 )
 def test_what_looks_like_parts_or_masks_and_cannot_be_is_refused(
@@ -271,6 +291,19 @@ def test_parts_of_dicom_with_a_table_of_labels(tmp_path):
   ct(tmp_path / 'data/p1/5')
   table.write_text('path,label\ntrain,a\ntest,b\np1,a\n')
   with pytest.raises(UserError, match='lie beside 1 others'):
+    DicomSource(tmp_path / 'data', labels_csv=table, max_pixels=LIMIT)
+
+
+@pytest.mark.parametrize(
+  'folders', [('train', 'test_set_v2'), ('trainval', 'test'), ('train_final', 'test_final')]
+)
+def test_folders_that_seem_to_be_parts_of_dicom_with_a_table_are_refused(tmp_path, folders):
+  table = tmp_path / 'labels.csv'
+  table.write_text('path,label\n' + ''.join(f'{f}/1,a\n{f}/2,b\n' for f in folders))
+  for folder in folders:
+    for name in '12':
+      ct(tmp_path / 'data' / folder / name)
+  with pytest.raises(UserError, match=r'look like parts|lie beside'):
     DicomSource(tmp_path / 'data', labels_csv=table, max_pixels=LIMIT)
 
 
