@@ -16,8 +16,12 @@ from ctfake_jax.config.keys import DataConfig
 from ctfake_jax.types import Plane, Slice, UserError
 
 LEAST_SIDE = 0.5  # of the side that is seen; a detector's robustness is measured down to it
-LEAST_SHARE = 0.1  # of a type's range; pictures that use less are not taken in silence
+LEAST_SHARE = 0.1  # of a range of grey; pictures that use less are not taken in silence
+# Of pixels brighter than a recorded range by more than a twentieth of it: a set's own are one in a
+# thousand at most.
+ODD_SHARE, IMPOSSIBLE_SHARE, BEYOND = 0.02, 0.2, 0.05
 ONE_VALUE, TWO_VALUES = 'one grey value everywhere', 'two grey values only: a mask?'
+USES_LITTLE = 'uses little of its range of grey (12-bit CT in 16 bits?): see data.grey_range'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +50,11 @@ class GreyRange:
   def share(self) -> float:
     """Of the type's range."""
     return (self.high - self.low) / self.white
+
+  def share_beyond(self, grey: Float[np.ndarray, 'h w']) -> float:
+    """Of the pixels of the type's range, those clearly brighter than this one."""
+    limit = self.high + BEYOND * (self.high - self.low)
+    return float(np.mean(grey * self.white > limit))
 
   def __call__(self, grey: Float[np.ndarray, '*shape']) -> Float[np.ndarray, '*shape']:
     """Grey of the type's range to [0, 1] of this one, clipped."""
@@ -79,11 +88,20 @@ class Preprocess:
 
   def obstacle(self, image: Slice) -> str:
     """Why a slice cannot be shown: a range of other stored values than its own; '' else."""
-    if image.unit == 'HU' or self.grey is None or self.grey.white == image.white:
+    if image.unit == 'HU' or self.grey is None:
       return ''
+    if self.grey.white == image.white:
+      beyond = self.grey.share_beyond(image.pixels)
+      return '' if beyond < IMPOSSIBLE_SHARE else self._stored_otherwise(beyond)
     return (
       f'is stored in values up to {image.white}, the range {self.grey} was found in values up to '
       f'{self.grey.white}; store all pictures alike'
+    )
+
+  def _stored_otherwise(self, beyond: float) -> str:
+    return (
+      f'{beyond:.0%} of its pixels are brighter than the range {self.grey} that the network learnt '
+      'from: stored otherwise?'
     )
 
   def remarks(self, image: Slice) -> tuple[str, ...]:
@@ -94,10 +112,12 @@ class Preprocess:
       found.append(ONE_VALUE)
     elif ((image.pixels == low) | (image.pixels == high)).all():
       found.append(TWO_VALUES)
-    elif image.unit == 'grey' and self.grey is None:
-      dark, bright = np.quantile(image.pixels[::4, ::4], (0.001, 0.999))
+    elif image.unit == 'grey':
+      dark, bright = np.quantile(self.levels(image)[::4, ::4], (0.001, 0.999))
       if bright - dark < LEAST_SHARE:
-        found.append("uses little of its type's range (12-bit CT in 16 bits?): see data.grey_range")
+        found.append(USES_LITTLE)
+      if self.grey and self.grey.share_beyond(image.pixels) >= ODD_SHARE:
+        found.append(f'many pixels brighter than the range {self.grey}: stored otherwise?')
     if self.shows_few(image.pixels.shape):
       found.append(self.too_few)
     return tuple(found)

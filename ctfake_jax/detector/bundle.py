@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, UInt8
 
 from ctfake_jax import config as config_lib
 from ctfake_jax.config.keys import Config
-from ctfake_jax.data.preprocess import ONE_VALUE, TWO_VALUES, Preprocess
+from ctfake_jax.data.preprocess import ONE_VALUE, TWO_VALUES, USES_LITTLE, Preprocess
 from ctfake_jax.data.sources.sandboxed import Decoded
 from ctfake_jax.detector import calibration, training
 from ctfake_jax.detector.calibration import Scaling, Threshold
@@ -88,7 +88,7 @@ class Detector:
     pixels = decoded.pixels
     if pixels is not None and pixels.min() == pixels.max():
       found.append(ONE_VALUE)
-    return found + [remark for remark in decoded.remarks if remark == TWO_VALUES]
+    return found + [remark for remark in decoded.remarks if remark in (TWO_VALUES, USES_LITTLE)]
 
   def examine(self, seen: Sequence[Decoded], prior: float) -> dict[str, np.ndarray]:
     """What is said of n decoded images, the only place where verdicts are made.

@@ -107,7 +107,7 @@ class Maker:
   def _plane(self, row: int, given_mm: float) -> Plane:
     native = self.records[row].plane if self.records else None
     own = self.view.seen(native) if native else None
-    if own and own.corner_mm:
+    if own and own.height_mm is not None:
       return own
     given = (given_mm, given_mm) if given_mm else None
     spacing = own.spacing_mm if own else (None if self.records else self.spacing_mm) or given

@@ -71,6 +71,11 @@ def locked(workdir: Path) -> Iterator[None]:
     yield
     return
   try:
+    str(workdir).encode()
+  except UnicodeEncodeError:  # checkpoints could not be written there
+    shown = str(workdir).encode(errors='backslashreplace').decode()
+    raise UserError(f'--workdir={shown}: its name is no UTF-8; choose another one') from None
+  try:
     workdir.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(workdir / '.lock', timeout=0)
     lock.acquire()

@@ -14,6 +14,7 @@ from ctfake_jax.data import dataset, grey_range
 from ctfake_jax.data.preprocess import (
   ONE_VALUE,
   TWO_VALUES,
+  USES_LITTLE,
   GreyRange,
   Preprocess,
   from_uint8,
@@ -120,6 +121,40 @@ def test_the_record_scales_single_pictures_and_names_other_depths(pictures, tmp_
   assert (
     Preprocess(16, -600.0, 1500.0, 'crop').obstacle(Slice(stored / 65535, 'grey', None, 255)) == ''
   )
+
+
+@pytest.mark.parametrize('other', ['another offset', 'shifted by 4 bits', 'all 16 bits'])
+def test_pictures_that_are_stored_otherwise_than_the_recorded_range_are_not_judged(
+  pictures, tmp_path, other
+):
+  config = pictures(1024)
+  config.data.grey_range = 'auto'
+  _, settled = dataset.load(resolve(config))
+  view = Preprocess.from_config(settled.data)
+  own = np.asarray(Image.open(tmp_path / 'set/a/0.png')).astype(int)
+  stored = {
+    'another offset': own - 1024 + 32768,
+    'shifted by 4 bits': own << 4,
+    'all 16 bits': np.linspace(0, 65535, own.size).reshape(own.shape),
+  }[other]
+  Image.fromarray(stored.astype(np.uint16)).save(tmp_path / 'other.png')
+  limits = Limits(max_pixels=10**4, seconds=20.0, memory_mib=2048, workers=1)
+  (refused,) = decode_all(tmp_path / 'other.png', view, limits)
+  assert refused.image is None
+  assert 'brighter than the range' in refused.reason
+  (seen,) = decode_all(tmp_path / 'set/a/0.png', view, limits)
+  assert seen.remarks == ()
+
+
+def test_pictures_that_use_little_of_the_recorded_range_are_remarked(pictures, tmp_path):
+  config = pictures(1024)
+  for path in sorted((tmp_path / 'set/b').glob('*.png')):  # one class at 16 times the values
+    stored = np.asarray(Image.open(path)).astype(int)
+    Image.fromarray((16 * stored).astype(np.uint16)).save(path)
+  config.data.grey_range = 'auto'
+  images, _ = dataset.load(resolve(config))
+  few = [USES_LITTLE in record.remarks for record in images.records]
+  assert few == (images.labels == 0).tolist()
 
 
 def test_other_depths_in_the_training_set_are_listed(pictures, tmp_path):

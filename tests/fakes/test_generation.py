@@ -121,6 +121,17 @@ def test_an_edit_read_back_is_its_source_outside_of_the_mask(patients, tmp_path)
     np.testing.assert_allclose(edited[~mask], real[~mask], atol=1 / 750)
 
 
+def test_an_edit_of_a_source_without_orientation_has_no_place_of_it(patients, tmp_path):
+  for path in patients.rglob('Doe*'):
+    ds = pydicom.dcmread(path)
+    del ds.ImageOrientationPatient
+    ds.save_as(path)
+  generation.run(resolve(_config(patients)), tmp_path / 'w')
+  made = [pydicom.dcmread(p) for p in sorted((tmp_path / 'w' / 'dicom').rglob('*.dcm'))]
+  assert all('position in space not known' in ds.ImageComments for ds in made)
+  assert len({ds.FrameOfReferenceUID for ds in made}) == len(made)
+
+
 def test_edits_of_a_phantom_are_of_no_patient(tmp_path):
   config = config_lib.defaults()
   config.task, config.generate.method = 'generate', 'copied'

@@ -1,6 +1,7 @@
 """What a run leaves behind: whole files, rows that fit the checkpoint, cells without formulas."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -127,6 +128,13 @@ def test_a_command_may_be_repeated_and_no_other_takes_its_place(tmp_path):
   config.input = 'there'
   with pytest.raises(UserError, match=r'results of other values of input: choose another'):
     workdir_files.check_same_command(tmp_path, resolve(config))
+
+
+def test_a_workdir_that_checkpoints_cannot_be_written_to_is_refused_at_once(tmp_path):
+  odd = tmp_path / os.fsdecode(b'run\xff')
+  with pytest.raises(UserError, match='no UTF-8'), workdir_files.locked(odd):
+    pass
+  assert not odd.exists()
 
 
 def test_results_are_not_written_among_the_images(tmp_path):

@@ -40,6 +40,7 @@ NO_ORIENTATION = 'no Image Orientation (Patient): rows and columns taken as they
 AIR_HU = -1024.0  # the lowest value of a 12-bit CT with intercept -1024
 # 16 bits hold no more, and no tissue or metal is as dense: sign or rescale are wrong.
 MOST_HU = 32767.0
+USUAL_MOST_HU = 4095.0  # 12 bits, from air on; metal on an extended scale goes beyond
 # Air and lung lie below, soft tissue and bone above.
 MOST_OF_AIR_HU, LEAST_OF_TISSUE_HU = -500.0, -200.0
 _HARDLY_ANY = 0.01  # share of the pixels
@@ -266,6 +267,8 @@ def _doubts(hu: np.ndarray) -> list[str]:
     raise RefusalError(f'values up to {high:g} HU: sign or rescale are wrong')
   if hu.min() == high:
     return []
+  if high > USUAL_MOST_HU:
+    return [f'values above {USUAL_MOST_HU:g} HU: metal, or a wrong rescale slope?']
   for share, words in (
     ((hu < MOST_OF_AIR_HU).mean(), f'below {MOST_OF_AIR_HU:g} HU, but a chest has air'),
     ((hu > LEAST_OF_TISSUE_HU).mean(), f'above {LEAST_OF_TISSUE_HU:g} HU, but a chest has tissue'),

@@ -25,17 +25,23 @@ _MOST_ASPECT = 1.7
 # Words in Image Type (0008,0008) and Frame Type (0008,9007), letters only, upper case, by what they
 # mean: those of the standard (C.8.2.1.1.1, C.8.15.3.1.1) and of vendors.
 _KINDS = {
-  'a localizer': 'LOCALIZER LOCALISER SCOUT SCOUTVIEW TOPOGRAM TOPO TOP SURVIEW SCANOGRAM PILOT',
+  'a localizer': 'LOCALIZER LOCALISER SCOUT SCOUTVIEW TOPOGRAM TOPO TOP SURVIEW SCANOGRAM PILOT '
+  'LOC',
   'a reformat': 'MPR MPVR CPR MULTIPLANAR REFORMATTED REFORMAT REFORMATTING RESAMPLED CORONAL '
-  'SAGITTAL OBLIQUE CURVED',
+  'SAGITTAL OBLIQUE CURVED COR SAG',
   'a projection of a slab': 'MIP MAXIP MINIP AIP MAXIMUM MINIMUM PROJECTION SLAB',
-  'a rendering': 'VRT VR SSD SURFACE RENDERED RENDERING RENDER VOLUMERENDER 3D ENDOSCOPY',
+  'a rendering': 'VRT VR SSD SURFACE RENDERED RENDERING RENDER VOLUMERENDER 3D ENDOSCOPY VOLREN',
   'a report or a screen': 'PROT PROTOCOL DOSE REPORT SCREEN SCREENSAVE SCREENSHOT SNAPSHOT CAPTURE '
   'DISPLAY GRAPH CHART SUMMARY',
-  'computed from several images': 'SUBTRACTION DIVISION MULTIPLICATION PERFUSION CBF CBV MTT TTP',
+  'computed from several images': 'SUBTRACTION DIVISION MULTIPLICATION ADDITION PERFUSION PERF CBF '
+  'CBV MTT TTP MEAN AVERAGE AVG QUANTITY MASKED STDDEVIATION',
+  'a map of a material': 'IODINE EFFZ ZEFF MATERIAL',
 }
 _KIND_OF = {word: kind for kind, words in _KINDS.items() for word in words.split()}
 _POST_PROCESSED = 'CSA'  # Siemens' workstation: 'CSA MPR', 'CSAPARALLEL', 'CSA 3D'
+_RUN_TOGETHER = {'MPR': 'a reformat', 'REPORT': 'a report or a screen'}  # CORMPR, MPRTHICK
+# Volumetric Properties (0008,9206), C.8.15.2.1.2: no pixel of these is a piece of the volume.
+_NO_VOLUME = ('SAMPLED', 'DISTORTED')
 # CID 7203, Derivation Code Sequence (0008,9215).
 _DERIVED_KINDS = {
   code.value: code.meaning
@@ -73,6 +79,9 @@ def _check_words(ds: pydicom.Dataset, frame: int) -> None:
   technique = str(value(ds, frame, 'VolumeBasedCalculationTechnique') or '').strip().upper()
   if technique not in ('', 'NONE'):  # (0008,9207), C.8.15.2.1.3
     raise RefusalError(f'Volume Based Calculation Technique {technique}, need an axial slice')
+  properties = str(value(ds, frame, 'VolumetricProperties') or '').strip().upper()
+  if properties in _NO_VOLUME:
+    raise RefusalError(f'Volumetric Properties {properties}, need an axial slice')
   for code in value(ds, frame, 'DerivationCodeSequence') or ():
     if meaning := _DERIVED_KINDS.get(str(code.get('CodeValue'))):
       raise RefusalError(f'derived by {meaning}, need an axial slice')
@@ -80,9 +89,18 @@ def _check_words(ds: pydicom.Dataset, frame: int) -> None:
 
 def _refuse_words(name: str, words: Iterator[str]) -> None:
   for word in words:
-    kind = 'post-processed' if word.startswith(_POST_PROCESSED) else _KIND_OF.get(word)
-    if kind:
+    if kind := _kind(word):
       raise RefusalError(f'{kind} ({name} {word}), need an axial slice')
+
+
+def _kind(word: str) -> str | None:
+  """What a word of Image Type says that an image is, if it is no axial slice."""
+  if word.startswith(_POST_PROCESSED):
+    return 'post-processed'
+  parts = (
+    kind for part, kind in _RUN_TOGETHER.items() if word.startswith(part) or word.endswith(part)
+  )
+  return _KIND_OF.get(word) or next(parts, None)
 
 
 def _type_words(ds: pydicom.Dataset, frame: int) -> Iterator[str]:
@@ -119,7 +137,7 @@ def synthetic(ds: pydicom.Dataset, frame: int) -> str:
   """
   says = 'the file says that it is synthetic'
   for place in (ds, *_items(functional_groups(ds, frame))):
-    if str(place.get('SyntheticData') or '').strip().upper() == 'YES':
+    if {*_words(place.get('SyntheticData'))} & {'YES', 'Y', 'TRUE'}:
       return f'{says} (0008,001C)'
     for equipment in place.get('ContributingEquipmentSequence') or ():
       if any(map(_is_synthesizing, equipment.get('PurposeOfReferenceCodeSequence') or ())):

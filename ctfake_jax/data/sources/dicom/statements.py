@@ -86,13 +86,13 @@ def edited(
   donor = f' (the other: {_shown(change.donor)})' if change.donor else ''
   low, high = change.range_hu
   sampling = 'Resampled; ' if change.resampled else ''
-  place = '' if source.plane and source.plane.corner_mm else '; position in space not known'
+  place = '' if _is_placed(source) else '; position in space not known'
   return Statement(
     made_by=made_by,
     version=version,
     series=pseudonyms.uid('series', number),
     study=pseudonyms.uid('study', patient),
-    frame_of_reference=_frame_of_reference(source.instance, number, pseudonyms),
+    frame_of_reference=_frame_of_reference(source, number, pseudonyms),
     patient_name=f'EDITED^{name}',
     patient_id=f'EDITED-{name}',
     description='SYNTHETIC: edited image, not as scanned',
@@ -112,9 +112,14 @@ def _shown(source: Record) -> str:
   return f'a CT image {"that says that it is synthetic" if synthetic else "of a patient"}'
 
 
-def _frame_of_reference(instance: Instance | None, number: str, pseudonyms: Pseudonyms):
+def _is_placed(source: Record) -> bool:
+  return source.plane is not None and source.plane.height_mm is not None
+
+
+def _frame_of_reference(source: Record, number: str, pseudonyms: Pseudonyms):
   """The same for all that was made from images in one frame of reference: positions agree."""
-  own = instance.frame_of_reference_uid if instance else ''
+  known = source.instance is not None and _is_placed(source)
+  own = source.instance.frame_of_reference_uid if source.instance and known else ''
   return pseudonyms.uid('frame of reference', *(['of', own] if own else ['own', number]))
 
 

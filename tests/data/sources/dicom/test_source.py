@@ -782,6 +782,25 @@ _COS, _SIN = np.round([np.cos(np.radians(35)), np.sin(np.radians(35))], 6)
     ({'ImageType': ['DERIVED', 'SECONDARY', 'OTHER', 'CSAPARALLEL']}, 'post-processed'),
     ({'ImageType': ['DERIVED', 'SECONDARY', 'AXIAL', 'VRT']}, 'a rendering'),
     ({'ImageType': ['DERIVED', 'SECONDARY', '3D']}, 'a rendering'),
+    *[
+      ({'ImageType': ['DERIVED', 'PRIMARY', *words.split()]}, kind)
+      for kind, words in (
+        ('computed from several', 'AXIAL MEAN'),
+        ('computed from several', 'AXIAL STD_DEVIATION'),
+        ('computed from several', 'AVERAGE'),
+        ('computed from several', 'PERF'),
+        ('a map of a material', 'GSI IODINE'),
+        ('a map of a material', 'EFF_Z'),
+        ('a reformat', 'COR'),
+        ('a reformat', 'SAGMPR'),
+        ('a reformat', 'MPRTHICK'),
+        ('a report', 'DOSEREPORT'),
+        ('a rendering', 'VOLREN'),
+        ('a localizer', 'LOC'),
+      )
+    ],
+    ({'VolumetricProperties': 'DISTORTED'}, 'Properties DISTORTED'),
+    ({'VolumetricProperties': 'SAMPLED'}, 'Properties SAMPLED'),
     ({'VolumeBasedCalculationTechnique': 'MAX_IP'}, 'Technique MAX_IP'),
     (
       {'DerivationCodeSequence': [_code('113078', 'Maximum intensity projection')]},
@@ -857,8 +876,10 @@ def _says_synthetic(how: str) -> Dataset:
   equipment.PurposeOfReferenceCodeSequence = [_code('109100', 'Synthesizing Equipment')]
   place = ds.PerFrameFunctionalGroupsSequence[0] if how.startswith('frame') else ds
   with dicom_header.quiet_pydicom():
-    if how in ('YES', 'yes', ' Yes '):
+    if how in ('YES', 'yes', ' Yes ', 'Y', 'TRUE'):
       ds.add_new('SyntheticData', 'CS', how)
+    elif how == 'twice':
+      ds.add_new('SyntheticData', 'CS', ['YES', 'YES'])
     elif how == 'frame, nested':
       place.PlanePositionSequence[0].SyntheticData = 'YES'
     elif how == 'frame':
@@ -875,7 +896,8 @@ def _says_synthetic(how: str) -> Dataset:
 @pytest.mark.parametrize(
   ('how', 'tag'),
   [
-    *[(how, '(0008,001C)') for how in ('YES', 'yes', ' Yes ', 'frame', 'frame, nested')],
+    *[(how, '(0008,001C)') for how in ('YES', 'yes', ' Yes ', 'Y', 'TRUE', 'twice')],
+    *[(how, '(0008,001C)') for how in ('frame', 'frame, nested')],
     *[(how, '(0018,A001)') for how in ('equipment', 'frame, equipment')],
     *[(how, '(0008,0008)') for how in ('SYNTHETIC', 'Synthesized CT')],
   ],
