@@ -5,6 +5,7 @@ Every training resumes; the rest is repeated from seeds.
 """
 
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -123,9 +124,7 @@ def test(detector: Detector, shown: DetectorDataset, config: Config) -> dict:
     'families': {
       family: {
         'auroc': metrics.auroc(scores[shown.families == family], scores[~fake]),
-        'detection_at_1_percent': metrics.detection_at(
-          0.01, scores[shown.families == family], scores[~fake]
-        ),
+        **_detection(scores, shown, family),
         'patch_auroc': _patch_auroc(found['patches'], shown, family),
         **_verdict_shares(found['verdict'], shown.families == family, shown.groups),
       }
@@ -134,15 +133,27 @@ def test(detector: Detector, shown: DetectorDataset, config: Config) -> dict:
   }
 
 
+def _detection(scores: np.ndarray, shown: DetectorDataset, family: str) -> dict:
+  """Share of a family found at 1 % false alarms of the reals at hand, with its interval."""
+  own = shown.families == family
+  found = metrics.found_at(0.01, scores[own], scores[~shown.fake])
+  return {
+    'detection_at_1_percent': float(found.mean()),
+    'detection_ci95': metrics.accuracy_interval(found, shown.groups[own]),
+  }
+
+
 def _domain_shares(detector: Detector, found: dict, shown: DetectorDataset, seed: int) -> dict:
   """Shares that lie outside of the domain; of reals also as other sites show them."""
   elsewhere = domain.with_other_looks(shown.of(REAL).images, streams.seed(seed, 'test of domain'))
-  scores = detector.domain.scores(domain.features_of(elsewhere))
+  foreign = detector.domain.scores(domain.features_of(elsewhere)) > detector.domain.limit
+  reals, fakes = (found['outside'][shown.fake == fake] for fake in (False, True))
   return {
     'limit': detector.domain.limit,
-    'reals': float(found['outside'][~shown.fake].mean()),
-    'fakes': float(found['outside'][shown.fake].mean()),
-    'other_looks': float((scores > detector.domain.limit).mean()),
+    'reals': float(reals.mean()),
+    'fakes': float(fakes.mean()),
+    'other_looks': float(foreign.mean()),
+    **domain.batch_rates(reals, fakes, foreign, seed),
   }
 
 
@@ -174,13 +185,13 @@ def reasons(detector: Detector, shown: DetectorDataset, config: Config, workdir:
 
 
 def _verdict_shares(verdicts: np.ndarray, rows: np.ndarray, groups: np.ndarray) -> dict:
-  """Share of each verdict among the images at `rows`, that of `fake` with its interval."""
+  """Share of each verdict among the images at `rows`, with its interval."""
   own = verdicts[rows]
-  return {
-    'n': len(own),
-    **{name: float((own == name).mean()) for name in ('real', 'fake', 'unsure')},
-    'fake_ci95': metrics.accuracy_interval(own == 'fake', groups[rows]),
-  }
+  result: dict[str, Any] = {'n': len(own)}
+  for name in ('real', 'fake', 'unsure'):
+    result[name] = float((own == name).mean())
+    result[f'{name}_ci95'] = metrics.accuracy_interval(own == name, groups[rows])
+  return result
 
 
 def _counts(shown: DetectorDataset) -> dict:

@@ -17,7 +17,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -40,6 +40,8 @@ INVERSE_PENALTY = 0.1
 FARTHEST = 8.0  # deviations
 FOLDS = 5
 CROWD = 0.5  # more than this share of a batch outside: the batch is from elsewhere
+FEWEST_OF_A_BATCH = 5  # images that can say where a batch comes from
+BATCH, BATCHES = 20, 4000  # drawn to measure how often that is said
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +86,35 @@ def coarse_features(images: Float[Array, 'b h h 1']) -> Float[Array, 'b 86']:
 def features_of(images: Float[np.ndarray, 'n h h 1']) -> Float[np.ndarray, 'n d']:
   """`coarse_features` of any number of images."""
   return batching.run(lambda _, number, batch: coarse_features(batch), (), images)
+
+
+def comes_from_elsewhere(outside: int, judged: int) -> bool:
+  """Whether so many images outside of the domain say it of a batch of so many."""
+  return judged >= FEWEST_OF_A_BATCH and outside > CROWD * judged
+
+
+def batch_rates(
+  reals: Bool[np.ndarray, ' n'],
+  fakes: Bool[np.ndarray, ' m'],
+  elsewhere: Bool[np.ndarray, ' k'],
+  seed: int,
+) -> dict[str, float]:
+  """How often `comes_from_elsewhere` is said of batches of 20, drawn with replacement.
+
+  Args:
+    reals: which lie outside of the domain, of the test part; half of a batch at home.
+    fakes: the same of fakes, the other half.
+    elsewhere: the same of images that come from elsewhere.
+    seed: of the draws.
+  """
+  rng = streams.generator(seed, 'batches')
+
+  def outside(of: np.ndarray, count: int) -> np.ndarray:
+    return rng.choice(of, (BATCHES, count)).sum(1)
+
+  home, foreign = outside(reals, BATCH // 2) + outside(fakes, BATCH // 2), outside(elsewhere, BATCH)
+  shares = [np.mean([comes_from_elsewhere(int(n), BATCH) for n in own]) for own in (home, foreign)]
+  return {'batch_false_alarms': float(shares[0]), 'batch_power': float(shares[1])}
 
 
 def generator_of(family: str) -> str:

@@ -61,7 +61,7 @@ def sweep(
   """
   drawn = streams.generator(seed, 'robustness, drawn').permutation(len(shown))[:MOST]
   shown = shown.take(np.sort(drawn))
-  measure = functools.partial(_row, detector, fake=shown.fake)
+  measure = functools.partial(_row, detector, fake=shown.fake, groups=shown.groups)
   found = {UNCHANGED: [measure(shown.images, 0.0)]}
   for name, strength, images in progress_bar.bar(
     'harmless changes', _changed(detector.view, shown)
@@ -85,12 +85,18 @@ def _seen(view: Preprocess, stored: list[np.ndarray]) -> np.ndarray:
   return from_uint8(to_uint8(np.stack([view.frame(levels) for levels in stored])))
 
 
-def _row(detector: Detector, images: np.ndarray, strength: float, fake: np.ndarray) -> dict:
+def _share(name: str, alarm: np.ndarray, groups: np.ndarray) -> dict:
+  return {name: float(alarm.mean()), f'{name}_ci95': metrics.accuracy_interval(alarm, groups)}
+
+
+def _row(
+  detector: Detector, images: np.ndarray, strength: float, fake: np.ndarray, groups: np.ndarray
+) -> dict:
   scores = training.predict(detector.model, detector.variables, images)[0]
   alarm = scores > detector.threshold.value
   return {
     'strength': float(strength),
     'auroc': metrics.auroc(scores[fake], scores[~fake]),
-    'detection': float(alarm[fake].mean()),
-    'false_alarms': float(alarm[~fake].mean()),
+    **_share('detection', alarm[fake], groups[fake]),
+    **_share('false_alarms', alarm[~fake], groups[~fake]),
   }

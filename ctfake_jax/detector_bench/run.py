@@ -180,7 +180,7 @@ def _judge(
   probability = scaling.p_fake(scores, config.fake_prevalence)
   folder.mkdir(parents=True, exist_ok=True)
   np.savez(folder / 'scores.npz', allow_pickle=False, scores=scores, fake=fake, groups=test.groups)
-  found = scores[fake] > _limit(rate, scores[~fake])
+  found = metrics.found_at(rate, scores[fake], scores[~fake])
   return {
     'n': len(test),
     'auroc': metrics.auroc(scores[fake], scores[~fake]),
@@ -213,11 +213,6 @@ def _kept(judged: np.ndarray, outside: np.ndarray) -> float | None:
   """Share of those called fake among fakes [n] that the domain leaves so; None where none is."""
   called = judged == calibration.FAKE
   return float((~outside[called]).mean()) if called.any() else None
-
-
-def _limit(rate: float, reals: np.ndarray) -> float:
-  """The least score that at most a share `rate` of the reals at hand exceeds."""
-  return float(np.sort(reals)[::-1][int(np.floor(rate * len(reals) + 1e-9))])
 
 
 def _fall(workdir: Path, test: DetectorDataset, seed: int) -> dict:

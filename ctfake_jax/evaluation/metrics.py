@@ -224,12 +224,12 @@ def classes_auroc(
   return float(np.mean(one_vs_rest))
 
 
-def detection_at(
+def found_at(
   false_alarm_rate: float,
   scores_positive: Real[np.ndarray, ' n'],
   scores_negative: Real[np.ndarray, ' m'],
-) -> float:
-  """Share of positives found when at most that share of the negatives at hand raises an alarm.
+) -> Bool[np.ndarray, ' n']:
+  """Which positives are found when at most that share of the negatives at hand raises an alarm.
 
   An alarm is a score above the threshold, ties with it are none. Fewer negatives than
   1 / false_alarm_rate allow no false alarm at all: the figure is then a cautious one.
@@ -238,8 +238,17 @@ def detection_at(
   # The small addend keeps 0.29 * 100 = 28.999... from losing an allowed alarm.
   allowed = int(np.floor(false_alarm_rate * len(descending) + 1e-9))
   if allowed >= len(descending):
-    return 1.0
-  return float(np.mean(np.asarray(scores_positive) > descending[allowed]))
+    return np.ones(len(scores_positive), bool)
+  return scores_positive > descending[allowed]
+
+
+def detection_at(
+  false_alarm_rate: float,
+  scores_positive: Real[np.ndarray, ' n'],
+  scores_negative: Real[np.ndarray, ' m'],
+) -> float:
+  """Share of positives that are `found_at` this rate."""
+  return float(np.mean(found_at(false_alarm_rate, scores_positive, scores_negative)))
 
 
 def _recalls(confusion: np.ndarray) -> np.ndarray:

@@ -159,6 +159,7 @@ def scores(results: Row) -> list[Row]:
         'meaning': meaning,
         'auroc': words.number(row['auroc']),
         'detection': words.percent(row.get('detection_at_1_percent')),
+        'interval': words.percent_interval(row.get('detection_ci95')),
       }
     )
   return rows

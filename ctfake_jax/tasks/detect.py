@@ -25,12 +25,11 @@ from ctfake_jax.data.sources.sandboxed import Decoded, Limits, decode_all
 from ctfake_jax.detector import bundle, calibration
 from ctfake_jax.detector.bundle import Detector
 from ctfake_jax.detector.calibration import UNSURE
-from ctfake_jax.detector.domain import CROWD
+from ctfake_jax.detector.domain import comes_from_elsewhere
 from ctfake_jax.runtime import batching, progress_bar
 from ctfake_jax.types import UserError
 from ctfake_jax.workdir import files as workdir_lib
 
-FEWEST_OF_A_BATCH = 5  # of images that can say where a batch comes from
 UNREADABLE = 'unreadable'
 COLUMNS = (
   *('path', 'p_fake', 'verdict', 'score', 'threshold', 'false_alarm_rate', 'domain'),
@@ -77,6 +76,8 @@ def detect(
 ) -> Iterator[Verdict]:
   """A verdict for every image of a file or folder, in the files' order.
 
+  Whether all of them come from elsewhere is to be asked of `crowd_outside`.
+
   Args:
     path: pictures and DICOM, side by side.
     detector: a loaded one, or the workdir of its making.
@@ -89,7 +90,7 @@ def detect(
     UserError: there is no such file or detector; at once, not with the first image.
   """
   loaded = detector if isinstance(detector, Detector) else bundle.load(Path(detector))
-  limits = limits or Limits.from_config(config_lib.defaults())
+  limits = limits or Limits.from_config(config_lib.Config())
   images = decode_all(Path(path), loaded.view, limits, skipped=skipped)
   return _in_batches(images, loaded, fake_prevalence)
 
@@ -154,7 +155,7 @@ def crowd_outside(outside: int, judged: int) -> str:
 
   Whatever generator made them, most fakes of a detector's own originals lie inside, as these do.
   """
-  if judged < FEWEST_OF_A_BATCH or outside <= CROWD * judged:
+  if not comes_from_elsewhere(outside, judged):
     return ''
   return (
     f'{outside} of {judged} images are unlike those that the detector was calibrated on: this '

@@ -477,6 +477,7 @@ def test_a_detector_is_made_with_its_card(made):
   curves = results['robustness']
   assert set(curves) == {robustness.UNCHANGED, *robustness.OF_STORED, *robustness.OF_VIEW}
   assert 0 <= results['domain']['reals'] <= 0.2 < results['domain']['other_looks']
+  assert results['domain']['batch_false_alarms'] <= 0.01
   assert curves['unchanged'][0]['auroc'] == pytest.approx(results['auroc'])
   assert {row['family'] for row in results['reasons']['images']} == {'real', 'blended', 'copied'}
   card = (workdir / 'MODEL_CARD.md').read_text()

@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -115,3 +116,15 @@ def test_most_of_a_batch_outside_is_said():
   assert detect.crowd_outside(10, 20) == ''
   assert detect.crowd_outside(4, 4) == ''
   assert '11 of 20 images are unlike' in detect.crowd_outside(11, 20)
+
+
+def test_batches_are_told_apart_as_binomials_say():
+  rng = np.random.default_rng(0)
+  reals, fakes, foreign = (rng.random(5000) < share for share in (0.05, 0.2, 0.7))
+  found = domain.batch_rates(reals, fakes, foreign, seed=0)
+  ten = scipy.stats.binom.pmf(np.arange(11), 10, reals.mean())
+  other = scipy.stats.binom.pmf(np.arange(11), 10, fakes.mean())
+  expected = np.convolve(ten, other)[11:].sum()
+  assert found['batch_false_alarms'] == pytest.approx(expected, abs=2e-3)
+  power = scipy.stats.binom.sf(10, 20, foreign.mean())
+  assert found['batch_power'] == pytest.approx(power, abs=0.02)

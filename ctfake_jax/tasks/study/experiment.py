@@ -151,6 +151,9 @@ def _per_image(
     name: {
       'auroc': metrics.auroc(fake[name], real[name]),
       'detection_at_1_percent': metrics.detection_at(0.01, fake[name], real[name]),
+      'detection_ci95': metrics.accuracy_interval(
+        metrics.found_at(0.01, fake[name], real[name]), np.arange(len(fake[name]))
+      ),
     }
     for name in real
   }
