@@ -7,14 +7,8 @@ a row; a summary ends the table. `--repetitions=4000` is what the documents have
 
 import argparse
 import itertools
-import sys
-from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[i]) for i in (0, 1)]
-sys.path[:0] = [str(Path(__file__).parent / 'evaluation')]
-
-import test_accuracy_drop
-import test_metrics
+from evaluation import test_accuracy_drop, test_metrics
 from patients import SIZES
 
 ACCURACIES, CORRELATIONS, PATIENTS = (0.7, 0.8, 0.9, 0.95, 0.99), (0.0, 0.3, 0.6), (20, 60, 200)
