@@ -15,27 +15,12 @@ LARGE = ('resnet101', 'densenet121', 'densenet201', 'vgg19')
 
 
 def get_config():
-  config = config_lib.defaults()
+  config = config_lib.get_config('detector')
   config.task = 'detector_bench'
   config.bench.methods = tuple(m for m in config_lib.BENCH_METHODS if m not in LARGE)
   config.phantom.patients = 500
   config.phantom.slices_per_patient = 2
   config.detection.train_fakes_per_family = config.detection.eval_fakes_per_family = 150
-  config.gan.width = 16
-  config.gan.batch_size = 32
-  config.gan.updates = 800
-  config.gan.eval_every = 400
-  config.gan.augment = False
-  config.vae.width = 16
-  config.vae.updates = 600
-  config.vae.eval_every = 300
-  config.diffusion.width = 16
-  config.diffusion.batch_size = 16
-  config.diffusion.updates = 600
-  config.diffusion.eval_every = 300
-  config.autoencoder.width = 16
-  config.autoencoder.updates = 600
-  config.autoencoder.eval_every = 300
   config.detection.updates = 600
   config.detection.eval_every = 300
   return config

@@ -5,6 +5,7 @@ A file in `configs/` starts from `defaults()` and overrides a few; the command l
 """
 
 from ctfake_jax.config.config_dict import defaults, resolve
+from ctfake_jax.config.files import get_config
 from ctfake_jax.config.keys import Config
 from ctfake_jax.config.names import (
   BENCH_METHODS,
@@ -51,6 +52,7 @@ __all__ = [
   'differing_keys',
   'for_stage',
   'from_dict',
+  'get_config',
   'leaves',
   'parse_grey_range',
   'resolve',

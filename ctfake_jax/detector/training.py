@@ -31,7 +31,7 @@ from ctfake_jax.runtime import mesh as mesh_lib
 from ctfake_jax.train import loop
 from ctfake_jax.train.classifier import NETWORK, init_state, updated
 from ctfake_jax.train.optimizer_step import Elementwise, adamw
-from ctfake_jax.train.state import State
+from ctfake_jax.train.state import State, in_training
 from ctfake_jax.types import Images
 
 PATCH_WEIGHT = 0.5
@@ -50,18 +50,12 @@ def make_train_step(
 
   def loss_fn(params, batch_stats, images, fake, synthetic, key):
     """Mean of the images' losses, those of their patches added; logits and new statistics."""
-    (logits, features), updates = model.apply(
-      {'params': params, 'batch_stats': batch_stats},
-      images,
-      train=True,
-      mutable=['batch_stats'],
-      rngs={'dropout': key},
-    )
+    (logits, features), batch_stats = in_training(model, params, batch_stats, images, key=key)
     logits = logits.reshape(len(images))
     losses = optax.sigmoid_binary_cross_entropy(logits, fake)
     if 'patches' in features:
       losses += PATCH_WEIGHT * patch_losses(features['patches'], synthetic)
-    return losses.mean(), (logits, updates.get('batch_stats', {}))
+    return losses.mean(), (logits, batch_stats)
 
   def train_step(state, batch, key):
     """One update: turn and move, other looks, degrade, gradient, optimiser, moving average."""
@@ -184,12 +178,7 @@ def fit(
   state, progress = loop.run(
     name=name,
     workdir=workdir,
-    schedule=loop.Schedule(
-      total=c.updates,
-      eval_every=c.eval_every,
-      log_every=config.train.log_every,
-      at_once=loop.steps_at_once(config.train),
-    ),
+    schedule=loop.Schedule.of(config.train, c.updates, c.eval_every),
     keep=c.keep_checkpoints,
     seed=config.seed,
     state=init_state(model, tx, config.data.image_size, config.seed),

@@ -9,24 +9,14 @@ import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int
 
-from ctfake_jax.models import layers
+from ctfake_jax.models import dcgan, layers
 from ctfake_jax.models.dcgan import around_one, doublings, normal_002, with_labels
 
 
-class Generator(nn.Module):
-  """From a latent to images in [-1, 1].
-
-  Attributes: as of `dcgan.Generator`.
-  """
-
-  size: int
-  width: int = 64
-  channels: int = 1
-  num_classes: int = 0
-  dtype: DTypeLike = jnp.float32
+class Generator(dcgan.Generator):
+  """From a latent to images in [-1, 1], with the attributes of DCGAN's."""
 
   @nn.compact
   def __call__(

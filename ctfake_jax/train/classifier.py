@@ -32,7 +32,7 @@ from ctfake_jax.runtime import mesh as mesh_lib
 from ctfake_jax.runtime import streams
 from ctfake_jax.train import loop
 from ctfake_jax.train.optimizer_step import Elementwise, adam, adamw, apply_gradients, sgd, with_l2
-from ctfake_jax.train.state import State, advanced, initial
+from ctfake_jax.train.state import State, advanced, in_training, initial
 from ctfake_jax.types import ImageSet, UserError
 from ctfake_jax.workdir import files as workdir_lib
 
@@ -79,15 +79,9 @@ def make_train_step(
   classes, smoothing = len(class_weights), config.train.label_smoothing
 
   def loss_fn(params, batch_stats, images, targets, weights, key):
-    (logits, _), updates = model.apply(
-      {'params': params, 'batch_stats': batch_stats},
-      images,
-      train=True,
-      mutable=['batch_stats'],
-      rngs={'dropout': key},
-    )
+    (logits, _), batch_stats = in_training(model, params, batch_stats, images, key=key)
     losses = optax.softmax_cross_entropy(logits, targets)
-    return (weights * losses).sum() / weights.sum(), (logits, updates.get('batch_stats', {}))
+    return (weights * losses).sum() / weights.sum(), (logits, batch_stats)
 
   def train_step(state, batch, key):
     """One update: augment, gradient, optimiser, moving average."""
@@ -252,12 +246,11 @@ def _train(config: Config, model, train: ImageSet, val: ImageSet, workdir: Path)
   return loop.run(
     name=f'{config.model.name} {workdir.name}',
     workdir=workdir,
-    schedule=loop.Schedule(
-      total=config.train.epochs * steps_per_epoch,
-      eval_every=config.train.eval_every_epochs * steps_per_epoch,
-      log_every=config.train.log_every,
-      early_stop=config.train.early_stop_evals,
-      at_once=loop.steps_at_once(config.train),
+    schedule=loop.Schedule.of(
+      config.train,
+      config.train.epochs * steps_per_epoch,
+      config.train.eval_every_epochs * steps_per_epoch,
+      config.train.early_stop_evals,
     ),
     keep=config.train.keep_checkpoints,
     seed=config.seed,

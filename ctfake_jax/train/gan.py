@@ -24,7 +24,7 @@ from ctfake_jax.models import registry
 from ctfake_jax.models.initializers import variables
 from ctfake_jax.runtime import streams
 from ctfake_jax.train.optimizer_step import Elementwise, adam, apply_gradients
-from ctfake_jax.train.state import State, advanced, initial
+from ctfake_jax.train.state import State, advanced, in_training, initial
 
 
 class Networks(flax.struct.PyTreeNode):
@@ -95,7 +95,7 @@ def make_train_step(
 
     def generate(params):
       stats = old_g['batch_stats']
-      (images, _), stats = _applied(networks.generator, params, stats, latent, labels)
+      (images, _), stats = in_training(networks.generator, params, stats, latent, labels)
       return images, stats
 
     fake, pull_back, g_stats = jax.vjp(generate, old_g['params'], has_aux=True)
@@ -112,7 +112,7 @@ def make_train_step(
 
     def generator_loss(images):
       seen = _view(c, images, keys[3])
-      (logits, _), _ = _applied(networks.discriminator, d_params, d_stats, seen, labels)
+      (logits, _), _ = in_training(networks.discriminator, d_params, d_stats, seen, labels)
       return _bce(logits, 1.0)
 
     g_loss, cotangent = jax.value_and_grad(generator_loss)(fake)
@@ -149,8 +149,8 @@ def _discriminator_loss(discriminator: nn.Module, c: GanConfig) -> Callable:
     key_real, key_fake = jax.random.split(key)
     (images, labels), (fakes, fake_labels) = real, fake
     images, fakes = _view(c, images, key_real), _view(c, fakes, key_fake)
-    (on_real, features), stats = _applied(discriminator, params, stats, images, labels)
-    (on_fake, _), stats = _applied(discriminator, params, stats, fakes, fake_labels)
+    (on_real, features), stats = in_training(discriminator, params, stats, images, labels)
+    (on_fake, _), stats = in_training(discriminator, params, stats, fakes, fake_labels)
     loss = _bce(on_real, 1.0) + _bce(on_fake, 0.0)
     metrics = {'accuracy_real': (on_real > 0).mean(), 'accuracy_fake': (on_fake < 0).mean()}
     if 'class_logits' in features:
@@ -165,14 +165,6 @@ def _discriminator_loss(discriminator: nn.Module, c: GanConfig) -> Callable:
 
 def _view(c: GanConfig, images: jax.Array, key: jax.Array) -> jax.Array:
   return discriminator_view(images, key) if c.augment else images
-
-
-def _applied(network: nn.Module, params, stats, *inputs):
-  """((output, features), batch statistics after it) of one training batch."""
-  out, updates = network.apply(
-    {'params': params, 'batch_stats': stats}, *inputs, train=True, mutable=['batch_stats']
-  )
-  return out, updates['batch_stats']
 
 
 def _bce(logits: jax.Array, target: float) -> jax.Array:

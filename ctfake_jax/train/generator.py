@@ -85,12 +85,7 @@ def _train(config: Config, networks: Any, train: ImageSet, val: ImageSet, workdi
   return loop.run(
     name=f'{config.task} {workdir.name}',
     workdir=workdir,
-    schedule=loop.Schedule(
-      total=c.updates,
-      eval_every=c.eval_every,
-      log_every=config.train.log_every,
-      at_once=loop.steps_at_once(config.train),
-    ),
+    schedule=loop.Schedule.of(config.train, c.updates, c.eval_every),
     keep=c.keep_checkpoints,
     seed=config.seed,
     state=family.init_state(networks, config.data.image_size, config.seed),

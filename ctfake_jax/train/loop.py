@@ -43,6 +43,11 @@ class Schedule:
   early_stop: int = 0
   at_once: int = 1
 
+  @classmethod
+  def of(cls, train: TrainConfig, total: int, eval_every: int, early_stop: int = 0) -> 'Schedule':
+    """With what `config.train` says of every loop's log and dispatches."""
+    return cls(total, eval_every, train.log_every, early_stop, steps_at_once(train))
+
   def dispatch(self, done: int) -> int:
     """Steps of the dispatch after step `done`; known from `done` alone, so runs resume alike."""
     last = done + self.at_once

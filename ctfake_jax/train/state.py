@@ -1,12 +1,13 @@
 """What a training step changes, and the end that every step has."""
 
-from typing import no_type_check
+from typing import Any, no_type_check
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int32, Key
 
 from ctfake_jax.train.optimizer_step import moving_average
 
@@ -57,6 +58,27 @@ def initial(
     ema_encoder=networks.get('encoder', {}),
     first_bad_step=jnp.full((), -1, jnp.int32),
   )
+
+
+def in_training(
+  network: nn.Module,
+  params: dict,
+  batch_stats: dict,
+  *inputs: Array,
+  key: Key[Array, ''] | None = None,
+) -> tuple[Any, dict]:
+  """What a network gives of a training batch, and its batch statistics ({} of none) after it.
+
+  The key draws what dropout leaves out.
+  """
+  out, updates = network.apply(
+    {'params': params, 'batch_stats': batch_stats},
+    *inputs,
+    train=True,
+    mutable=['batch_stats'],
+    rngs=None if key is None else {'dropout': key},
+  )
+  return out, updates.get('batch_stats', {})
 
 
 def advanced(

@@ -21,7 +21,7 @@ from ctfake_jax.models import registry
 from ctfake_jax.models.initializers import variables
 from ctfake_jax.runtime import streams
 from ctfake_jax.train.optimizer_step import Elementwise, adam, apply_gradients
-from ctfake_jax.train.state import State, advanced, initial
+from ctfake_jax.train.state import State, advanced, in_training, initial
 
 SMALLEST_ERROR = 1e-6
 
@@ -69,27 +69,23 @@ def make_train_step(
   def loss_fn(params, old, images, labels, key):
     """Negative evidence bound of an image in nats; new statistics, squared error, divergence."""
     decoder_params, encoder_params = params
-    (mean, log_var), encoder_updates = networks.encoder.apply(
-      {**old['encoder'], 'params': encoder_params}, images, train=True, mutable=['batch_stats']
+    (mean, log_var), encoder_stats = in_training(
+      networks.encoder, encoder_params, old['encoder']['batch_stats'], images
     )
     latent = mean + jnp.exp(0.5 * log_var) * jax.random.normal(key, mean.shape)
-    (decoded, _), decoder_updates = networks.generator.apply(
-      {**old['generator'], 'params': decoder_params},
-      latent,
-      labels,
-      train=True,
-      mutable=['batch_stats'],
+    (decoded, _), decoder_stats = in_training(
+      networks.generator, decoder_params, old['generator']['batch_stats'], latent, labels
     )
     error = jnp.maximum(((decoded - images) ** 2).mean(), SMALLEST_ERROR)
     nats = divergence(mean, log_var).mean()
     loss = 0.5 * images[0].size * jnp.log(error) + c.beta * nats
-    return loss, (decoder_updates, encoder_updates, error, nats)
+    return loss, (decoder_stats, encoder_stats, error, nats)
 
   def train_step(state, batch, key):
     """One update of encoder and decoder together."""
     chex.assert_rank([batch['image'], batch['label']], [4, 1])
     params = tuple(state.networks[name]['params'] for name in ('generator', 'encoder'))
-    (loss, (g_updates, e_updates, error, nats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+    (loss, (g_stats, e_stats, error, nats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
       params, state.networks, batch['image'], batch['label'], key
     )
     (g_params, e_params), opt_state = apply_gradients(
@@ -98,8 +94,8 @@ def make_train_step(
     state = advanced(
       state,
       {
-        'generator': {'params': g_params, **g_updates},
-        'encoder': {'params': e_params, **e_updates},
+        'generator': {'params': g_params, 'batch_stats': g_stats},
+        'encoder': {'params': e_params, 'batch_stats': e_stats},
       },
       {'both': opt_state},
       used='generator',
