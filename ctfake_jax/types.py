@@ -296,8 +296,8 @@ class ImagesOnDisk(Protocol):
   def __getitem__(self, key: Any) -> np.ndarray: ...
 
   @property
-  def survey(self) -> Any:
-    """What `data.fingerprints.Survey.of` finds in them."""
+  def fingerprints(self) -> Any:
+    """What `data.fingerprints.Fingerprints.of` finds in them."""
 
   def subset(self, rows: Int[np.ndarray, ' m']) -> 'ImagesOnDisk':
     """The images at `rows`, unread."""

@@ -288,7 +288,7 @@ class GenerateConfig:
     'or reconstructions, blended, inpainted, copied: of config.data',
   )
   count: int = key(
-    500, between(1, 10**7), 'in all, in the class mix of the images learnt from, or edited'
+    500, between(1, 10**7), 'in all, in the class mix of the training images, or edited'
   )
   dicom: bool = key(False, EITHER, 'also CT DICOM files; generators trained on HU only')
   field_of_view_mm: float = key(

@@ -10,7 +10,12 @@ import numpy as np
 
 from ctfake_jax.config.keys import Config
 from ctfake_jax.data import grey_range
-from ctfake_jax.data.fingerprints import DIGEST_BYTES, SMALL_SIDE, Survey, look
+from ctfake_jax.data.fingerprints import (
+  DIGEST_BYTES,
+  SMALL_SIDE,
+  Fingerprints,
+  thumbnail_and_digest,
+)
 from ctfake_jax.data.lazy_images import LazyImages
 from ctfake_jax.data.preprocess import TWO_VALUES, Preprocess
 from ctfake_jax.data.sources import layout, sandboxed, walker
@@ -87,7 +92,7 @@ def gather(
     view: what becomes of them.
     labelled: every image needs a label, and there must be two classes.
     stream: each image is decoded once to see that it can be, and again whenever it is needed.
-    unit: that a network learnt from; images of another one are listed as unreadable.
+    unit: that a network was trained on; images of another one are listed as unreadable.
     limits: of the processes that untrusted files are decoded in; None: in this one.
 
   Raises:
@@ -121,12 +126,12 @@ def gather(
   if mesh_lib.is_main_process():
     _say_what_is_missing(unreadable, skipped)
   indices = np.nonzero(found)[0]
-  survey = Survey(facts['small'], facts['digests']).take(indices)
+  fingerprints = Fingerprints(facts['small'], facts['digests']).take(indices)
   records = tuple(_record(source.records[i], facts, i) for i in indices.tolist())
   _say_remarks(records)
   images = facts['images'] if found.all() else facts['images'][indices]
   result = ImageSet(
-    images=LazyImages(source, view, indices, survey) if stream else images,
+    images=LazyImages(source, view, indices, fingerprints) if stream else images,
     labels=np.array([record.label for record in records], np.int32),
     records=records,
     native_sizes=facts['size'][indices],
@@ -202,7 +207,7 @@ def _facts(
     if decoded.image is None or reason:
       continue
     seen = decoded.image[..., None]
-    facts['small'][row], facts['digests'][row] = look(seen)
+    facts['small'][row], facts['digests'][row] = thumbnail_and_digest(seen)
     facts['readable'][row], facts['size'][row] = True, decoded.native_size
     facts['is_hu'][row] = decoded.unit == 'HU'
     facts['spacing_mm'][row] = decoded.spacing_mm or 0

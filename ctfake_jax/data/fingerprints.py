@@ -27,7 +27,7 @@ CROPS = [
 
 
 @dataclasses.dataclass(frozen=True)
-class Survey:
+class Fingerprints:
   """Facts of n images.
 
   Attributes:
@@ -39,16 +39,16 @@ class Survey:
   digests: UInt8[np.ndarray, 'n 32']
 
   @classmethod
-  def of(cls, images: ImageSet) -> 'Survey':
+  def of(cls, images: ImageSet) -> 'Fingerprints':
     """Of images in memory by looking at them; those on disk were looked at when listed."""
     if isinstance(images.images, ImagesOnDisk):
-      return images.images.survey
-    small, digests = zip(*(look(image) for image in images.images))
+      return images.images.fingerprints
+    small, digests = zip(*(thumbnail_and_digest(image) for image in images.images))
     return cls(np.stack(small), np.stack(digests))
 
-  def take(self, rows: Int[np.ndarray, ' m'] | Bool[np.ndarray, ' n']) -> 'Survey':
+  def take(self, rows: Int[np.ndarray, ' m'] | Bool[np.ndarray, ' n']) -> 'Fingerprints':
     """The facts of the images at `rows`."""
-    return Survey(self.small[rows], self.digests[rows])
+    return Fingerprints(self.small[rows], self.digests[rows])
 
   def nearest(
     self, seen: Int[np.ndarray, ' s'], rows: Int[np.ndarray, ' m']
@@ -102,7 +102,7 @@ def _cropped(small: np.ndarray, box: tuple[float, float, float, float]) -> np.nd
   return parts / np.linalg.norm(parts, axis=1, keepdims=True).clip(1e-6)
 
 
-def look(
+def thumbnail_and_digest(
   image: Float32[np.ndarray, 'h w 1'],
 ) -> tuple[Float32[np.ndarray, '1024'], UInt8[np.ndarray, '32']]:
   """Small pixels and digest of one image."""
@@ -114,12 +114,12 @@ def look(
 
 def digests(images: ImageSet) -> list[str]:
   """A name for the pixels of each image, as the model sees them: equal for equal pixels."""
-  return [row.tobytes().hex()[:NAME_DIGITS] for row in Survey.of(images).digests]
+  return [row.tobytes().hex()[:NAME_DIGITS] for row in Fingerprints.of(images).digests]
 
 
 def fingerprint(images: ImageSet) -> str:
   """SHA-256 over pixels, labels and provenance."""
-  digest = hashlib.sha256(np.ascontiguousarray(Survey.of(images).digests).data)
+  digest = hashlib.sha256(np.ascontiguousarray(Fingerprints.of(images).digests).data)
   digest.update(images.labels.tobytes())
   digest.update('\n'.join(record.provenance for record in images.records).encode())
   return digest.hexdigest()

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Shaped
 
-from ctfake_jax.data.fingerprints import Survey
+from ctfake_jax.data.fingerprints import Fingerprints
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.types import Source
 
@@ -18,11 +18,15 @@ class LazyImages:
   """
 
   def __init__(
-    self, source: Source, view: Preprocess, indices: Int[np.ndarray, ' n'], survey: Survey
+    self,
+    source: Source,
+    view: Preprocess,
+    indices: Int[np.ndarray, ' n'],
+    fingerprints: Fingerprints,
   ):
-    """The images `indices` of a source, as `view` shows them, and their survey."""
+    """The images `indices` of a source, as `view` shows them, and their fingerprints."""
     self._source, self._view, self._indices = source, view, indices
-    self.survey = survey
+    self.fingerprints = fingerprints
 
   @property
   def shape(self) -> tuple[int, int, int, int]:
@@ -50,4 +54,4 @@ class LazyImages:
 
   def subset(self, rows: Int[np.ndarray, ' m'] | Bool[np.ndarray, ' n']) -> 'LazyImages':
     """The images at `rows`, still unread."""
-    return LazyImages(self._source, self._view, self._indices[rows], self.survey.take(rows))
+    return LazyImages(self._source, self._view, self._indices[rows], self.fingerprints.take(rows))

@@ -13,7 +13,7 @@ from scipy.sparse import csgraph
 from sklearn.model_selection import StratifiedGroupKFold
 
 from ctfake_jax.config.keys import SplitConfig
-from ctfake_jax.data.fingerprints import ROWS_AT_ONCE, Survey
+from ctfake_jax.data.fingerprints import ROWS_AT_ONCE, Fingerprints
 from ctfake_jax.runtime import streams
 from ctfake_jax.types import ImageSet, UserError
 
@@ -111,7 +111,7 @@ def group(images: ImageSet, config: SplitConfig) -> tuple[str, Int[np.ndarray, '
       )
     return by, np.unique(np.asarray(patients), return_inverse=True)[1]
   if by == 'duplicates':
-    return by, near_duplicate_groups(Survey.of(images).small, config.duplicate_correlation)
+    return by, near_duplicate_groups(Fingerprints.of(images).small, config.duplicate_correlation)
   return by, np.arange(len(images))
 
 
@@ -145,15 +145,17 @@ def near_duplicate_groups(
   return csgraph.connected_components(links, directed=False)[1]
 
 
-def leak_audit(images: ImageSet, survey: Survey, parts: Split, correlation: float) -> dict:
+def leak_audit(
+  images: ImageSet, fingerprints: Fingerprints, parts: Split, correlation: float
+) -> dict:
   """Counts of what the test part shares with the training and validation parts."""
   seen = np.concatenate([parts.train, parts.val])
-  _, nearest = survey.nearest(seen, parts.test)
+  _, nearest = fingerprints.nearest(seen, parts.test)
   known = {record.patient_id for record in (images.records[i] for i in seen)} - {None}
-  pixels = {digest.tobytes() for digest in survey.digests[seen]}
+  pixels = {digest.tobytes() for digest in fingerprints.digests[seen]}
   return {
     'test_images': len(parts.test),
-    'exact_duplicates': sum(d.tobytes() in pixels for d in survey.digests[parts.test]),
+    'exact_duplicates': sum(d.tobytes() in pixels for d in fingerprints.digests[parts.test]),
     'near_duplicates': int((nearest > correlation).sum()),
     'near_duplicate_correlation': correlation,
     'shared_groups': len(set(parts.groups[parts.test]) & set(parts.groups[seen])),

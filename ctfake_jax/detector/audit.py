@@ -14,7 +14,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import StratifiedGroupKFold
 
 from ctfake_jax.data import file_facts
-from ctfake_jax.data.fingerprints import look
+from ctfake_jax.data.fingerprints import thumbnail_and_digest
 from ctfake_jax.data.preprocess import resize
 from ctfake_jax.detector.dataset import FOLDER, REAL, DetectorDataset
 from ctfake_jax.evaluation import metrics
@@ -54,8 +54,8 @@ def refuse_leaks(found: dict, ignore: bool) -> None:
     for kind in KINDS if family == FOLDER else KINDS[:2]:
       if _loud(row, kind):
         raise UserError(
-          f'{family}: told from the originals by {_leak(row, kind)}; store both alike, or if that '
-          "is their generator's own doing, set --config.detection.ignore_leaks=True"
+          f'{family}: distinguished from the originals by {_leak(row, kind)}; store both alike, or '
+          "if that is their generator's own doing, set --config.detection.ignore_leaks=True"
         )
 
 
@@ -65,7 +65,7 @@ def remarks(found: dict) -> list[str]:
   for family, row in found.items():
     leaks = '; '.join(_leak(row, kind) for kind in KINDS if _loud(row, kind))
     if leaks:
-      said.append(f'{family}: told from the originals without forensics, by {leaks}')
+      said.append(f'{family}: distinguished from the originals without forensics, by {leaks}')
     if row['copies']:
       said.append(f'{family}: {row["copies"]} are copies of originals')
   return said
@@ -158,6 +158,7 @@ def _copies(shown: DetectorDataset) -> int:
   if not whole.any():
     return 0
   reals, fakes = (
-    np.stack([look(image)[0] for image in shown.images[rows]]) for rows in (~shown.fake, whole)
+    np.stack([thumbnail_and_digest(image)[0] for image in shown.images[rows]])
+    for rows in (~shown.fake, whole)
   )
   return int(((fakes @ reals.T).max(1) > SAME).sum())

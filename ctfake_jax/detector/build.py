@@ -49,7 +49,7 @@ def run(config: Config, workdir: Path) -> dict:
     print(remark, flush=True)
   progress_bar.stage('network')
   model, folder = registry.patch_net(config.detection), workdir / bundle.NETWORK
-  variables, facts = training.fit(
+  variables, facts = training.train_network(
     config, model, shown['train'], shown['validation'], folder, 'detector'
   )
   progress_bar.stage('calibration and test')
@@ -80,7 +80,9 @@ def calibrate(
 ) -> Detector:
   """Score from `train` and `validation`, p_fake from `calibration`, threshold from `conformal`."""
   train, validation = shown['train'], shown['validation']
-  variables, class_statistics = discriminant.fit(model, variables, train, validation, config.seed)
+  variables, class_statistics = discriminant.fit_discriminant(
+    model, variables, train, validation, config.seed
+  )
   scale = shown['calibration']
   scores, features, _ = training.predict(model, variables, scale.images)
   scaling = calibration.fit_scaling(scores, scale.fake)
@@ -89,7 +91,7 @@ def calibrate(
   scores, features, _ = training.predict(model, variables, reals.images)
   one = calibration.one_per_group(np.arange(len(reals)), reals.groups, config.seed)
   threshold = calibration.conformal_threshold(scores[one], calibration.asked_rate(config))
-  known = domain.fit(train, validation, reals.images[one], config.seed)
+  known = domain.fit_domain(train, validation, reals.images[one], config.seed)
   return Detector(
     model,
     variables,
@@ -145,14 +147,14 @@ def _detection(scores: np.ndarray, shown: DetectorDataset, family: str) -> dict:
 
 def _domain_shares(detector: Detector, found: dict, shown: DetectorDataset, seed: int) -> dict:
   """Shares that lie outside of the domain; of reals also as other sites show them."""
-  elsewhere = domain.with_other_looks(shown.of(REAL).images, streams.seed(seed, 'test of domain'))
+  elsewhere = domain.domain_randomized(shown.of(REAL).images, streams.seed(seed, 'test of domain'))
   foreign = detector.domain.scores(domain.features_of(elsewhere)) > detector.domain.limit
   reals, fakes = (found['outside'][shown.fake == fake] for fake in (False, True))
   return {
     'limit': detector.domain.limit,
     'reals': float(reals.mean()),
     'fakes': float(fakes.mean()),
-    'other_looks': float(foreign.mean()),
+    'domain_randomized': float(foreign.mean()),
     **domain.batch_rates(reals, fakes, foreign, seed),
   }
 

@@ -40,7 +40,7 @@ NETWORK = 'network'  # folder of the network's training
 VERSION = 4  # grows where the same files would mean something else; 4 knows its domain
 # What a recalibration may have found, by name.
 ALARMS = {
-  'drift': 'the images it was recalibrated on differ from those that the detector learnt from; '
+  'drift': 'the images it was recalibrated on differ from those that the detector was trained on; '
   'what was measured there does not hold for them',
   'outliers': 'some of the images it was recalibrated on lie apart from the rest on the side of '
   'fakes; look at `outliers`',
@@ -98,7 +98,7 @@ class Detector:
       'fake' or 'unsure', and reasons, a tuple of texts each.
     """
     views = np.stack([d.views for d in seen])
-    scores, features, patches, coarse = batching.run(
+    scores, features, patches, coarse = batching.map_batches(
       lambda variables, _, batch: examine(self.model, variables, batch), self.variables, views
     )
     scaling, limit = self.scaling, self.threshold.value
@@ -150,7 +150,7 @@ class Detector:
       def judged(constants, _, part):
         return scores_of_parts(self.model, *constants, part)
 
-      scores = batching.run(judged, (self.variables, image), kept)
+      scores = batching.map_batches(judged, (self.variables, image), kept)
       return self.scaling.p_fake(scores, prior)[:, None]
 
     return ExplainableModel(
@@ -300,7 +300,7 @@ def warnings(workdir: Path) -> list[str]:
   """What whoever reads a verdict of this detector should know."""
   found = []
   if workdir_lib.read_json(workdir / CONFIG)['config']['data']['source'] == 'phantom':
-    found.append('this detector learnt from a simulated scanner: not for real CT')
+    found.append('this detector was trained on a simulated scanner: not for real CT')
   alarms = figures(workdir).get('recalibration', {}).get('alarms', {})
   return found + [
     f'{name}: {says}' for name, says in ALARMS.items() if name in alarms and alarms[name]['raised']

@@ -19,7 +19,12 @@ def write(config: Config, results: dict, workdir: Path) -> None:
 def write_site(config: Config, figures: dict, workdir: Path) -> None:
   """Leaves that of a recalibrated one, with the `figures` of its directory."""
   site = figures['recalibration']
-  content = {'s': site, 't': site['threshold'], 'home': figures['home'], 'says': bundle.ALARMS}
+  content = {
+    's': site,
+    't': site['threshold'],
+    'source_site': figures['source_site'],
+    'says': bundle.ALARMS,
+  }
   _render('site_card.md', config, workdir, **content)
 
 

@@ -18,7 +18,7 @@ from ctfake_jax import config as config_lib
 from ctfake_jax.config.keys import Config
 from ctfake_jax.data import dataset, file_facts, splits
 from ctfake_jax.data.class_mix import class_counts, labels_in_mix
-from ctfake_jax.data.fingerprints import Survey, fingerprint
+from ctfake_jax.data.fingerprints import Fingerprints, fingerprint
 from ctfake_jax.data.preprocess import Preprocess
 from ctfake_jax.data.sources import layout, sandboxed
 from ctfake_jax.data.sources.image_folder import FolderSource
@@ -175,7 +175,7 @@ def _beside(
   reals: SplitImages, images: ImageSet, correlation: float
 ) -> tuple[np.ndarray, np.ndarray]:
   """Groups int[n] of external images, and bool[n]: a group of its own, not an original's."""
-  small = [Survey.of(stock).small for stock in (reals.images, images)]
+  small = [Fingerprints.of(stock).small for stock in (reals.images, images)]
   linked = splits.near_duplicate_groups(np.concatenate(small), correlation)
   originals, external = np.split(linked, [len(reals.groups)])
   owner = dict(zip(originals.tolist(), reals.groups.tolist()))
@@ -232,7 +232,7 @@ def train_generators(config: Config, reals: SplitImages, workdir: Path) -> None:
   split = reals.split()
   for name in networks(config):
     own, folder = generator_config(config, name), generator_dir(workdir, name)
-    make = functools.partial(generator.fit, own, reals.images, split, folder)
+    make = functools.partial(generator.train_generator, own, reals.images, split, folder)
     workdir_lib.run_stage_once(folder, own, make)
 
 

@@ -39,7 +39,7 @@ class ClassStatistics:
     return _directions(self.mean_differences, self.covariance)
 
 
-def fit(
+def fit_discriminant(
   model: nn.Module, variables: dict, train: DetectorDataset, validation: DetectorDataset, seed: int
 ) -> tuple[dict, ClassStatistics]:
   """The variables with a discriminant, by which the network answers from now on, and its origin.

@@ -85,7 +85,7 @@ def coarse_features(images: Float[Array, 'b h h 1']) -> Float[Array, 'b 86']:
 
 def features_of(images: Float[np.ndarray, 'n h h 1']) -> Float[np.ndarray, 'n d']:
   """`coarse_features` of any number of images."""
-  return batching.run(lambda _, number, batch: coarse_features(batch), (), images)
+  return batching.map_batches(lambda _, number, batch: coarse_features(batch), (), images)
 
 
 def comes_from_elsewhere(outside: int, judged: int) -> bool:
@@ -102,7 +102,7 @@ def batch_rates(
   """How often `comes_from_elsewhere` is said of batches of 20, drawn with replacement.
 
   Args:
-    reals: which lie outside of the domain, of the test part; half of a batch at home.
+    reals: which lie outside of the domain, of the test part; half of a batch of the source site.
     fakes: the same of fakes, the other half.
     elsewhere: the same of images that come from elsewhere.
     seed: of the draws.
@@ -124,7 +124,7 @@ def generator_of(family: str) -> str:
   return fakes.FAMILIES[family].network or 'edits'
 
 
-def fit(
+def fit_domain(
   train: DetectorDataset,
   validation: DetectorDataset,
   reals: Float[np.ndarray, 'n h w 1'],
@@ -139,7 +139,10 @@ def fit(
     reals: f32[n, h, h, 1], one of each group; all but `REALS_OUTSIDE` of them lie inside.
     seed: of the other sites' looks.
   """
-  inside, outside = _with_other_brightness(train.images, seed), with_other_looks(train.images, seed)
+  inside, outside = (
+    _with_other_brightness(train.images, seed),
+    domain_randomized(train.images, seed),
+  )
   makers = np.array([_maker(family) for family in train.families])
   seen, bright, others = (features_of(images) for images in (train.images, inside, outside))
   source_reals = features_of(validation.of(REAL).images)
@@ -156,7 +159,7 @@ def fit(
   return dataclasses.replace(without(None), limit=max(limits))
 
 
-def fit_site(old: Domain, images: Float[np.ndarray, 'n h w 1'], seed: int) -> Domain:
+def fit_site_domain(old: Domain, images: Float[np.ndarray, 'n h w 1'], seed: int) -> Domain:
   """The domain of another site's reals f32[n, h, h, 1], with no fakes to learn from.
 
   The limit is the old one, or what all but `REALS_OUTSIDE` of the reals keep by the others' score.
@@ -164,7 +167,7 @@ def fit_site(old: Domain, images: Float[np.ndarray, 'n h w 1'], seed: int) -> Do
   changed = (
     images,
     _with_other_brightness(images, seed),
-    *(with_other_looks(images, streams.seed(seed, 'again', i)) for i in range(FOLDS)),
+    *(domain_randomized(images, streams.seed(seed, 'again', i)) for i in range(FOLDS)),
   )
   features = [features_of(x) for x in changed]
   fold = np.arange(len(images)) % min(FOLDS, len(images))
@@ -181,7 +184,7 @@ def fit_site(old: Domain, images: Float[np.ndarray, 'n h w 1'], seed: int) -> Do
   return dataclasses.replace(without(np.zeros(len(images), bool)), limit=limit)
 
 
-def with_other_looks(
+def domain_randomized(
   images: Float[np.ndarray, 'n h w 1'], seed: int
 ) -> Float[np.ndarray, 'n h w 1']:
   """Each as another site shows it, in 8 bits; at least a little changed."""
@@ -191,7 +194,7 @@ def with_other_looks(
     if not len(rows):
       break
     key = streams.key(seed, 'looks', draw)
-    changed[rows] = _in_batches(_looks, images[rows], key)
+    changed[rows] = _in_batches(_randomized, images[rows], key)
   return changed
 
 
@@ -203,11 +206,11 @@ def _in_batches(change, images: np.ndarray, key: jax.Array) -> np.ndarray:
   def changed(key, number, batch):
     return change(batch, jax.random.fold_in(key, number))
 
-  return batching.run(changed, key, images)
+  return batching.map_batches(changed, key, images)
 
 
 @jax.jit
-def _looks(images: jax.Array, key: jax.Array) -> jax.Array:
+def _randomized(images: jax.Array, key: jax.Array) -> jax.Array:
   tone, bright, choice, field, zoom = jax.random.split(key, 5)
   # To a site of dark pictures the others are those that are bright.
   brighter = jax.random.bernoulli(choice, shape=(len(images), 1, 1, 1))

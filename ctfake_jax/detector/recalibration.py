@@ -138,7 +138,7 @@ def recalibrate(
   reference_null = site_adaptation.reference_null_scores(
     old.class_statistics, old.reference, len(features), config.seed
   )
-  own = site_adaptation.fit(old.class_statistics, features, old.differences, config.seed)
+  own = site_adaptation.fit_site(old.class_statistics, features, old.differences, config.seed)
   threshold = site_adaptation.threshold(own.scores, reference_null, rate)
   order = np.argsort(-own.scores)
   new = dataclasses.replace(
@@ -176,7 +176,7 @@ def _domain(
   old: Detector, seen: Sequence[Decoded], outliers: np.ndarray, seed: int
 ) -> domain.Domain:
   images = from_uint8(np.array([d.pixels for d in seen]))[..., None]
-  return domain.fit_site(old.domain, images[~outliers], seed)
+  return domain.fit_site_domain(old.domain, images[~outliers], seed)
 
 
 def _refuse_rare_alarms(rate: float, count: int) -> None:
@@ -190,8 +190,8 @@ def _refuse_rare_alarms(rate: float, count: int) -> None:
     )
 
 
-def _scaling(own: site_adaptation.Fit, reference_null: np.ndarray) -> calibration.Scaling:
-  """Of reals as rehearsed, so that planted fakes do not count as reals, against supposed fakes."""
+def _scaling(own: site_adaptation.SiteFit, reference_null: np.ndarray) -> calibration.Scaling:
+  """Of reals as resampled, so that planted fakes do not count as reals, against supposed fakes."""
   location, scale = site_adaptation.location_and_scale(own.scores)
   reals, fakes = location + scale * reference_null, own.shifted_scores.ravel()
   fake = np.arange(len(reals) + len(fakes)) >= len(reals)
@@ -236,11 +236,11 @@ def _alarm(test: dict) -> dict:
 
 
 def _figures(old: Path, results: dict) -> dict:
-  """Those of the making, which hold at home, apart from the new ones; of files their number."""
+  """Those of the source site apart from the new ones; of files their number."""
   known = bundle.figures(old)
-  source_reals = known.get('home', known)
+  source_reals = known.get('source_site') or known.get('home', known)
   own = results | {name: len(results[name]) for name in ('outliers', 'left_out')}
-  return {'best_step': known['best_step'], 'home': source_reals, 'recalibration': own}
+  return {'best_step': known['best_step'], 'source_site': source_reals, 'recalibration': own}
 
 
 def _copy_network(old: Path, new: Path) -> None:

@@ -3,7 +3,7 @@
 Reals that the minimum covariance determinant (Rousseeuw 1985; Rousseeuw & Van Driessen 1999,
 doi:10.1080/00401706.1999.10485670) calls outliers on the side of fakes give neither centre nor
 directions, so that planted fakes do not hide themselves. Each real is scored by the others. Where
-the tail of such scores begins is learnt in rehearsals: reals of the detector's making, as many at a
+the tail of such scores begins is found by resampling: reals of the detector's making, as many at a
 time, go through the same. A site's scores are supposed to be spread like theirs but for location
 and scale, which are robust too: a tail of a hundred scores is one or two of them, and one planted
 fake would be all of it.
@@ -26,7 +26,7 @@ from ctfake_jax.runtime import progress_bar, streams
 from ctfake_jax.types import UserError
 
 FOLDS = 5  # a site's reals are judged by the rest
-REHEARSALS = 24
+RESAMPLINGS = 24
 TAIL = 0.05  # share of the scores, the highest, that the alarm for planted fakes looks at
 DRAWS = 500  # of usual scores, that a site's are compared with
 LEAST_SCALE = 1e-9
@@ -37,7 +37,7 @@ GUARANTEE = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
+class SiteFit:
   """What n reals of a site give.
 
   Attributes:
@@ -53,12 +53,12 @@ class Fit:
   shifted_scores: Float[np.ndarray, 'n m']
 
 
-def fit(
+def fit_site(
   class_statistics: ClassStatistics,
   features: Float[np.ndarray, 'n d'],
   shifts: Float[np.ndarray, 'm d'],
   seed: int,
-) -> Fit:
+) -> SiteFit:
   """From features of reals, and shifts of them towards fakes.
 
   Raises:
@@ -66,7 +66,7 @@ def fit(
   """
   outliers = outliers_towards_fakes(class_statistics, features, seed)
   scores = left_out_scores(class_statistics, features, outliers, shifts)
-  return Fit(
+  return SiteFit(
     *for_site(class_statistics, features[~outliers]), outliers, scores[:, 0], scores[:, 1:]
   )
 
@@ -76,8 +76,8 @@ def outliers_towards_fakes(
 ) -> Bool[np.ndarray, ' n']:
   """Reals beyond the 97.5 % ellipse of most, and nearer fakes than most are.
 
-  Ellipse and centre are the reweighted minimum covariance determinant along the directions at home;
-  where there are no two reals for each of these, or most are alike, none is told from the rest.
+  Ellipse and centre are the reweighted minimum covariance determinant along the source site's
+  directions; where there are no two reals for each of these, or most are alike, there is none.
   """
   along = features @ class_statistics.directions.T
   spread = scipy.stats.iqr(along, axis=0)
@@ -124,11 +124,11 @@ def reference_null_scores(
 
   Or half of them, where there are no two times as many.
   """
-  parts = list(itertools.islice(_parts(len(reference), count, seed), REHEARSALS))
+  parts = list(itertools.islice(_parts(len(reference), count, seed), RESAMPLINGS))
   found = []
-  for part in progress_bar.bar('rehearsals', parts, patience=progress_bar.PATIENCE):
+  for part in progress_bar.bar('resampling', parts, patience=progress_bar.PATIENCE):
     own = reference[part]
-    found.append(_standard(fit(class_statistics, own, own[:0], seed).scores))
+    found.append(_standard(fit_site(class_statistics, own, own[:0], seed).scores))
   return np.concatenate(found)
 
 

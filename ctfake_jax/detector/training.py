@@ -62,7 +62,7 @@ def make_train_step(
     chex.assert_rank(batch['image'], 4)
     key_turn, key_move, key_looks, key_degrade, key_drop = jax.random.split(key, 5)
     pairs = moved(mirrored(batch['image'], key_turn), key_move)
-    pairs = with_other_looks(pairs, key_looks)
+    pairs = domain_randomized(pairs, key_looks)
     synthetic = shares(pairs[..., 1] > 0)
     images = _alternating(
       degradations.degrade(pairs[..., :1], key_degrade),
@@ -117,7 +117,7 @@ def moved(images: Float[Array, 'b h w c'], key: Key[Array, '']) -> Float[Array, 
   return jax.vmap(one)(padded, starts)
 
 
-def with_other_looks(
+def domain_randomized(
   pairs: Float[Array, 'b h w 3'], key: Key[Array, '']
 ) -> Float[Array, 'b h w 3']:
   """Fake, mask and original as at another site; the mask loses what turns black."""
@@ -147,7 +147,7 @@ def patch_losses(
   return means.sum(0) / (mass > 0).sum(0)
 
 
-def fit(
+def train_network(
   config: Config,
   model: nn.Module,
   train: DetectorDataset,
@@ -175,7 +175,7 @@ def fit(
       'auroc': metrics.auroc(found[validation.fake], found[~validation.fake]),
     }
 
-  state, progress = loop.run(
+  state, progress = loop.train(
     name=name,
     workdir=workdir,
     schedule=loop.Schedule.of(config.train, c.updates, c.eval_every),
@@ -229,7 +229,7 @@ def predict(
   model: nn.Module, variables: dict, images: Float[np.ndarray, 'n h w 1']
 ) -> tuple[Float[np.ndarray, ' n'], Float[np.ndarray, 'n d'], Float[np.ndarray, 'n p q']]:
   """Raw scores, features and patch maps."""
-  return batching.run(lambda v, _, batch: forward(model, v, batch), variables, images)
+  return batching.map_batches(lambda v, _, batch: forward(model, v, batch), variables, images)
 
 
 @functools.partial(jax.jit, static_argnums=0)

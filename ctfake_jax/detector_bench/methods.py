@@ -90,11 +90,11 @@ def network(name: str, context: TrainingContext) -> FittedMethod:
     rate = min(c.learning_rate, HIGHEST_RATES.get(name, np.inf))
     c = dataclasses.replace(c, updates=updates, eval_every=updates, learning_rate=rate)
   config = dataclasses.replace(context.config, seed=context.seed, detection=c)
-  variables, facts = training.fit(
+  variables, facts = training.train_network(
     config, model, context.train, context.validation, context.folder / 'network', name
   )
   if name == SHIPPED:
-    variables, _ = discriminant.fit(
+    variables, _ = discriminant.fit_discriminant(
       model, variables, context.train, context.validation, context.seed
     )
 
@@ -130,7 +130,7 @@ def reservoir(context: TrainingContext) -> FittedMethod:
   bank = [_random_filters(context.seed, i) for i in range(RESERVOIRS)]
 
   def features(images):
-    echoes = [batching.run(lambda f, _, batch: _echo(f, batch), f, images) for f in bank]
+    echoes = [batching.map_batches(lambda f, _, batch: _echo(f, batch), f, images) for f in bank]
     return np.concatenate(echoes, 1)
 
   return learner(features, _logistic, context)
@@ -169,7 +169,7 @@ def outputs(
   trained: inference.Trained, images: Float[np.ndarray, 'n h w 1']
 ) -> tuple[Float[np.ndarray, 'n c'], Float[np.ndarray, 'n d']]:
   """Logits f32[n, c] and features f32[n, d]."""
-  return inference.run(trained.model, trained.variables, images)
+  return inference.logits_and_features(trained.model, trained.variables, images)
 
 
 ON_LOGITS = {'max_softmax': ood_scores.max_softmax, 'energy': ood_scores.energy}
@@ -190,7 +190,7 @@ def diffusion_residual(context: TrainingContext) -> FittedMethod:
   unet, variables = trained.sampler.generator.unet, trained.sampler.variables  # type: ignore[attr-defined]
 
   def features(images):
-    return batching.run(lambda v, _, batch: _residuals(unet, v, batch), variables, images)
+    return batching.map_batches(lambda v, _, batch: _residuals(unet, v, batch), variables, images)
 
   reals = features(context.train.of(REAL).images)
   fitted = ood_scores.MahalanobisScore.fit(reals, np.zeros(len(reals), int))

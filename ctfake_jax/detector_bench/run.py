@@ -98,7 +98,7 @@ def _train_classifier(config: Config, reals: detector_dataset.SplitImages, workd
   own = config_lib.for_stage(config, 'classifier', 'augment', 'model', 'train')
   own = dataclasses.replace(own, seed=streams.seed(config.seed, 'classifier of labels'))
   folder = workdir / CLASSIFIER
-  fit = functools.partial(classifier.fit, own, reals.images, reals.split(), folder)
+  fit = functools.partial(classifier.train_classifier, own, reals.images, reals.split(), folder)
   workdir_lib.run_stage_once(folder, own, fit)
 
 
@@ -110,7 +110,7 @@ def _train_residual(config: Config, reals: detector_dataset.SplitImages, workdir
     seed=streams.seed(config.seed, 'diffusion of reals'),
   )
   folder = workdir / RESIDUAL
-  fit = functools.partial(generator.fit, own, reals.images, reals.split(), folder)
+  fit = functools.partial(generator.train_generator, own, reals.images, reals.split(), folder)
   workdir_lib.run_stage_once(folder, own, fit)
 
 
@@ -173,7 +173,7 @@ def _judge(
   )
   fake, alarm, verdicts, kept = test.fake, scores > threshold.value, judged, None
   if scorer.within_domain:
-    known = domain.fit(seen['train'], seen['validation'], reals.images[one], config.seed)
+    known = domain.fit_domain(seen['train'], seen['validation'], reals.images[one], config.seed)
     outside = known.scores(domain.features_of(test.images)) > known.limit
     verdicts = np.where(outside, calibration.UNSURE, judged)
     kept = _kept(judged[fake], outside[fake])

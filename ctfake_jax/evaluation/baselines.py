@@ -12,7 +12,7 @@ from sklearn.ensemble import RandomForestClassifier
 
 from ctfake_jax.config.keys import SplitConfig
 from ctfake_jax.data import splits
-from ctfake_jax.data.fingerprints import Survey
+from ctfake_jax.data.fingerprints import Fingerprints
 from ctfake_jax.evaluation import metrics
 from ctfake_jax.runtime import streams
 from ctfake_jax.types import ImageSet
@@ -39,27 +39,27 @@ def measure(
 ) -> dict:
   """Accuracies pooled over the folds' test parts, with intervals over groups; leaks summed."""
   right: dict[str, list[np.ndarray]] = {'chance': [], 'nearest_neighbour': [], 'file_facts': []}
-  audits, survey = [], Survey.of(images)
+  audits, fingerprints = [], Fingerprints.of(images)
   for fold, parts in enumerate(folds):
     seen = np.concatenate([parts.train, parts.val])
     guesses = {
       'chance': majority(images.labels[seen], len(parts.test)),
-      'nearest_neighbour': images.labels[survey.nearest(seen, parts.test)[0]],
+      'nearest_neighbour': images.labels[fingerprints.nearest(seen, parts.test)[0]],
       'file_facts': file_facts(
         images, seen, parts.test, streams.seed(seed, 'forest of file facts', fold)
       ),
     }
     for name, guess in guesses.items():
       right[name].append(guess == images.labels[parts.test])
-    audits.append(splits.leak_audit(images, survey, parts, config.duplicate_correlation))
+    audits.append(splits.leak_audit(images, fingerprints, parts, config.duplicate_correlation))
   groups = np.concatenate([parts.groups[parts.test] for parts in folds])
   rows = {name: metrics.accuracy_row(np.concatenate(hits), groups) for name, hits in right.items()}
   audit = {key: sum(audit[key] for audit in audits) for key in audits[0]}
   audit['near_duplicate_correlation'] = config.duplicate_correlation
-  audit['contradictions'] = contradictions(images.labels, survey.digests)
+  audit['contradictions'] = contradictions(images.labels, fingerprints.digests)
   if audit['contradictions']:
     print(f'warning: {audit["contradictions"]} images are found under another class, too')
-  near = int(survey.near_copies(images.labels, config.duplicate_correlation).sum())
+  near = int(fingerprints.near_copies(images.labels, config.duplicate_correlation).sum())
   audit['near_contradictions'] = near
   if near > audit['contradictions']:
     print(

@@ -171,7 +171,7 @@ def reconstruct(
     variables, encoder, stream = constants
     return through(variables, encoder, batch, asked, jax.random.fold_in(stream, number))
 
-  return batching.run(rebuilt, constants, images, labels, title='rebuilding')
+  return batching.map_batches(rebuilt, constants, images, labels, title='rebuilding')
 
 
 def _through_vae(trained: TrainedGenerator, variables, encoder_variables, images, labels, key):

@@ -10,7 +10,7 @@ was asked for nothing, and its classes are named `unlabelled`.
 
 DICOM of what was made from an image lies where that image lies and refers to it, and to the image
 whose tissue was put in, by pseudonyms of the workdir's key; DICOM of samples has the spacing of the
-images that the generator learnt from.
+images that the generator was trained on.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ class Maker:
   Attributes:
     name: of the generator or of the edit.
     class_names: folder of each label.
-    unit: of the images learnt from or edited, 'HU' or 'grey'.
+    unit: of the training images or edited, 'HU' or 'grey'.
     view: through which the images came.
     digest: of the generator's parameters, or the edit's name.
     spacing_mm: of rows and columns of samples, None where unknown.
@@ -123,7 +123,7 @@ class Maker:
 def run(config: Config, workdir: Path, mix: Int[np.ndarray, ' c'] | None = None) -> dict:
   """Writes `generate.count` images; returns the manifest.
 
-  Samples come in the class mix [c] of `mix`, or of the images that the generator learnt from.
+  Samples come in the class mix [c] of `mix`, or of its training images.
   """
   if config.generate.method == 'samples':
     made, maker, facts = _samples(config, mix)
@@ -194,7 +194,9 @@ def _check_same_view(config: Config, trained: TrainedGenerator, reals: ImageSet)
   for key in ('image_size', 'window_center_hu', 'window_width_hu', 'aspect', 'grey_range'):
     learnt, asked = (getattr(c.data, key) for c in (trained.config, config))
     if learnt != asked:
-      raise UserError(f'config.data.{key} = {asked}: the generator learnt from {learnt}, set that')
+      raise UserError(
+        f'config.data.{key} = {asked}: the generator was trained on {learnt}, set that'
+      )
   if trained.class_names != reals.class_names:
     raise UserError(
       f'config.data: classes {", ".join(reals.class_names)} differ from those that the generator '

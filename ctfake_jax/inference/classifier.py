@@ -29,7 +29,7 @@ class Trained:
   """A classifier ready for use: `trained.view(slice)` makes its input, `predict` its output.
 
   Attributes:
-    trained_on: `fingerprints.digests` of the images that it learnt from or was chosen by.
+    trained_on: `fingerprints.digests` of the images that it was trained on or chosen by.
   """
 
   model: nn.Module
@@ -49,7 +49,7 @@ class Trained:
     self, images: Float32[np.ndarray, 'n h w 1'] | ImagesOnDisk
   ) -> Float32[np.ndarray, 'n c']:
     """Class probabilities of images in [-1, 1]."""
-    return softmax(run(self.model, self.variables, images)[0])
+    return softmax(logits_and_features(self.model, self.variables, images)[0])
 
 
 def load(workdir: Path | str) -> Trained:
@@ -69,11 +69,11 @@ def load(workdir: Path | str) -> Trained:
   return Trained(model, variables, config, class_names, saved['unit'], view, frozenset(trained_on))
 
 
-def run(
+def logits_and_features(
   model: nn.Module, variables: dict, images: Float32[np.ndarray, 'n h w 1'] | ImagesOnDisk
 ) -> tuple[Float32[np.ndarray, 'n c'], Float32[np.ndarray, 'n d']]:
   """Logits and pooled features, in batches of one shape over the mesh."""
-  return batching.run(lambda v, _, batch: forward(model, v, batch), variables, images)
+  return batching.map_batches(lambda v, _, batch: forward(model, v, batch), variables, images)
 
 
 def softmax(logits: Float32[np.ndarray, 'n c']) -> Float32[np.ndarray, 'n c']:

@@ -40,7 +40,7 @@ class Sampler:
     """Images in [-1, 1], one for each label."""
     constants = self.variables, streams.key(seed, 'samples')
     draw = functools.partial(draw_samples, self.generator, self.latent)
-    return batching.run(draw, constants, labels, title='sampling')
+    return batching.map_batches(draw, constants, labels, title='sampling')
 
 
 def make_sampler(
@@ -48,7 +48,7 @@ def make_sampler(
 ) -> Sampler:
   """Re-estimates the batch statistics of `variables` {params, batch_stats} where it has some.
 
-  Labels come in the mix of `class_counts`, those of the images learnt from: other proportions
+  Labels come in the mix of `class_counts`, those of the training images: other proportions
   have other statistics.
   """
   if 'batch_stats' not in variables:
@@ -70,12 +70,12 @@ class TrainedGenerator:
   """A sampler with what its images mean.
 
   Attributes:
-    unit: of the images learnt from, 'HU' or 'grey'.
-    class_counts: how many of each class it learnt from.
+    unit: of the training images, 'HU' or 'grey'.
+    class_counts: of the training images.
     step: of the checkpoint.
     digest: SHA-256 of the generator's parameters.
     encoder: averaged variables of a VAE's encoder, None for other generators.
-    spacing_mm: of rows and columns of the images learnt from, their median; None where unknown.
+    spacing_mm: of rows and columns of the training images, their median; None where unknown.
   """
 
   sampler: Sampler

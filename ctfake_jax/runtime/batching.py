@@ -22,7 +22,7 @@ BATCH_SIZE = 64
 IN_FLIGHT = 2
 
 
-def run(
+def map_batches(
   function: Callable,
   constants: Any,
   *arrays: Shaped[np.ndarray, 'n ...'] | ImagesOnDisk,

@@ -14,7 +14,7 @@ import jax
 from ctfake_jax.runtime import preemption
 
 
-def run(jobs: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+def run_jobs(jobs: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
   """The result of each job by its name, begun in this order.
 
   When one raises, or the process is asked to stop, trainings save and stop, jobs that have not

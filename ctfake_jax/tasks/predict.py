@@ -2,8 +2,8 @@
 
 Takes PNG, JPEG, TIFF, BMP and DICOM, side by side, decoded as `detect` decodes them; a checkpoint
 trained on HU sees DICOM through the window that it was trained with. Every file has its row, in
-order; what cannot be read, or has values of another unit than the network learnt from, one with the
-reason.
+order; what cannot be read, or has values of another unit than the network was trained on, one with
+the reason.
 """
 
 import collections

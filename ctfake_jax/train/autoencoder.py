@@ -117,4 +117,4 @@ def rebuilt_of(
     return autoencoder.rebuild(network, variables, images, jax.random.fold_in(stream, number))
 
   constants = variables, streams.key(seed, 'rebuilding, evaluation')
-  return batching.run(rebuilt, constants, np.asarray(reals.images)[rows])
+  return batching.map_batches(rebuilt, constants, np.asarray(reals.images)[rows])

@@ -134,7 +134,7 @@ def run(config: Config, workdir: Path) -> dict:
   if every:
     results = cross_validate(config, images, folds, workdir)
   else:
-    results = fit(config, images, folds[0], workdir)
+    results = train_classifier(config, images, folds[0], workdir)
   results['data'] = baselines.describe(images)
   results['baselines'] = baselines.measure(images, folds, config.split, config.seed)
   workdir_lib.write_results(workdir, results)
@@ -155,7 +155,7 @@ def cross_validate(config: Config, images: ImageSet, folds: list[Split], workdir
     seed = streams.seed(config.seed, 'fold', fold)
     own = dataclasses.replace(config, seed=seed, split=dataclasses.replace(config.split, fold=fold))
     folder = workdir / f'fold{fold}'
-    train = functools.partial(fit, own, images, parts, folder)
+    train = functools.partial(train_classifier, own, images, parts, folder)
     rows.append(workdir_lib.run_stage_once(folder, own, train))
     with np.load(folder / 'predictions.npz', allow_pickle=False) as file:
       predictions.append(dict(file))
@@ -175,7 +175,7 @@ def cross_validate(config: Config, images: ImageSet, folds: list[Split], workdir
   }
 
 
-def fit(
+def train_classifier(
   config: Config,
   images: ImageSet,
   parts: Split,
@@ -194,7 +194,7 @@ def fit(
   model = build(config, len(images.class_names))
   state, progress = _train(config, model, train, val, workdir)
   tested, predictions = test(model, state.ema, images, parts.test, parts.groups)
-  logits, _ = inference.run(model, state.ema, val.images)
+  logits, _ = inference.logits_and_features(model, state.ema, val.images)
   result = {
     **tested,
     'validation_accuracy': float((logits.argmax(-1) == val.labels).mean()),
@@ -237,13 +237,13 @@ def _train(config: Config, model, train: ImageSet, val: ImageSet, workdir: Path)
 
   def evaluate(state, step):
     # The loss rather than the accuracy: a small validation part has few distinct accuracies.
-    logits, _ = inference.run(model, state.ema, val.images)
+    logits, _ = inference.logits_and_features(model, state.ema, val.images)
     accuracy = float((logits.argmax(-1) == val.labels).mean())
     loss = float(optax.softmax_cross_entropy_with_integer_labels(logits, val.labels).mean())
     score = step if config.train.select_checkpoint == 'last' else -loss
     return score, {'accuracy': accuracy, 'loss': loss}
 
-  return loop.run(
+  return loop.train(
     name=f'{config.model.name} {workdir.name}',
     workdir=workdir,
     schedule=loop.Schedule.of(
@@ -278,7 +278,7 @@ def test(
 ) -> tuple[dict, dict[str, Shaped[np.ndarray, 'k ...']]]:
   """The report on images[rows], and the arrays behind it."""
   chosen = images.take(rows)
-  logits, features = inference.run(model, variables, chosen.images)
+  logits, features = inference.logits_and_features(model, variables, chosen.images)
   predictions = {
     'rows': rows,
     'labels': chosen.labels,

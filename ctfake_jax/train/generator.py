@@ -55,12 +55,12 @@ def run(config: Config, workdir: Path) -> dict:
   parts = splits.split(images, config.split, config.split.fold)
   workdir_lib.record_config(workdir, config, identity(images, Preprocess.from_config(config.data)))
   workdir_lib.write_json(workdir / 'split.json', parts.as_json(images))
-  results = {**fit(config, images, parts, workdir), 'data': baselines.describe(images)}
+  results = {**train_generator(config, images, parts, workdir), 'data': baselines.describe(images)}
   workdir_lib.write_results(workdir, results)
   return results
 
 
-def fit(config: Config, images: ImageSet, parts: Split, workdir: Path) -> dict:
+def train_generator(config: Config, images: ImageSet, parts: Split, workdir: Path) -> dict:
   """Trains on `parts.train`, keeps the generator nearest to `parts.val`; writes results.json."""
   workdir_lib.record_config(workdir, config, identity(images, Preprocess.from_config(config.data)))
   train, val = images.take(parts.train), images.take(parts.val)
@@ -82,7 +82,7 @@ def fit(config: Config, images: ImageSet, parts: Split, workdir: Path) -> dict:
 
 def _train(config: Config, networks: Any, train: ImageSet, val: ImageSet, workdir: Path):
   family, c, mesh = FAMILIES[config.task], config.generator, mesh_lib.data_mesh()
-  return loop.run(
+  return loop.train(
     name=f'{config.task} {workdir.name}',
     workdir=workdir,
     schedule=loop.Schedule.of(config.train, c.updates, c.eval_every),

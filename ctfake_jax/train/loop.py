@@ -74,7 +74,7 @@ class DivergedError(UserError):
   """The loss stopped being finite."""
 
 
-def run(
+def train(
   *,
   name: str,
   workdir: Path,

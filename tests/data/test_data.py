@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from ctfake_jax.config import resolve
 from ctfake_jax.data import dataset, fingerprints, splits
-from ctfake_jax.data.fingerprints import Survey
+from ctfake_jax.data.fingerprints import Fingerprints
 from ctfake_jax.data.preprocess import Preprocess, to_uint8
 from ctfake_jax.data.sources import image_folder
 from ctfake_jax.data.transforms import augment
@@ -168,8 +168,8 @@ def test_the_leak_audit_finds_a_planted_copy(images, tiny_config):
   parts = splits.split(images, resolve(tiny_config).split, 0)
 
   def exact_duplicates():
-    survey = Survey.of(images)
-    return splits.leak_audit(images, survey, parts, 0.9999)['exact_duplicates']
+    fingerprints = Fingerprints.of(images)
+    return splits.leak_audit(images, fingerprints, parts, 0.9999)['exact_duplicates']
 
   assert exact_duplicates() == 0
   images.images[parts.test[0]] = images.images[parts.train[0]]

@@ -194,7 +194,8 @@ def test_what_leaks_is_said_and_stops_a_folder():
   }
   loud = quiet | {'grey_facts': 0.9, 'tells': 'maximum', 'copies': 3}
   assert audit.remarks({'a': quiet, 'b': loud}) == [
-    'b: told from the originals without forensics, by grey facts alone (AUROC 0.90, maximum most)',
+    'b: distinguished from the originals without forensics, '
+    'by grey facts alone (AUROC 0.90, maximum most)',
     'b: 3 are copies of originals',
   ]
   audit.refuse_leaks({'dcgan': loud, 'folder': quiet}, ignore=False)
@@ -455,7 +456,9 @@ def test_a_trained_detector_beats_chance_where_there_is_something_to_find(
     for seed in range(3)
   )
   model = registry.patch_net(resolve(config).detection)
-  variables, _ = training.fit(resolve(config), model, train, validation, tmp_path, 'detector')
+  variables, _ = training.train_network(
+    resolve(config), model, train, validation, tmp_path, 'detector'
+  )
   scores = training.predict(model, variables, test.images)[0]
   assert low <= metrics.auroc(scores[test.fake], scores[~test.fake]) <= high
 
@@ -476,7 +479,7 @@ def test_a_detector_is_made_with_its_card(made):
   assert results['families']['copied']['patch_auroc'] is not None
   curves = results['robustness']
   assert set(curves) == {robustness.UNCHANGED, *robustness.OF_STORED, *robustness.OF_VIEW}
-  assert 0 <= results['domain']['reals'] <= 0.2 < results['domain']['other_looks']
+  assert 0 <= results['domain']['reals'] <= 0.2 < results['domain']['domain_randomized']
   assert results['domain']['batch_false_alarms'] <= 0.01
   assert curves['unchanged'][0]['auroc'] == pytest.approx(results['auroc'])
   assert {row['family'] for row in results['reasons']['images']} == {'real', 'blended', 'copied'}
@@ -527,7 +530,7 @@ def test_detect_writes_a_row_for_every_file(made, tmp_path):
   # Noise with squares is no phantom, which is said first.
   assert '5 of 5 images are unlike' in results['warnings'][0]
   assert results['warnings'][1:] == [
-    'this detector learnt from a simulated scanner: not for real CT'
+    'this detector was trained on a simulated scanner: not for real CT'
   ]
   assert results['outside_domain'] == 5
   kept = (tmp_path / 'out' / 'verdicts.csv').read_text()
@@ -673,7 +676,7 @@ def test_a_site_without_fakes_gets_probabilities_from_supposed_ones():
   reference_null = site_adaptation.reference_null_scores(
     class_statistics, rng.normal(size=(400, 6)), 200, seed=0
   )
-  own = site_adaptation.fit(class_statistics, reals, differences, seed=0)
+  own = site_adaptation.fit_site(class_statistics, reals, differences, seed=0)
   scaling = recalibration._scaling(own, reference_null)
   fakes = np.asarray(
     patch_net.distance_towards_fakes(reals + differences[:1], own.centre, own.directions)
@@ -684,7 +687,7 @@ def test_a_site_without_fakes_gets_probabilities_from_supposed_ones():
 
 @pytest.fixture(scope='module')
 def site_files(tmp_path_factory):
-  """A folder of twelve CT files: the detector learnt from HU."""
+  """A folder of twelve CT files: the detector was trained on HU."""
   folder = tmp_path_factory.mktemp('site')
   config = config_lib.defaults()
   config.task, config.generate.method = 'generate', 'copied'
@@ -772,7 +775,7 @@ def test_what_a_file_says_of_itself_comes_first(made):
   assert found['verdict'].tolist() == ['unsure']
   reasons = found['reasons'][0]
   assert reasons[0] == 'it says so'
-  assert 'grey values, the detector learnt from HU' in reasons[1]
+  assert 'grey values, the detector was trained on HU' in reasons[1]
   assert 'unlike the images' in reasons[2]
 
 
@@ -803,7 +806,7 @@ def test_an_image_that_no_score_can_decide_on_is_unsure(made):
   judgeable = Decoded('a', from_uint8(grey % 256), 'HU', native_size=(16, 40))
   assert detector.obstacles(judgeable) == []
   for change, reason in [
-    ({'unit': 'grey'}, 'grey values, the detector learnt from HU'),
+    ({'unit': 'grey'}, 'grey values, the detector was trained on HU'),
     ({'native_size': (40, 15)}, 'too few pixels: less than half of 32 x 32'),
     ({'image': np.full((32, 32), 0.5, np.float32)}, 'one grey value everywhere'),
     ({'remarks': (TWO_VALUES,)}, 'a mask?'),
@@ -876,7 +879,7 @@ def test_a_detector_is_recalibrated_from_files(made, site_files, tmp_path, capsy
   reference_null = site_adaptation.reference_null_scores(
     old.class_statistics, old.reference, 12, config.seed
   )
-  own = site_adaptation.fit(old.class_statistics, features, old.differences, config.seed)
+  own = site_adaptation.fit_site(old.class_statistics, features, old.differences, config.seed)
   expected = patch_net.distance_towards_fakes(features, own.centre, own.directions)
   np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
   threshold = site_adaptation.threshold(own.scores, reference_null, 0.1)
@@ -911,8 +914,8 @@ def test_a_detector_is_recalibrated_from_files(made, site_files, tmp_path, capsy
   np.testing.assert_allclose(fitted[0]['directions'], fitted[1]['directions'], rtol=1e-5)
   assert again['alarms']['drift'] == results['alarms']['drift']
   figures = bundle.figures(tmp_path / 'again')
-  assert figures['home']['auroc'] == bundle.figures(workdir)['auroc']
-  assert 'home' not in figures['home']
+  assert figures['source_site']['auroc'] == bundle.figures(workdir)['auroc']
+  assert 'source_site' not in figures['source_site']
 
 
 @pytest.fixture(scope='module')

@@ -46,7 +46,7 @@ def draw(count, seed):
 def test_directions_are_fishers(monkeypatch):
   train, validation = draw(20_000, 0), draw(20_000, 1)
   monkeypatch.setattr(degradations, 'at_random', lambda images, seed, wide: images)
-  found = discriminant.fit(Pixels(), {}, train, validation, seed=0)[0][DISCRIMINANT]
+  found = discriminant.fit_discriminant(Pixels(), {}, train, validation, seed=0)[0][DISCRIMINANT]
   expected = np.stack([MEANS['a'], MEANS['b']])
   differences = discriminant.differences(train.images.reshape(-1, 4), train.families)
   np.testing.assert_allclose(differences, expected, atol=0.05)
@@ -85,7 +85,7 @@ def test_a_harmless_change_spoils_its_own_direction(monkeypatch):
 
   monkeypatch.setattr(degradations, 'at_random', shaken)
   train = draw(5000, 0)
-  found = discriminant.fit(Pixels(), {}, train, train, seed=0)[0][DISCRIMINANT]
+  found = discriminant.fit_discriminant(Pixels(), {}, train, train, seed=0)[0][DISCRIMINANT]
   scores = distance_towards_fakes(train.of('a').images.reshape(-1, 4), **found)
   moved = distance_towards_fakes(shaken(train.of(REAL).images, 0).reshape(-1, 4), **found)
   assert np.abs(found['directions'][0, 0]) < 0.1
@@ -115,7 +115,7 @@ def test_reals_and_fakes_weigh_alike_in_the_covariance(wide, monkeypatch):
   train = train.take(np.arange(6000))  # 4,000 reals, 2,000 fakes
   own, mean = train.fake == wide, MEANS['a'][0] * wide
   train.images[own, 0, 0, 0] = mean + 3 * (train.images[own, 0, 0, 0] - mean)
-  _, class_statistics = discriminant.fit(Pixels(), {}, train, train, seed=0)
+  _, class_statistics = discriminant.fit_discriminant(Pixels(), {}, train, train, seed=0)
   assert class_statistics.covariance[0, 0] == pytest.approx((9 + 1) / 2, rel=0.1)
 
 

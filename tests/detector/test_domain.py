@@ -34,7 +34,7 @@ def parts(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def known(parts):
-  return domain.fit(parts['train'], parts['validation'], parts['conformal'].images, seed=0)
+  return domain.fit_domain(parts['train'], parts['validation'], parts['conformal'].images, seed=0)
 
 
 def outside(known, images):
@@ -61,7 +61,7 @@ def test_originals_and_fakes_lie_inside_and_other_looks_outside(parts, known):
   test = parts['test']
   assert outside(known, test.images[~test.fake]).mean() <= 0.05
   assert outside(known, test.images[test.fake]).mean() <= 0.1
-  elsewhere = domain.with_other_looks(test.images, seed=5)
+  elsewhere = domain.domain_randomized(test.images, seed=5)
   assert outside(known, elsewhere).mean() > 0.6
 
 
@@ -75,7 +75,7 @@ def test_what_is_no_such_picture_lies_outside(parts, known, change):
 
 
 def test_re_encoding_brings_nothing_inside(parts, known):
-  elsewhere = domain.with_other_looks(parts['test'].images, seed=5)
+  elsewhere = domain.domain_randomized(parts['test'].images, seed=5)
   encoded = np.stack([2 * file_degradations.jpeg((x[..., 0] + 1) / 2, 75) - 1 for x in elsewhere])
   shares = [outside(known, x).mean() for x in (elsewhere, encoded[..., None])]
   assert shares[1] == pytest.approx(shares[0], abs=0.02)
@@ -83,9 +83,9 @@ def test_re_encoding_brings_nothing_inside(parts, known):
 
 def test_a_look_changes_every_image(parts):
   images = parts['test'].images
-  changed = domain.with_other_looks(images, seed=1)
+  changed = domain.domain_randomized(images, seed=1)
   assert (np.abs(changed - images).max((1, 2, 3)) >= domain.LEAST_CHANGE).mean() > 0.98
-  np.testing.assert_array_equal(changed, domain.with_other_looks(images, seed=1))
+  np.testing.assert_array_equal(changed, domain.domain_randomized(images, seed=1))
 
 
 def test_the_limit_is_beyond_fakes_that_the_score_has_not_seen(parts, known):
@@ -93,7 +93,7 @@ def test_the_limit_is_beyond_fakes_that_the_score_has_not_seen(parts, known):
   validation = parts['validation']
   dark = validation.images.copy()
   dark[validation.fake] = (0.6 * dark[validation.fake] - 0.35).clip(-1, 1)
-  moved = domain.fit(
+  moved = domain.fit_domain(
     parts['train'],
     dataclasses.replace(validation, images=dark),
     parts['conformal'].images,
@@ -106,7 +106,7 @@ def test_the_limit_is_beyond_fakes_that_the_score_has_not_seen(parts, known):
 def test_another_site_has_a_domain_of_its_own(parts, known):
   site = (0.4 * parts['train'].of('real').images - 0.6).astype(np.float32)
   assert outside(known, site).mean() > 0.9
-  own = domain.fit_site(known, site[:60], seed=0)
+  own = domain.fit_site_domain(known, site[:60], seed=0)
   assert outside(own, site[60:]).mean() <= 0.05
   assert own.limit >= known.limit
   assert outside(own, parts['test'].images).mean() > 0.9

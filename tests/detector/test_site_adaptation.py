@@ -43,7 +43,7 @@ def test_planted_fakes_are_outliers_and_nothing_is_made_of_them():
   clean = of_the_site(0)
   planted = clean.copy()
   planted[:5, 0] += 15
-  found = site_adaptation.fit(LEARNT, planted, NO_SHIFTS, seed=0)
+  found = site_adaptation.fit_site(LEARNT, planted, NO_SHIFTS, seed=0)
   assert found.outliers[:5].all()
   assert found.outliers.mean() < 0.15
   np.testing.assert_array_equal(found.centre, planted[~found.outliers].mean(0))
@@ -107,13 +107,13 @@ def test_the_bound_is_exact_for_a_share(above):
 def test_a_site_gets_about_the_rate_that_was_asked_for(planted):
   reference_null = site_adaptation.reference_null_scores(LEARNT, of_the_making(0), 99, seed=0)
   assert (
-    len(reference_null) == 100 * site_adaptation.REHEARSALS
+    len(reference_null) == 100 * site_adaptation.RESAMPLINGS
   )  # a quarter of the making's at a time
   alarms, found, noticed = [], [], []
   for seed in range(40):
     reals = of_the_site(seed)
     reals[:planted, 1] += 15
-    own = site_adaptation.fit(LEARNT, reals, NO_SHIFTS, seed)
+    own = site_adaptation.fit_site(LEARNT, reals, NO_SHIFTS, seed)
     threshold = site_adaptation.threshold(own.scores, reference_null, 0.01).value
     fresh = of_the_site(seed + 100, 1000)
     scores = distance_towards_fakes(fresh, own.centre, own.directions)
@@ -128,5 +128,5 @@ def test_a_site_gets_about_the_rate_that_was_asked_for(planted):
 
 def test_few_reals_of_the_making_are_rehearsed_by_halves():
   reference_null = site_adaptation.reference_null_scores(LEARNT, of_the_making(0, 30), 99, seed=0)
-  assert reference_null.shape == (15 * site_adaptation.REHEARSALS,)
+  assert reference_null.shape == (15 * site_adaptation.RESAMPLINGS,)
   assert np.isfinite(reference_null).all()

@@ -218,5 +218,5 @@ def test_a_generator_rebuilds_images_seen_as_it_learnt_them(patients):
   for key, value in (('window_width_hu', 400.0), ('aspect', 'stretch')):
     other = _config(patients)
     other.data[key] = value
-    with pytest.raises(UserError, match=f'config.data.{key} = .*: the generator learnt from'):
+    with pytest.raises(UserError, match=f'config.data.{key} = .*: the generator was trained on'):
       generation._check_same_view(resolve(other), trained, load(resolve(other))[0])

@@ -74,7 +74,7 @@ def test_run_joins_the_rows_of_equal_batches(count, devices):
     sizes.add((len(batch), len(asked)))
     return {'sum': constants['times'] * row_sums(batch) + asked, 'number': 0 * asked + number}
 
-  found = batching.run(call, {'times': np.float32(2)}, images, labels, batch_size=4)
+  found = batching.map_batches(call, {'times': np.float32(2)}, images, labels, batch_size=4)
   np.testing.assert_allclose(found['sum'], 2 * images.sum((1, 2)) + labels, rtol=1e-5)
   np.testing.assert_array_equal(found['number'], labels // size)
   assert sizes == {(size, size)}
@@ -95,9 +95,9 @@ def test_weights_lie_on_every_device_once_and_batches_are_split():
     seen.append((constants[0], batch))
     return drawn(constants, number, batch)
 
-  batching.run(call, constants, images, batch_size=8)  # compiled
+  batching.map_batches(call, constants, images, batch_size=8)  # compiled
   with jax.transfer_guard('disallow'):  # of what nobody asked for
-    found = batching.run(call, constants, images, batch_size=8)
+    found = batching.map_batches(call, constants, images, batch_size=8)
   assert len(np.unique(found)) == found.size
   for used, batch in seen:
     places = [shard.data.unsafe_buffer_pointer() for shard in used.addressable_shards]

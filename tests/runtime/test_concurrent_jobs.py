@@ -19,7 +19,7 @@ from ctfake_jax.types import PreemptedError, UserError
 
 def test_results_come_by_name_in_the_order_asked_for():
   jobs = {name: (lambda name=name: name.upper()) for name in 'cab'}
-  assert list(concurrent_jobs.run(jobs).items()) == [('c', 'C'), ('a', 'A'), ('b', 'B')]
+  assert list(concurrent_jobs.run_jobs(jobs).items()) == [('c', 'C'), ('a', 'A'), ('b', 'B')]
 
 
 def training(stopped: threading.Event):
@@ -44,7 +44,7 @@ def test_an_error_stops_the_others_and_is_the_one_raised():
 
   jobs = {'slow': lambda: training(stopped), 'bad': broken, 'next': lambda: waiting(1)}
   with pytest.raises(UserError, match='diverged'):
-    concurrent_jobs.run({**jobs, 'last': lambda: waiting(2)})
+    concurrent_jobs.run_jobs({**jobs, 'last': lambda: waiting(2)})
   assert stopped.is_set()
   assert 2 not in begun
   assert not preemption.requested(0)
@@ -57,7 +57,7 @@ def test_sigterm_reaches_trainings_in_threads(monkeypatch):
   try:
     threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
     with pytest.raises(PreemptedError):
-      concurrent_jobs.run({'slow': lambda: training(stopped)})
+      concurrent_jobs.run_jobs({'slow': lambda: training(stopped)})
   finally:
     signal.signal(signal.SIGTERM, before)
   assert stopped.is_set()
@@ -68,10 +68,10 @@ def test_two_trainings_side_by_side_end_as_they_do_alone(tiny_config, images, tm
   parts = split(images, resolve(tiny_config).split, 0)
 
   def fit(folder):
-    return classifier.fit(resolve(tiny_config), images, parts, tmp_path / folder)
+    return classifier.train_classifier(resolve(tiny_config), images, parts, tmp_path / folder)
 
   alone = fit('alone')
-  pair = concurrent_jobs.run({name: (lambda name=name: fit(name)) for name in ('a', 'b')})
+  pair = concurrent_jobs.run_jobs({name: (lambda name=name: fit(name)) for name in ('a', 'b')})
   for name, results in pair.items():
     assert results['confusion'] == alone['confusion']
     chex.assert_trees_all_equal(

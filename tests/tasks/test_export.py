@@ -53,7 +53,7 @@ def test_a_classifier_gives_the_same_probabilities(tiny_config, tmp_path):
   tiny_config.model.cnn.widths = (16, 16)
   tiny_config.train.epochs = 1
   parts = splits.split(images, resolve(tiny_config).split, 0)
-  classifier.fit(resolve(tiny_config), images, parts, tmp_path / 'run')
+  classifier.train_classifier(resolve(tiny_config), images, parts, tmp_path / 'run')
   # Traced for this platform alone, which must not get into the file.
   inference.load(tmp_path / 'run').predict(images.images[:1])
   facts = exported(tiny_config, tmp_path / 'run', tmp_path / 'out')
@@ -75,7 +75,7 @@ def test_a_generator_gives_the_same_images(tiny_config, tmp_path):
   tiny_config.gan.updates = tiny_config.gan.eval_every = 2
   tiny_config.gan.quality_images = 16
   parts = splits.split(images, resolve(tiny_config).split, 0)
-  generator.fit(resolve(tiny_config), images, parts, tmp_path / 'run')
+  generator.train_generator(resolve(tiny_config), images, parts, tmp_path / 'run')
   facts = exported(tiny_config, tmp_path / 'run', tmp_path / 'out')
   assert facts['kind'] == 'generator'
   sampler = sampling.load(tmp_path / 'run').sampler

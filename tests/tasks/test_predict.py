@@ -71,7 +71,7 @@ def test_one_odd_file_stops_no_other_and_each_has_its_row_in_order(tmp_path, pre
     rows, results = predicted(folder, unit)
     assert list(rows) == ['a.png', 'b', 'c.dcm', 'd.png', 'e.webp', 'f.png']
     assert [path for path, row in rows.items() if row['prediction']] == list(judged)
-    assert f'the network learnt from {unit} values' in rows[other]['error']
+    assert f'the network was trained on {unit} values' in rows[other]['error']
     assert 'Modality MR' in rows['c.dcm']['error']
     assert results['images'] == len(judged)
     assert [row['path'] for row in results['unreadable']] == [p for p in rows if p not in judged]

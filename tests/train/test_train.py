@@ -26,7 +26,7 @@ from ctfake_jax.workdir import files as workdir_files
 
 def fit(config, images, workdir):
   own = resolve(config)
-  return classifier.fit(own, images, splits.split(images, own.split, 0), workdir)
+  return classifier.train_classifier(own, images, splits.split(images, own.split, 0), workdir)
 
 
 def leaves(tree):
@@ -92,8 +92,8 @@ def test_padding_of_a_last_batch_does_not_matter(tiny_config, count):
   model = classifier.build(resolve(tiny_config), 2)
   images = make_images(65).images
   variables = initializers.variables(model, jax.random.key(0), images[:1], train=False)
-  logits, features = inference.run(model, variables, images[:count])
-  everything, _ = inference.run(model, variables, images)
+  logits, features = inference.logits_and_features(model, variables, images[:count])
+  everything, _ = inference.logits_and_features(model, variables, images)
   assert len(logits) == len(features) == count
   np.testing.assert_allclose(logits, everything[:count], atol=1e-6)
 

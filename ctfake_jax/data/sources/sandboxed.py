@@ -92,9 +92,9 @@ class Decoded:
     return np.concatenate([to_uint8(self.image)[None], self.re_encoded])
 
   def wrong_unit(self, unit: str, who: str) -> list[str]:
-    """Why `who` (the network, the detector), which learnt from `unit`, cannot judge it, if so."""
+    """Why `who` (the network, the detector), trained on `unit`, cannot judge it, if so."""
     same = self.unit == unit
-    return [] if same else [f'{self.unit} values, the {who} learnt from {unit} values']
+    return [] if same else [f'{self.unit} values, the {who} was trained on {unit} values']
 
 
 @dataclasses.dataclass(frozen=True)

@@ -198,7 +198,9 @@ def in_batches(
   change: Callable, images: Float32[np.ndarray, 'n h w 1'], strength: float
 ) -> Float32[np.ndarray, 'n h w 1']:
   """A change of this module with one strength for all images, stored in 8 bits."""
-  return batching.run(lambda s, _, batch: _stored(change, batch, s), np.float32(strength), images)
+  return batching.map_batches(
+    lambda s, _, batch: _stored(change, batch, s), np.float32(strength), images
+  )
 
 
 def at_random(
@@ -211,7 +213,7 @@ def at_random(
   def changed(key, number, batch):
     return degraded(batch, jax.random.fold_in(key, number))
 
-  return batching.run(changed, key, images)
+  return batching.map_batches(changed, key, images)
 
 
 _degraded = {

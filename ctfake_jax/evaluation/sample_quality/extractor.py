@@ -5,7 +5,7 @@ The kernel distance sees by it, too.
 In: square images in [-1, 1]. Out: features.
 
 An extractor is fitted once, on a reference of its own (phantom images), never on the fakes nor on
-the reals that they are held against: so no run can bend its own yardstick. The fit is a principal
+the reals that they are held against: so no run can bend its own reference. The fit is a principal
 component analysis with unit variance. Whitened, all 64 directions count; unwhitened, the two or
 three that vary most make up nearly all of the distance, and blur or noise hide behind them.
 """
@@ -125,7 +125,7 @@ def texture_features(images: Float32[np.ndarray, 'n h w 1']) -> Float32[np.ndarr
   side = images.shape[1]
   if side != images.shape[2] or side < 16 or side & (side - 1):
     raise ValueError(f'texture needs square images of 16, 32, 64, ... px, not {images.shape[1:3]}')
-  return batching.run(lambda _, number, batch: _textures(batch), (), images[..., 0])
+  return batching.map_batches(lambda _, number, batch: _textures(batch), (), images[..., 0])
 
 
 @jax.jit

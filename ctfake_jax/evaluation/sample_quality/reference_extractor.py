@@ -1,6 +1,6 @@
 """The one extractor that all runs are measured with, so that their distances can be compared.
 
-Texture features whitened on a phantom of its own seed, which no generator has learnt from. For the
+Texture features whitened on a phantom of its own seed, which no generator was trained on. For the
 sides of `KEPT` the package holds the fit: the same numbers on any machine, and no phantom to scan
 before a generator trains. This module, run by `python -m`, writes these files anew, which is due
 after a change to the phantom or to the features (the tests tell).
@@ -32,13 +32,13 @@ KEPT = (32, 64)
 def phantom_extractor(size: int) -> WhitenedExtractor:
   """64 whitened texture features for images of side `size`, a power of two from 32."""
   if size not in KEPT:
-    return fit(size)
+    return fit_reference_extractor(size)
   with np.load(_kept(size), allow_pickle=False) as file:
     center, projection = (file[key].astype(np.float64) for key in ('center', 'projection'))
   return WhitenedExtractor(_name(size), ((texture_features, center, projection),))
 
 
-def fit(size: int) -> WhitenedExtractor:
+def fit_reference_extractor(size: int) -> WhitenedExtractor:
   """The extractor from a phantom that is scanned now."""
   source = PhantomSource(
     patients=PATIENTS, slices_per_patient=SLICES_PER_PATIENT, size=size, seed=SEED
@@ -56,7 +56,7 @@ def _kept(size: int) -> Path:
 
 
 def _keep(size: int) -> None:
-  ((_, center, projection),) = fit(size).parts
+  ((_, center, projection),) = fit_reference_extractor(size).parts
   arrays = {'center': center, 'projection': projection}
   rounded = {key: array.astype(np.float32) for key, array in arrays.items()}
   np.savez_compressed(_kept(size), allow_pickle=False, **rounded)

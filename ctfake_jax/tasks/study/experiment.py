@@ -45,8 +45,10 @@ class GeneratedTestSet:
 def measure_fall(best: inference.Trained, generated: GeneratedTestSet, config: Config) -> dict:
   """Keys `originals`, `deepfakes`, `fall`, `controls`, `per_image` of results.json."""
   test, groups, deepfakes = generated.test, generated.test_groups, generated.deepfakes
-  on_test, features_test = inference.run(best.model, best.variables, test.images)
-  on_fakes, features_fakes = inference.run(best.model, best.variables, deepfakes.images)
+  on_test, features_test = inference.logits_and_features(best.model, best.variables, test.images)
+  on_fakes, features_fakes = inference.logits_and_features(
+    best.model, best.variables, deepfakes.images
+  )
   right_test = on_test.argmax(-1) == test.labels
   right_fakes = on_fakes.argmax(-1) == deepfakes.labels
   others = splits.halves(test.labels, groups, streams.seed(config.seed, 'halves'))
@@ -122,7 +124,7 @@ def _on_other_scanner(config: Config, generated: GeneratedTestSet) -> np.ndarray
 
 
 def _right(best: inference.Trained, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  return inference.run(best.model, best.variables, images)[0].argmax(-1) == labels
+  return inference.logits_and_features(best.model, best.variables, images)[0].argmax(-1) == labels
 
 
 def _report(logits, labels, groups, class_names) -> dict:
@@ -143,7 +145,9 @@ def _per_image(
 ) -> dict:
   """AUROC, deepfake against original, of label-free scores of one image."""
   train = generated.originals.take(generated.parts.train)
-  _, train_features = inference.run(best.model, best.variables, controls.through_png(train.images))
+  _, train_features = inference.logits_and_features(
+    best.model, best.variables, controls.through_png(train.images)
+  )
   mahalanobis = ood_scores.MahalanobisScore.fit(train_features, train.labels)
   real = ood_scores.image_scores(*originals, mahalanobis)
   fake = ood_scores.image_scores(*fakes, mahalanobis)

@@ -58,7 +58,7 @@ def run(config: Config, workdir: Path) -> dict:
     'baselines': baselines.measure(images, folds, config.split, config.seed),
   }
   progress_bar.stage('classifiers and DCGAN')
-  trained = concurrent_jobs.run(
+  trained = concurrent_jobs.run_jobs(
     {
       'dcgan': functools.partial(_gan, config, images, folds[0], workdir),
       **{
@@ -111,7 +111,7 @@ def _repeat(
     jobs[f'{name} {number}'] = functools.partial(_classifier, again, name, images, [parts], folder)
   if jobs:
     progress_bar.stage(f'{name} and DCGAN with other seeds')
-  concurrent_jobs.run(jobs)
+  concurrent_jobs.run_jobs(jobs)
   rows = [_repetition(config.seed, results)]
   for number, again in own.items():
     folder = _repetition_dir(workdir, number)
@@ -188,7 +188,7 @@ def _gan(config: Config, images: ImageSet, parts: Split, workdir: Path) -> dict:
   own, folder = config_lib.for_stage(config, 'gan', 'gan'), workdir / 'dcgan'
   own = dataclasses.replace(own, seed=streams.seed(config.seed, 'dcgan'))
   return workdir_lib.run_stage_once(
-    folder, own, functools.partial(generator.fit, own, images, parts, folder)
+    folder, own, functools.partial(generator.train_generator, own, images, parts, folder)
   )
 
 
@@ -210,7 +210,7 @@ def _draw_fakes(workdir: Path, count: int, mix: np.ndarray, seed: int) -> Images
 
 
 def _quality(config: Config, generated: GeneratedTestSet) -> dict:
-  """The deepfakes against every real that the GAN has not learnt from.
+  """The deepfakes against every real that the GAN was not trained on.
 
   The validation part chose among its checkpoints, a handful, and is a third of the reference:
   more reals sharpen the distances by more than that choice can flatter them.
@@ -241,7 +241,7 @@ def _retrain(config: Config, name: str, generated: GeneratedTestSet, workdir: Pa
     'as_many_as_suspects': len(generated.deepfakes),
     'as_many_as_originals': len(generated.parts.train),
   }
-  rows = concurrent_jobs.run(
+  rows = concurrent_jobs.run_jobs(
     {
       label: functools.partial(_train_on_fakes, config, name, generated, workdir, count, label)
       for label, count in counts.items()
@@ -261,7 +261,7 @@ def _train_on_fakes(
   folder = workdir / 'retrained' / label
   own = classifier.for_network(config, name, seed)
   workdir_lib.run_stage_once(
-    folder, own, functools.partial(classifier.fit, own, together, parts, folder)
+    folder, own, functools.partial(classifier.train_classifier, own, together, parts, folder)
   )
   with np.load(folder / 'predictions.npz', allow_pickle=False) as file:
     predictions = dict(file)
@@ -285,7 +285,7 @@ def _stack(
   """Training fakes, the deepfakes under test, then the held-out originals, as one image set."""
   together = generated.test
   groups = [generated.test_groups]
-  for made, kind in ((generated.deepfakes, 'suspect'), (fakes, 'training fake')):
+  for made, kind in ((generated.deepfakes, 'deepfake'), (fakes, 'training fake')):
     groups.insert(0, np.arange(len(made)) + 1 + max(g.max() for g in groups))
     together = together.preceded_by(made, kind)
   rows = np.arange(len(together))

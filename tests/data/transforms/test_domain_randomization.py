@@ -70,7 +70,7 @@ def test_the_mask_of_a_pair_loses_its_place_but_not_its_meaning(monkeypatch):
   monkeypatch.setattr(domain_randomization, 'ZOOM_CHANCE', 0.0)
   image = 0.5 * jnp.ones((4, 32, 32, 1))
   pairs = jnp.concatenate([image, jnp.ones_like(image), image], -1)
-  found = training.with_other_looks(pairs, jax.random.key(0))
+  found = training.domain_randomized(pairs, jax.random.key(0))
   black = np.asarray(found[..., 0]) == -1
   # Tones touch the pictures and not the mask; what is black is synthetic no more.
   assert 0 < black.mean() < 0.9
