@@ -83,7 +83,9 @@ def test_every_fold_is_tested_once_and_pooled(tiny_config, tmp_path, monkeypatch
   by_fold = [workdir_files.read_json(tmp_path / f'fold{k}' / 'results.json') for k in range(3)]
   right = sum(row['accuracy'] * row['n'] for row in by_fold)
   assert result['accuracy'] == pytest.approx(right / result['n'])
-  monkeypatch.setattr(classifier, 'fit', lambda *_: pytest.fail('a finished fold was run again'))
+  monkeypatch.setattr(
+    classifier, 'train_classifier', lambda *_: pytest.fail('a finished fold was run again')
+  )
   assert classifier.run(resolve(tiny_config), tmp_path) == result
 
 

@@ -64,7 +64,7 @@ def measure_fall(best: inference.Trained, generated: GeneratedTestSet, config: C
     float(np.mean(reference[0])), accuracy_drop.worth(*reference)
   )
   originals = _report(on_test, test.labels, groups, best.class_names)
-  above_chance = originals['ci95'][0] > np.max(np.bincount(test.labels)) / len(test)
+  above_chance = originals['ci95'][0] > float(np.max(np.bincount(test.labels)) / len(test))
   verdict = accuracy_drop.verdict(fall, controls_fall, above_chance=above_chance)
   return {
     'originals': originals,
