@@ -113,7 +113,10 @@ def _a_thread_remains() -> bool:
 def _reported(error: BaseException) -> int | None:
   """The exit code, once the user is told; None for what is unexpected."""
   if isinstance(error, KeyboardInterrupt):
-    print('interrupted; the same command goes on from the last checkpoint', file=sys.stderr)
+    print(
+      'interrupted; the same command goes on from the last checkpoint, if there is one',
+      file=sys.stderr,
+    )
     return EXIT_INTERRUPTED
   if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
     return _fail(

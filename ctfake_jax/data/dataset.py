@@ -125,6 +125,8 @@ def gather(
   skipped = dict(getattr(source, 'skipped', {}))  # of those that walk folders
   if mesh_lib.is_main_process():
     _say_what_is_missing(unreadable, skipped)
+    if unnamed := getattr(source, 'without_patient_id', 0):
+      print(f'careful: {unnamed} images have no Patient ID: each study counts as a patient')
   indices = np.nonzero(found)[0]
   fingerprints = Fingerprints(facts['small'], facts['digests']).take(indices)
   records = tuple(_record(source.records[i], facts, i) for i in indices.tolist())

@@ -165,7 +165,9 @@ def required_sample_size(
     fallen = round(accuracy - points / 100, 12)
     if fallen < 0:
       return None
-    return _first_size(lambda m: power_of(int(originals), m, accuracy, fallen) >= power, cap)
+    return _first_size(
+      lambda m: power_of(max(1, int(originals)), m, accuracy, fallen) >= power, cap
+    )
 
   return {str(points): batch(points) for points in fall_points}
 

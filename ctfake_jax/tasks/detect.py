@@ -31,6 +31,7 @@ from ctfake_jax.types import UserError
 from ctfake_jax.workdir import files as workdir_lib
 
 UNREADABLE = 'unreadable'
+VERDICTS = ('real', 'fake', UNSURE, UNREADABLE)
 COLUMNS = (
   *('path', 'p_fake', 'verdict', 'score', 'threshold', 'false_alarm_rate', 'domain'),
   *('says_synthetic', 'reasons', 'detector'),
@@ -133,7 +134,7 @@ def run(config: Config, workdir: Path) -> dict:
     'images': sum(counts.values()),
     'skipped': dict(skipped),
     'outside_domain': outside,
-    'verdicts': {name: counts[name] for name in ('real', 'fake', UNSURE, UNREADABLE)},
+    'verdicts': {verdict: counts[verdict] for verdict in VERDICTS},
     'detector': name,
     'threshold': threshold.value,
     'false_alarm_rate': threshold.false_alarm_rate,
@@ -144,6 +145,7 @@ def run(config: Config, workdir: Path) -> dict:
     'fake_prevalence': config.fake_prevalence,
     'seconds': time.perf_counter() - begun,
   }
+  print(', '.join(f'{counts[verdict]} {verdict}' for verdict in VERDICTS), flush=True)
   workdir_lib.record_command(workdir, config)
   unfinished.replace(workdir / 'verdicts.csv')
   workdir_lib.write_results(workdir, results)

@@ -40,11 +40,17 @@ NETWORK = 'classifier'  # its name within a State
 
 
 def init_state(model: nn.Module, tx: Elementwise, size: int, seed: int) -> State:
-  """Fresh state for grey images of side `size`, on the host."""
+  """Fresh state for grey images of side `size`, on the host; UserError where that is too small."""
   images = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
-  variables = initializers.variables(
-    model, streams.key(seed, 'initialisation'), images, train=False
-  )
+  try:
+    variables = initializers.variables(
+      model, streams.key(seed, 'initialisation'), images, train=False
+    )
+  except (ZeroDivisionError, ValueError) as error:  # no pixel is left to pool or convolve
+    raise UserError(
+      f'config.data.image_size = {size}: too small for {type(model).__name__} with as many '
+      f'halvings as it has ({error}); raise it, or choose a shallower network'
+    ) from error
   variables = {'batch_stats': {}, **variables}
   return initial(
     {NETWORK: variables}, {NETWORK: jax.jit(tx.init)(variables['params'])}, used=NETWORK

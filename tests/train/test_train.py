@@ -253,6 +253,12 @@ def test_training_starts_from_given_weights(tiny_config, images, tmp_path, monke
   chex.assert_trees_all_close(trained['params'], jax.device_get(given['params']), atol=1e-5)
 
 
+def test_images_too_small_for_a_network_are_named(tiny_config, images, tmp_path):
+  tiny_config.model.cnn.widths = (4,) * 6
+  with pytest.raises(UserError, match=r'image_size = 16: too small for CNN'):
+    fit(tiny_config, images, tmp_path)
+
+
 def test_missing_weights_are_named(tiny_config, images, tmp_path):
   tiny_config.model.name, tiny_config.model.pretrained = 'cnn', 'nowhere.npz'
   with pytest.raises(UserError, match=r'pretrained = nowhere\.npz'):

@@ -107,6 +107,7 @@ class DicomSource:
     self._max_pixels, self._synthetic_ok = max_pixels, synthetic_ok
     self._last: tuple[str, pydicom.Dataset] | None = None
     self._beside = beside
+    self.without_patient_id = 0  # frames of files that name a study alone
     self._intercepts: dict[str, float | None] = {}  # found for series that lack one
     self.unreadable: list[UnreadableImageError] = []
     self.skipped: collections.Counter[str] = collections.Counter()
@@ -233,6 +234,7 @@ class DicomSource:
       plane = dicom_kind.check_axial(header, number)
       self._check_resampled(plane)
       synthetic = self._check_original(header, number)
+      self.without_patient_id += not str(header.get('PatientID') or '').strip()
       return _Frame(
         path,
         number,

@@ -955,3 +955,14 @@ def test_quiet_under_threads_leaves_filters_and_level_as_they_were():
 def test_text_in_the_pixels_is_remarked(tmp_path, says, remarks):
   path = _save(_ct(_chest_hu() + 1024, BurnedInAnnotation=says), tmp_path / 'one.dcm')
   assert _source(path)[0].remarks == remarks
+
+
+def test_images_without_a_patient_id_are_counted(tmp_path):
+  for i in range(2):
+    ds = _ct()
+    ds.PatientID, ds.StudyInstanceUID = '', f'1.{i}'
+    _save(ds, tmp_path / f'{i}.dcm')
+  named = _ct()
+  named.PatientID = 'somebody'
+  _save(named, tmp_path / 'named.dcm')
+  assert _source(tmp_path).without_patient_id == 2
