@@ -167,8 +167,10 @@ def _part(labels, groups, rows, parts, which, seed) -> tuple[np.ndarray, np.ndar
   """Splits `rows` into the rest and the `which`-th of `parts` stratified, grouped parts."""
   if len(np.unique(groups[rows])) < parts:
     raise UserError(
-      f'config.split: {len(np.unique(groups[rows]))} groups cannot be split into {parts} parts; '
-      'add data, lower split.folds or raise split.test_fraction and split.val_fraction'
+      f'config.split: {len(np.unique(groups[rows]))} groups (patients, or images that are linked '
+      f'above split.duplicate_correlation) cannot be split into {parts} parts; add data, raise '
+      'split.test_fraction and split.val_fraction, lower split.folds where it is set, or choose '
+      'another split.by'
     )
   folds = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
   rest, part = list(folds.split(rows, labels[rows], groups[rows]))[which]
