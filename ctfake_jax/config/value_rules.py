@@ -29,7 +29,7 @@ def one_of(*names: str) -> Rule:
 def some_of(*names: str) -> Rule:
   """One or more of these names, each once."""
   return Rule(
-    'one or more of ' + ', '.join(names) + ', each once',
+    f"one or more of {', '.join(names)}, each once, as ('{names[0]}',)",
     lambda v: len(v) > 0 and len(set(v)) == len(v) and set(v) <= set(names),
   )
 

@@ -97,15 +97,15 @@ def record_config(workdir: Path, config: Config, facts: dict) -> None:
   path, resolved = workdir / 'config.json', config_lib.as_dict(config)
   if path.exists() and _begun(workdir):
     saved = read_json(path)
-    if saved.get('data', facts.get('data')) != facts.get('data'):
-      raise UserError(
-        f'{workdir} was begun with other images: restore them or use another --workdir'
-      )
     changed = config_lib.changed_keys(saved['config'], resolved)
     if changed:
       raise UserError(
         f'{workdir} was begun with other values of {", ".join(changed)}: '
         f'use the same values or another --workdir{_why_not_longer(changed)}'
+      )
+    if saved.get('data', facts.get('data')) != facts.get('data'):
+      raise UserError(
+        f'{workdir} was begun with other images: restore them or use another --workdir'
       )
     _warn_of_another_machine(saved)
   write_json(path, {'config': resolved, **facts, **environment()})
