@@ -248,7 +248,7 @@ def load(workdir: Path | str) -> Detector:
   workdir = Path(workdir)
   if not workdir.is_dir():
     raise UserError(f'config.detector = {workdir}: no such folder')
-  if (workdir / CONFIG).is_file() and not (workdir / FACTS).is_file():
+  if not any((workdir / name).is_file() for name in (FACTS, DIGESTS)):
     raise UserError(f'{workdir} holds no finished detector: name the workdir of such a run')
   digests = workdir_lib.read_json(workdir / DIGESTS)
   _check(workdir, digests, FACTS)

@@ -958,3 +958,9 @@ def test_a_detector_of_pictures_is_made_recalibrated_and_used(pictures, tmp_path
     assert run(resolve(own), tmp_path / task)['images']
   kept = json.loads((tmp_path / 'twice' / 'config.json').read_text())
   assert str(pictures) not in json.dumps(kept)
+
+
+def test_the_workdir_of_another_run_holds_no_detector(tmp_path):
+  (tmp_path / 'config.json').write_text('{}')
+  with pytest.raises(UserError, match='holds no finished detector'):
+    bundle.load(tmp_path)
