@@ -231,3 +231,13 @@ def test_what_a_series_needs_hangs_on_no_chunk(tmp_path):
   assert together == rows(names[:16], names[16:17], names[17:18], names[18:])
   (alone,) = sandboxed.decode_files(str(tmp_path), ['17.dcm'], VIEW, 10_000, alone=True)
   assert alone.reason
+
+
+def test_values_above_12_bits_are_remarked(tmp_path):
+  stored = chest_hu() + 1024
+  save(ct(stored), tmp_path / 'a.dcm')
+  stored[0, 0] = 9000
+  save(ct(stored), tmp_path / 'b.dcm')
+  usual, metal = sandboxed.decode_files(str(tmp_path), ['a.dcm', 'b.dcm'], VIEW, 10_000)
+  assert not any('rescale slope' in remark for remark in usual.remarks)
+  assert any('metal, or a wrong rescale slope' in remark for remark in metal.remarks)
