@@ -152,7 +152,7 @@ def _run() -> None:
     return
   registry.find(config.task)  # imports its module
   gc.freeze()  # what imports made stays: tracing, which makes much garbage, is a fifth faster
-  registry.run(CONFIG.value, folder)
+  registry.run_resolved(config, folder)
   if mesh.is_main_process():
     print(f'results: {folder}')
 

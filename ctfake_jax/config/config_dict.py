@@ -4,23 +4,17 @@ import ml_collections
 from ml_collections import config_dict
 
 from ctfake_jax.config.keys import Config
-from ctfake_jax.config.tree import KEYS, from_leaves, leaves
+from ctfake_jax.config.tree import KEYS, from_leaves, leaves, nested
 from ctfake_jax.config.validation import check_values
 
 
 def defaults() -> ml_collections.ConfigDict:
   """Every key with its default."""
-  config = ml_collections.ConfigDict()
-  for key, row in KEYS.items():
-    *sections, name = key.split('.')
-    place = config
-    for section in sections:
-      if section not in place:
-        place[section] = ml_collections.ConfigDict()
-      place = place[section]
-    unset = row.default is None
-    place[name] = config_dict.placeholder(row.kind) if unset else row.default
-  return config
+  values = {
+    key: config_dict.placeholder(row.kind) if row.default is None else row.default
+    for key, row in KEYS.items()
+  }
+  return ml_collections.ConfigDict(nested(values))
 
 
 def resolve(config: ml_collections.ConfigDict) -> Config:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ctfake_jax.config.keys import Config
 from ctfake_jax.config.names import RENAMED
-from ctfake_jax.config.tree import KEYS, from_leaves, leaves
+from ctfake_jax.config.tree import KEYS, from_leaves, leaves, nested
 from ctfake_jax.config.validation import check_values
 from ctfake_jax.types import UserError
 
@@ -64,14 +64,7 @@ def for_stage(config: Config, task: str, *sections: str) -> Config:
 
 def as_dict(config: Config) -> dict:
   """Nested plain dict, ready for JSON."""
-  made: dict = {}
-  for key, value in leaves(config):
-    *sections, name = key.split('.')
-    place = made
-    for section in sections:
-      place = place.setdefault(section, {})
-    place[name] = _plain(value)
-  return made
+  return nested({key: _plain(value) for key, value in leaves(config)})
 
 
 def from_dict(saved: dict) -> Config:

@@ -61,6 +61,18 @@ def leaves(tree: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
       yield prefix + name, value
 
 
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Plain dicts in dicts of dotted keys, what `leaves` undoes."""
+  made: dict[str, Any] = {}
+  for key, value in values.items():
+    *sections, name = key.split('.')
+    place = made
+    for section in sections:
+      place = place.setdefault(section, {})
+    place[name] = value
+  return made
+
+
 def from_leaves(values: Mapping[str, Any], like: Any = None, prefix: str = '') -> Any:
   """The Config of dotted keys, or the section of `like`'s class; a key that lacks is as there."""
   like = Config() if like is None else like

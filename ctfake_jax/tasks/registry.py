@@ -42,16 +42,23 @@ def run(config: ml_collections.ConfigDict, workdir: Path | str) -> dict:
   Raises:
     UserError: a key has no sense, or the workdir belongs to another run.
   """
-  resolved, folder = config_lib.resolve(config), Path(workdir)
-  config_lib.validate(resolved)
-  if resolved.input:
-    workdir_files.refuse_inside(folder, Path(resolved.input))
-  with workdir_files.locked(folder), platform.reference_ops(resolved.runtime.reference_ops):
-    return find(resolved.task)(resolved, folder)
+  return run_resolved(_checked(config), Path(workdir))
+
+
+def run_resolved(config: Config, workdir: Path) -> dict:
+  """As `run`, of a config that `config.validate` let pass."""
+  if config.input:
+    workdir_files.refuse_inside(workdir, Path(config.input))
+  with workdir_files.locked(workdir), platform.reference_ops(config.runtime.reference_ops):
+    return find(config.task)(config, workdir)
 
 
 def load_images(config: ml_collections.ConfigDict) -> ImageSet:
   """The labelled images that `config.data` names; raises UserError as `run` does."""
+  return dataset.load(_checked(config))[0]
+
+
+def _checked(config: ml_collections.ConfigDict) -> Config:
   resolved = config_lib.resolve(config)
   config_lib.validate(resolved)
-  return dataset.load(resolved)[0]
+  return resolved
