@@ -101,11 +101,7 @@ def gather(
   """
   count, shares = len(source), jax.process_count()
   share = range(jax.process_index(), count, shares)
-  decoded = (
-    sandboxed.decode_source(source, view, limits)
-    if limits
-    else sandboxed.decode_here(source, view, share)
-  )
+  decoded = sandboxed.decode_rows(source, view, share, limits)
   bar = progress_bar.bar('reading', decoded, total=len(share), hidden=len(share) < FEW_FILES)
   facts = _facts(iter(bar), -(-count // shares), 0 if stream else view.size, unit)
   facts = {name: rows[:count] for name, rows in mesh_lib.from_all_processes(facts).items()}

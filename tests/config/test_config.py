@@ -15,7 +15,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from ctfake_jax import config as config_lib
-from ctfake_jax.config import resolve, tree
+from ctfake_jax.config import resolve
+from ctfake_jax.config import tree as config_tree
 from ctfake_jax.data.sources.phantom import scanner
 from ctfake_jax.fakes import families as fakes
 from ctfake_jax.models import registry
@@ -246,7 +247,7 @@ def test_a_record_with_an_old_name_is_read(old, new):
   saved = dict(config_lib.leaves(config_lib.as_dict(config_lib.Config())))
   before = config_lib.Config()
   records = {**saved, old: saved.pop(new)}
-  nested = tree.nested({key: value for key, value in records.items() if key != new})
+  nested = config_tree.nested({key: value for key, value in records.items() if key != new})
   assert config_lib.as_dict(config_lib.from_dict(nested)) == config_lib.as_dict(before)
   assert config_lib.changed_keys(nested, config_lib.as_dict(before)) == []
 

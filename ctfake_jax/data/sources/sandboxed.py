@@ -12,7 +12,7 @@ import itertools
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import TimeoutError as TimedOut
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ class _Rows:
 
   def decode(self, items: list[int], again: bool) -> list[Decoded]:
     del again
-    return list(decode_here(self.source, self.view, items))
+    return list(decode_rows(self.source, self.view, items))
 
   def shown(self, item: int) -> str:
     return self.source.records[item].provenance
@@ -187,13 +187,15 @@ def decode_all(
   return _in_processes(work, _seen(root, counted), limits)
 
 
-def decode_source(source: Source, view: Preprocess, limits: Limits) -> Iterator[Decoded]:
-  """Every image of a source of files, in order, without re-encodings, decoded in the workers."""
-  return _in_processes(_Rows(source, view), iter(range(len(source))), limits)
+def decode_rows(
+  source: Source, view: Preprocess, rows: Sequence[int], limits: Limits | None = None
+) -> Iterator[Decoded]:
+  """The images at `rows` of a source, in order, without re-encodings.
 
-
-def decode_here(source: Source, view: Preprocess, rows: Iterable[int]) -> Iterator[Decoded]:
-  """The images at `rows` of a source that can be trusted, decoded in this process."""
+  With `limits` they are decoded in the workers, as untrusted files are; else in this process.
+  """
+  if limits:
+    return _in_processes(_Rows(source, view), iter(rows), limits)
   return (_see(source, row, view, re_encode=False) for row in rows)
 
 
@@ -349,8 +351,8 @@ def _dicom(
 @functools.lru_cache(maxsize=4)
 def _voters(base: Path, folder: str, max_pixels: int) -> Source | None:
   """DICOM files of a folder, evenly spaced by name; None where there are none that can be read."""
-  entries = os.scandir(base / folder)
-  names = sorted(e.name for e in entries if e.is_file(follow_symlinks=False))
+  with os.scandir(base / folder) as entries:
+    names = sorted(e.name for e in entries if e.is_file(follow_symlinks=False))
   names = names[:: -(-len(names) // MOST_VOTERS) or 1]
   paths = [f'{folder}/{name}' if folder else name for name in names]
   try:

@@ -44,6 +44,7 @@ class _Frame(NamedTuple):
   shown: str
   series: str
   patient_id: str | None
+  study_alone: bool  # names a study and no patient
   plane: Plane
   unit: Unit
   lacks_intercept: bool
@@ -107,7 +108,6 @@ class DicomSource:
     self._max_pixels, self._synthetic_ok = max_pixels, synthetic_ok
     self._last: tuple[str, pydicom.Dataset] | None = None
     self._beside = beside
-    self.without_patient_id = 0  # frames of files that name a study alone
     self._intercepts: dict[str, float | None] = {}  # found for series that lack one
     self.unreadable: list[UnreadableImageError] = []
     self.skipped: collections.Counter[str] = collections.Counter()
@@ -147,6 +147,11 @@ class DicomSource:
 
   def __len__(self) -> int:
     return len(self._frames)
+
+  @property
+  def without_patient_id(self) -> int:
+    """How many images have a study, which stands for the patient, and no Patient ID."""
+    return sum(frame.study_alone for frame in self._frames)
 
   def __getitem__(self, index: int) -> Slice:
     """Decodes frame `index`: float32[h, w] in HU (or grey, see `frame`), square pixels."""
@@ -234,13 +239,13 @@ class DicomSource:
       plane = dicom_kind.check_axial(header, number)
       self._check_resampled(plane)
       synthetic = self._check_original(header, number)
-      self.without_patient_id += not str(header.get('PatientID') or '').strip()
       return _Frame(
         path,
         number,
         shown,
         _series(header, path),
         _pseudonym(header),
+        _study_alone(header),
         plane,
         dicom_header.unit(header, number),
         dicom_header.lacks_intercept(header, number),
@@ -395,8 +400,16 @@ def _instance(header: pydicom.Dataset, number: int, count: int, synthetic: bool)
   )
 
 
+def _study_alone(header: pydicom.Dataset) -> bool:
+  return not _patient_id(header) and bool(header.get('StudyInstanceUID'))
+
+
+def _patient_id(header: pydicom.Dataset) -> str:
+  return str(header.get('PatientID') or '').strip()
+
+
 def _pseudonym(header: pydicom.Dataset) -> str | None:
-  key = str(header.get('PatientID') or '').strip() or str(header.get('StudyInstanceUID') or '')
+  key = _patient_id(header) or str(header.get('StudyInstanceUID') or '')
   return hashlib.sha256(key.encode('utf-8', 'replace')).hexdigest()[:12] if key else None
 
 
