@@ -37,16 +37,21 @@ from ctfake_jax.types import ImageSet, UserError
 from ctfake_jax.workdir import files as workdir_lib
 
 NETWORK = 'classifier'  # its name within a State
+AMPLE_SIDE = 224  # of images, for every network
 
 
 def init_state(model: nn.Module, tx: Elementwise, size: int, seed: int) -> State:
   """Fresh state for grey images of side `size`, on the host; UserError where that is too small."""
-  images = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
+  key = streams.key(seed, 'initialisation')
+
+  def variables_at(side: int) -> dict:
+    images = jax.ShapeDtypeStruct((1, side, side, 1), jnp.float32)
+    return initializers.variables(model, key, images, train=False)
+
   try:
-    variables = initializers.variables(
-      model, streams.key(seed, 'initialisation'), images, train=False
-    )
-  except (ZeroDivisionError, ValueError) as error:  # no pixel is left to pool or convolve
+    variables = variables_at(size)
+  except (ZeroDivisionError, ValueError) as error:  # perhaps no pixel is left to pool or convolve
+    variables_at(max(size, AMPLE_SIDE))  # raises what has nothing to do with the size
     raise UserError(
       f'config.data.image_size = {size}: too small for {type(model).__name__} with as many '
       f'halvings as it has ({error}); raise it, or choose a shallower network'

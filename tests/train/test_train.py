@@ -3,6 +3,7 @@
 import json
 
 import chex
+import flax.linen as nn
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -20,6 +21,7 @@ from ctfake_jax.models import initializers
 from ctfake_jax.models.ops import platform
 from ctfake_jax.runtime import mesh, preemption
 from ctfake_jax.train import classifier, gan, loop
+from ctfake_jax.train.optimizer_step import adam
 from ctfake_jax.types import PreemptedError, UserError
 from ctfake_jax.workdir import files as workdir_files
 
@@ -257,6 +259,16 @@ def test_images_too_small_for_a_network_are_named(tiny_config, images, tmp_path)
   tiny_config.model.cnn.widths = (4,) * 6
   with pytest.raises(UserError, match=r'image_size = 16: too small for CNN'):
     fit(tiny_config, images, tmp_path)
+
+
+def test_a_fault_of_a_network_is_not_laid_on_the_size_of_images():
+  class Faulty(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train):
+      raise ValueError('something else')
+
+  with pytest.raises(ValueError, match=r'^something else'):
+    classifier.init_state(Faulty(), adam(0.1), 16, seed=0)
 
 
 def test_missing_weights_are_named(tiny_config, images, tmp_path):
