@@ -191,8 +191,7 @@ def _verdict_shares(verdicts: np.ndarray, rows: np.ndarray, groups: np.ndarray) 
   own = verdicts[rows]
   result: dict[str, Any] = {'n': len(own)}
   for name in ('real', 'fake', 'unsure'):
-    result[name] = float((own == name).mean())
-    result[f'{name}_ci95'] = metrics.accuracy_interval(own == name, groups[rows])
+    result |= metrics.share_row(name, own == name, groups[rows])
   return result
 
 

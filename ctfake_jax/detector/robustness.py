@@ -85,10 +85,6 @@ def _seen(view: Preprocess, stored: list[np.ndarray]) -> np.ndarray:
   return from_uint8(to_uint8(np.stack([view.frame(levels) for levels in stored])))
 
 
-def _share(name: str, alarm: np.ndarray, groups: np.ndarray) -> dict:
-  return {name: float(alarm.mean()), f'{name}_ci95': metrics.accuracy_interval(alarm, groups)}
-
-
 def _row(
   detector: Detector, images: np.ndarray, strength: float, fake: np.ndarray, groups: np.ndarray
 ) -> dict:
@@ -97,6 +93,6 @@ def _row(
   return {
     'strength': float(strength),
     'auroc': metrics.auroc(scores[fake], scores[~fake]),
-    **_share('detection', alarm[fake], groups[fake]),
-    **_share('false_alarms', alarm[~fake], groups[~fake]),
+    **metrics.share_row('detection', alarm[fake], groups[fake]),
+    **metrics.share_row('false_alarms', alarm[~fake], groups[~fake]),
   }

@@ -99,8 +99,7 @@ def _alternating(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def mirrored(images: Float[Array, 'b h w c'], key: Key[Array, '']) -> Float[Array, 'b h w c']:
   """Each image flipped left-right with even chance: no pixel is interpolated."""
-  flip = jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1))
-  return jnp.where(flip, images[:, :, ::-1], images)
+  return degradations.mirrored(images, jax.random.bernoulli(key, 0.5, (len(images),)))
 
 
 def moved(images: Float[Array, 'b h w c'], key: Key[Array, '']) -> Float[Array, 'b h w c']:

@@ -176,6 +176,13 @@ def _log_rising(start: np.ndarray, steps: np.ndarray) -> np.ndarray:
   return logs @ counts - len(steps) * scipy.special.gammaln(start)
 
 
+def share_row(
+  name: str, found: Bool[np.ndarray, ' n'], groups: Shaped[np.ndarray, ' n']
+) -> dict[str, Any]:
+  """The share of images that are `found`, by this name, and its interval by `name`_ci95."""
+  return {name: float(np.mean(found)), f'{name}_ci95': accuracy_interval(found, groups)}
+
+
 def accuracy_row(
   correct: Bool[np.ndarray, ' n'], groups: Shaped[np.ndarray, ' n']
 ) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Key
+from jaxtyping import Array, Bool, Float, Float32, Key
 
 from ctfake_jax.runtime import batching, streams
 
@@ -100,9 +100,9 @@ def windowed(
 
 
 def mirrored(
-  images: Float32[Array, 'b h w 1'], yes: Float[Array, ' b']
-) -> Float32[Array, 'b h w 1']:
-  """Left and right exchanged where `yes` is above 0."""
+  images: Float32[Array, 'b h w c'], yes: Float[Array, ' b'] | Bool[Array, ' b']
+) -> Float32[Array, 'b h w c']:
+  """Left and right exchanged where `yes` is true, or above 0."""
   return jnp.where(yes[:, None, None, None] > 0, images[:, :, ::-1], images)
 
 
