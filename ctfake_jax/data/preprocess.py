@@ -100,8 +100,8 @@ class Preprocess:
 
   def _stored_otherwise(self, beyond: float) -> str:
     return (
-      f'{beyond:.0%} of its pixels are brighter than the range {self.grey} that the network learnt '
-      'from: stored otherwise?'
+      f'{beyond:.0%} of its pixels are brighter than the range {self.grey} that the training '
+      'images use: stored otherwise? Store all pictures alike'
     )
 
   def remarks(self, image: Slice) -> tuple[str, ...]:

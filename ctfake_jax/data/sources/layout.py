@@ -208,7 +208,7 @@ def _refuse_masks_by_name(root: str, paths: Iterable[str]) -> None:
       masks[folder, found[1] or found[2]] = path
     elif found := _IMAGE_NAME.fullmatch(stem):
       images[folder, found[1] or found[2]] = path
-  for place in masks.keys() & images.keys():
+  for place in sorted(masks.keys() & images.keys()):
     if masks[place] != images[place]:
       raise UserError(
         f'{root}: {walker.shown(masks[place])!r} looks like a mask of '

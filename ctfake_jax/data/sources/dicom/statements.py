@@ -118,8 +118,7 @@ def _is_placed(source: Record) -> bool:
 
 def _frame_of_reference(source: Record, number: str, pseudonyms: Pseudonyms):
   """The same for all that was made from images in one frame of reference: positions agree."""
-  known = source.instance is not None and _is_placed(source)
-  own = source.instance.frame_of_reference_uid if source.instance and known else ''
+  own = source.instance.frame_of_reference_uid if source.instance and _is_placed(source) else ''
   return pseudonyms.uid('frame of reference', *(['of', own] if own else ['own', number]))
 
 
