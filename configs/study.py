@@ -4,7 +4,7 @@ python launch.py --config=configs/study.py --workdir=runs/study
 
 The default is the embedded phantom at 32 px: 300 simulated patients of 4 slices.
 
-Measured: 5.8 minutes on 2 CPU cores (AMD EPYC), 2026-11-28: the CNN reached 97.1 % (89.5-99.7) on
+Measured: 4.9 minutes on 2 CPU cores (AMD EPYC), 2026-11-28: the CNN reached 97.1 % (89.5-99.7) on
 60 unseen patients and 86.0 to 87.6 % on 500 deepfakes of three trainings; none shows a fall.
 docs/results.md has the rest.
 """
