@@ -50,6 +50,9 @@ def test_run_leaves_what_the_command_leaves(tmp_path):
   trained = ctfake_jax.load_classifier(str(tmp_path / 'cnn'))
   images = ctfake_jax.load_images(config)
   assert trained.predict(images.images[:3]).shape == (3, len(images.class_names))
+  for wrong in (images.images * 255, images.images[:, ::2, ::2]):
+    with pytest.raises(ValueError, match='the network takes'):
+      trained.predict(wrong)
   config.train.epochs = -3
   with pytest.raises(UserError, match=r'config\.train\.epochs = -3'):
     ctfake_jax.run(config, tmp_path / 'other')

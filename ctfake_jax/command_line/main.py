@@ -137,7 +137,7 @@ def _run() -> None:
   config = config_lib.resolve(CONFIG.value)
   config_lib.validate(config)
   given = config_flags.get_override_values(flags.FLAGS['config'])
-  if unread := config_lib.unread(config.task, given):
+  if unread := config_lib.unread(config, given):
     print(f'careful: {config.task} does not read {", ".join(unread)}', file=sys.stderr)
   mesh.start(config)
   compilation_cache.enable()

@@ -38,10 +38,16 @@ def check_values(values: Mapping[str, Any]) -> None:
 def validate(config: Config) -> None:
   """Raises UserError naming what keeps the config's task from running."""
   values = dict(leaves(config))
+  edits = config.task == 'generate' and config.generate.method in EDITS
+  if edits and config.generate.checkpoint:
+    raise UserError(
+      f'config.generate.checkpoint = {config.generate.checkpoint!r}: the edit '
+      f'{config.generate.method!r} needs no generator; leave it empty'
+    )
   for needs, keys in _REQUIRED_PATHS.items():
     if needs == config.task:
       for key in keys:
-        if not values[key] and not (needs == 'generate' and values['generate.method'] in EDITS):
+        if not values[key] and not edits:
           raise UserError(f'config.{key} is empty: {needs} needs it, set --config.{key}=PATH')
   if config.data.source != 'phantom' and not config.data.path and config.task not in _READ_NO_DATA:
     raise UserError(
@@ -81,10 +87,17 @@ def validate(config: Config) -> None:
     )
 
 
-def unread(task: str, keys: Iterable[str]) -> list[str]:
-  """Those of dotted `keys` that a task passes over."""
-  read = (*_ALWAYS_READ, *_READ[task])
-  return [key for key in keys if not key.startswith(read)]
+def unread(config: Config, keys: Iterable[str]) -> list[str]:
+  """Those of dotted `keys` that the config's task passes over."""
+  read = (*_ALWAYS_READ, *_READ[config.task])
+  if config.task == 'generate' and config.generate.method == 'samples':
+    read = (*_ALWAYS_READ, 'generate.')
+  other = tuple(
+    key
+    for key, sources in _OF_SOURCES.items()
+    if config.task not in _READ_NO_DATA and config.data.source not in sources
+  )
+  return [key for key in keys if not key.startswith(read) or key.startswith(other)]
 
 
 def _check_mesh(mesh: MeshConfig) -> None:
@@ -158,21 +171,46 @@ _DATA = ('data.', 'phantom.', 'split.')
 _LOOP = ('train.log_every', 'train.steps_at_once')
 _CLASSIFIER = ('augment.', 'model.', 'train.')
 _GENERATORS = tuple(f'{name}.' for name in GENERATORS)
-_DECODING = ('data.', 'detection.', 'fake_prevalence', 'detector', 'input')
+_LIMITS = (
+  'data.max_pixels',
+  *(f'detection.{k}' for k in ('seconds_per_file', 'decoder_mib', 'workers')),
+)
+_FILES = tuple(
+  f'data.{key}'
+  for key in (
+    'source',
+    'path',
+    'labels_csv',
+    'classes',
+    'patient_folders',
+    'stream',
+    'synthetic_ok',
+  )
+)
+_JUDGING = (*_LIMITS, 'detection.false_alarm_rate', 'fake_prevalence', 'detector', 'input')
+# Of the images that a task takes by `data.`: keys that some sources alone read.
+_OF_SOURCES = {
+  'phantom.': ('phantom',),
+  'data.labels_csv': ('dicom',),
+  'data.synthetic_ok': ('dicom',),
+  'data.patient_folders': ('folders',),
+  'data.classes': ('folders', 'dicom'),
+}
 # What each task reads, by how a key begins.
 _READ: dict[str, tuple[str, ...]] = {
   'classifier': (*_DATA, *_CLASSIFIER),
   **{name: (*_DATA, *_LOOP, f'{name}.') for name in GENERATORS},
   'generate': (*_DATA, 'generate.'),
-  'evaluate': (*_DATA, 'detection.', 'checkpoint'),
-  'predict': ('data.', 'detection.', 'checkpoint', 'input'),
+  # A network brings its own view of images; only the phantom is made in `data.image_size`.
+  'evaluate': (*_FILES, *_LIMITS, 'data.image_size', 'phantom.', 'split.', 'checkpoint'),
+  'predict': (*_LIMITS, 'checkpoint', 'input'),
   'export': ('checkpoint',),
   'study': (*_DATA, *_CLASSIFIER, 'gan.', 'generate.', 'study.'),
   'benchmark': ('data.', *_CLASSIFIER, 'gan.', 'benchmark.'),
   'detector': (*_DATA, *_LOOP, *_GENERATORS, 'detection.', 'explain.', 'fake_prevalence'),
-  'detect': _DECODING,
-  'recalibrate': (*_DECODING, 'split.'),
-  'explain': (*_DECODING, 'explain.', 'checkpoint'),
+  'detect': _JUDGING,
+  'recalibrate': (*_JUDGING, 'data.patient_folders', 'data.synthetic_ok', 'split.'),
+  'explain': (*_LIMITS, 'fake_prevalence', 'detector', 'input', 'explain.', 'checkpoint'),
   'detector_bench': (
     *(*_DATA, *_CLASSIFIER, *_GENERATORS),
     *('detection.', 'bench.', 'explain.', 'fake_prevalence'),

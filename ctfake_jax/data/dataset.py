@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ctfake_jax.config.keys import Config
+from ctfake_jax.config.keys import Config, DataConfig
 from ctfake_jax.data import grey_range
 from ctfake_jax.data.fingerprints import (
   DIGEST_BYTES,
@@ -74,6 +74,11 @@ def open_source(config: Config) -> Source:
   from ctfake_jax.data.sources.array_record import TfdsSource
 
   return TfdsSource(Path(data.path))
+
+
+def root_of_files(data: DataConfig) -> Path | None:
+  """The folder that paths in records start from; None where the images are no files."""
+  return Path(data.path) if data.source in ('folders', 'dicom') else None
 
 
 def gather(

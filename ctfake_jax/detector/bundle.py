@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, UInt8
 from ctfake_jax import config as config_lib
 from ctfake_jax.config.keys import Config
 from ctfake_jax.data.preprocess import ONE_VALUE, TWO_VALUES, USES_LITTLE, Preprocess
+from ctfake_jax.data.sources.image_folder import IN_COLOUR
 from ctfake_jax.data.sources.sandboxed import Decoded
 from ctfake_jax.detector import calibration, training
 from ctfake_jax.detector.calibration import Scaling, Threshold
@@ -36,6 +37,8 @@ from ctfake_jax.workdir import checkpoints
 from ctfake_jax.workdir import files as workdir_lib
 
 FACTS, REFERENCE, CONFIG, DIGESTS = 'detector.json', 'reference.npz', 'config.json', 'digests.json'
+# Remarks on a picture that is hardly a CT slice.
+NO_CT = (TWO_VALUES, USES_LITTLE, IN_COLOUR)
 NETWORK = 'network'  # folder of the network's training
 VERSION = 4  # grows where the same files would mean something else; 4 knows its domain
 # What a recalibration may have found, by name.
@@ -88,7 +91,7 @@ class Detector:
     pixels = decoded.pixels
     if pixels is not None and pixels.min() == pixels.max():
       found.append(ONE_VALUE)
-    return found + [remark for remark in decoded.remarks if remark in (TWO_VALUES, USES_LITTLE)]
+    return found + [remark for remark in decoded.remarks if remark in NO_CT]
 
   def examine(self, seen: Sequence[Decoded], prior: float) -> dict[str, np.ndarray]:
     """What is said of n decoded images, the only place where verdicts are made.

@@ -132,8 +132,7 @@ def originals(config: Config) -> tuple[SplitImages, Config]:
   images, config = dataset.load(config)
   by, groups = splits.group(images, config.split)
   splits.refuse_one_patient(by, groups)
-  files = config.data.source in ('folders', 'dicom')
-  root = Path(config.data.path) if files else None
+  root = dataset.root_of_files(config.data)
   source, view = dataset.open_source(config), Preprocess.from_config(config.data)
   parts = split_groups(groups, config.seed)
   return SplitImages(images, groups, parts, root, source, view), config

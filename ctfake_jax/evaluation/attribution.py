@@ -213,7 +213,7 @@ def explain(
   samples: int,
   seed: int,
 ) -> tuple[dict[str, Float[np.ndarray, 'h w']], dict]:
-  """Maps of an image by method, and {answer, probability, areas by method}."""
+  """Maps of an image by method, and {class_explained, probability, areas by method}."""
   probabilities = explainable.predict_proba(image[None])[0]
   target = int(probabilities.argmax())
 
@@ -235,7 +235,7 @@ def explain(
   areas = {name: faithfulness(judge, shown).areas() for name, shown in maps.items()}
   areas |= mean_areas([{'random': faithfulness(judge, shown).areas()} for shown in noise])
   answer, probability = explainable.answers[target], float(probabilities[target])
-  return maps, {'answer': answer, 'probability': probability, 'areas': areas}
+  return maps, {'class_explained': answer, 'probability': probability, 'areas': areas}
 
 
 def mean_areas(rows: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:

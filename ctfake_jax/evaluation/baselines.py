@@ -5,12 +5,14 @@ leaks between the parts.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float64, Int, UInt8
 from sklearn.ensemble import RandomForestClassifier
 
 from ctfake_jax.config.keys import SplitConfig
+from ctfake_jax.data import file_facts as facts_of_files
 from ctfake_jax.data import splits
 from ctfake_jax.data.fingerprints import Fingerprints
 from ctfake_jax.evaluation import metrics
@@ -35,9 +37,17 @@ def describe(images: ImageSet) -> dict:
 
 
 def measure(
-  images: ImageSet, folds: Sequence[splits.Split], config: SplitConfig, seed: int
+  images: ImageSet,
+  folds: Sequence[splits.Split],
+  config: SplitConfig,
+  seed: int,
+  root: Path | None = None,
 ) -> dict:
-  """Accuracies pooled over the folds' test parts, with intervals over groups; leaks summed."""
+  """Accuracies pooled over the folds' test parts, with intervals over groups; leaks summed.
+
+  `root` is the folder of the images' files; None where there are none.
+  """
+  facts = stated_facts(images, root)
   right: dict[str, list[np.ndarray]] = {'chance': [], 'nearest_neighbour': [], 'file_facts': []}
   audits, fingerprints = [], Fingerprints.of(images)
   for fold, parts in enumerate(folds):
@@ -46,7 +56,7 @@ def measure(
       'chance': majority(images.labels[seen], len(parts.test)),
       'nearest_neighbour': images.labels[fingerprints.nearest(seen, parts.test)[0]],
       'file_facts': file_facts(
-        images, seen, parts.test, streams.seed(seed, 'forest of file facts', fold)
+        facts, images.labels, seen, parts.test, streams.seed(seed, 'forest of file facts', fold)
       ),
     }
     for name, guess in guesses.items():
@@ -81,11 +91,24 @@ def majority(labels: Int[np.ndarray, ' seen'], n: int) -> Int[np.ndarray, ' n']:
   return np.full(n, np.argmax(np.bincount(labels)))
 
 
-def file_facts(
-  images: ImageSet, seen: Int[np.ndarray, ' s'], test: Int[np.ndarray, ' t'], seed: int
-) -> Int[np.ndarray, ' t']:
-  """Labels guessed by a random forest on height, width and aspect alone."""
+def stated_facts(images: ImageSet, root: Path | None) -> Float64[np.ndarray, 'n f']:
+  """Height, width and aspect; of files below a root also codec, bits and JPEG's tables."""
   height, width = images.native_sizes.T
-  facts = np.stack([height, width, width / height], 1)
+  sizes = np.stack([height, width, width / height], 1)
+  if root is None:
+    return sizes
+  files = facts_of_files.of_files(root, [record.path for record in images.records])
+  stated = [facts_of_files.NAMES.index(name) for name in ('codec', 'bits', 'quantisation')]
+  return np.concatenate([sizes, files[:, stated]], 1)
+
+
+def file_facts(
+  facts: Float64[np.ndarray, 'n f'],
+  labels: Int[np.ndarray, ' n'],
+  seen: Int[np.ndarray, ' s'],
+  test: Int[np.ndarray, ' t'],
+  seed: int,
+) -> Int[np.ndarray, ' t']:
+  """Labels guessed by a random forest on `stated_facts` alone."""
   forest = RandomForestClassifier(200, random_state=seed, min_samples_leaf=2)
-  return forest.fit(facts[seen], images.labels[seen]).predict(facts[test])
+  return forest.fit(facts[seen], labels[seen]).predict(facts[test])

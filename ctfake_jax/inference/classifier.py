@@ -22,6 +22,7 @@ from ctfake_jax.workdir import checkpoints
 from ctfake_jax.workdir import files as workdir_lib
 
 TRAINED_ON = 'trained_on.json'
+RANGE_SLACK = 1e-4  # of resampling in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +49,24 @@ class Trained:
   def predict(
     self, images: Float32[np.ndarray, 'n h w 1'] | ImagesOnDisk
   ) -> Float32[np.ndarray, 'n c']:
-    """Class probabilities of images in [-1, 1]."""
+    """Class probabilities of images in [-1, 1], of the side that it was trained on.
+
+    Raises:
+      ValueError: they have another size or range; `view` makes such images of slices.
+    """
+    check_view(images, self.view.size)
     return softmax(logits_and_features(self.model, self.variables, images)[0])
+
+
+def check_view(images: Float32[np.ndarray, 'n h w 1'] | ImagesOnDisk, side: int) -> None:
+  """Raises ValueError where images are not `side` pixels wide and high, or leave [-1, 1]."""
+  if images.shape[1:] != (side, side, 1):
+    raise ValueError(f'images of shape {images.shape}: the network takes [n, {side}, {side}, 1]')
+  if isinstance(images, np.ndarray) and images.size and not np.abs(images).max() <= 1 + RANGE_SLACK:
+    raise ValueError(
+      f'images from {images.min():g} to {images.max():g}: the network takes [-1, 1], as its '
+      'view makes of slices'
+    )
 
 
 def load(workdir: Path | str) -> Trained:

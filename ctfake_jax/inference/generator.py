@@ -35,9 +35,14 @@ class Sampler:
   generator: nn.Module
   variables: dict
   latent: int
+  classes: int
 
   def sample(self, labels: Int[np.ndarray, ' n'], seed: int) -> Float32[np.ndarray, 'n h w 1']:
-    """Images in [-1, 1], one for each label."""
+    """Images in [-1, 1], one for each label; ValueError where one is no class of its training."""
+    if len(labels) and not 0 <= labels.min() <= labels.max() < self.classes:
+      raise ValueError(
+        f'labels from {labels.min()} to {labels.max()}: the generator knows 0 to {self.classes - 1}'
+      )
     constants = self.variables, streams.key(seed, 'samples')
     draw = functools.partial(draw_samples, self.generator, self.latent)
     return batching.map_batches(draw, constants, labels, title='sampling')
@@ -52,7 +57,7 @@ def make_sampler(
   have other statistics.
   """
   if 'batch_stats' not in variables:
-    return Sampler(generator, mesh_lib.replicate(variables), latent)
+    return Sampler(generator, mesh_lib.replicate(variables), latent, len(class_counts))
   labels = labels_in_mix(class_counts, CALIBRATION_BATCHES * batching.BATCH_SIZE)
   mixed = streams.generator(0, 'batch statistics, labels').permutation(labels)
   stream = streams.key(0, 'batch statistics')
@@ -62,7 +67,7 @@ def make_sampler(
   ]
   mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *stats)
   fitting = {'params': variables['params'], 'batch_stats': mean}
-  return Sampler(generator, mesh_lib.replicate(fitting), latent)
+  return Sampler(generator, mesh_lib.replicate(fitting), latent, len(class_counts))
 
 
 @dataclasses.dataclass(frozen=True)

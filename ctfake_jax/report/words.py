@@ -22,7 +22,7 @@ NETWORKS = {
 BASELINES = {
   'chance': 'Always the commonest class',
   'nearest_neighbour': 'Nearest neighbour on small pixels',
-  'file_facts': 'Height, width and aspect alone',
+  'file_facts': 'Size and file format alone',
 }
 CONTROLS = {
   'unchanged': 'Originals of other patients, unchanged',

@@ -126,6 +126,9 @@ def run(config: Config, workdir: Path) -> dict:
       outside += found.outside
       writer.writerow([*_row(found, detector.threshold), name])
   walker.say(skipped)
+  if not counts:
+    unfinished.unlink()
+    raise UserError(f'config.input = {config.input}: no image to judge; it is empty')
   threshold, judged = detector.threshold, sum(counts.values()) - counts[UNREADABLE]
   if warning := crowd_outside(outside, judged):
     print(f'WARNING: {warning}', flush=True)

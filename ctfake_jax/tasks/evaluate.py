@@ -28,8 +28,7 @@ def run(config: Config, workdir: Path) -> dict:
   if trained.view.grey is None:
     remedy = 'the network was not trained on such: train one with data.grey_range=auto'
     grey_range.refuse_narrow(grey_range.find(source), remedy)
-  files = config.data.source in ('folders', 'dicom')
-  limits = Limits.from_config(config) if files else None
+  limits = Limits.from_config(config) if dataset.root_of_files(config.data) else None
   images = dataset.gather(source, trained.view, unit=trained.unit, limits=limits)
   images = in_order_of(images, trained.class_names)
   known = sum(name in trained.trained_on for name in digests(images))

@@ -40,6 +40,7 @@ class Explained:
     view: what it sees of a slice.
     eight_bit: whether it was trained on images stored in 8 bits, as detectors are.
     obstacles: why it cannot judge an image.
+    verdict: what `detect` says of an image; '' of a classifier, whose likeliest class is explained.
     warnings: what whoever reads its answers should know.
   """
 
@@ -47,6 +48,7 @@ class Explained:
   view: Preprocess
   eight_bit: bool
   obstacles: Callable[[Decoded], list[str]]
+  verdict: Callable[[Decoded], str]
   warnings: list[str]
 
   def seen(self, decoded: Decoded) -> Float[np.ndarray, 'h w 1']:
@@ -74,8 +76,12 @@ def run(config: Config, workdir: Path) -> dict:
       shutil.rmtree(workdir / PICTURES, ignore_errors=True)  # there may have been more
     image = asked.seen(decoded)
     maps, row = attribution.explain(explainable, image, stage, **options)
-    rows.append({'path': decoded.path, 'picture': f'{PICTURES}/{len(rows):04d}.png', **row})
-    title = f'p({row["answer"]}) = {row["probability"]:.2f}'
+    place = {'path': decoded.path, 'picture': f'{PICTURES}/{len(rows):04d}.png'}
+    verdict = asked.verdict(decoded)
+    rows.append({**place, **({'verdict': verdict} if verdict else {}), **row})
+    title = f'p({row["class_explained"]}) = {row["probability"]:.2f}'
+    if verdict:
+      title += f', verdict: {verdict}'
     image_grids.save_maps(workdir / rows[-1]['picture'], image, maps, title)
   walker.say(skipped)
   if not rows:
@@ -103,14 +109,19 @@ def load_model(config: Config) -> Explained:
     folder = Path(config.detector)
     detector = bundle.load(folder)
     explainable = detector.explainable(config.fake_prevalence)
-    return Explained(explainable, detector.view, True, detector.obstacles, bundle.warnings(folder))
+
+    def verdict(decoded: Decoded) -> str:
+      return str(detector.examine([decoded], config.fake_prevalence)['verdict'][0])
+
+    warnings = bundle.warnings(folder)
+    return Explained(explainable, detector.view, True, detector.obstacles, verdict, warnings)
   trained = inference.load(Path(config.checkpoint))
 
   def obstacles(decoded: Decoded) -> list[str]:
     return decoded.wrong_unit(trained.unit, 'network')
 
   parts = (trained.network, trained.variables, trained.predict, trained.class_names)
-  return Explained(ExplainableModel(*parts), trained.view, False, obstacles, [])
+  return Explained(ExplainableModel(*parts), trained.view, False, obstacles, lambda _: '', [])
 
 
 def _decoded(

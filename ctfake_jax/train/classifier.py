@@ -147,7 +147,9 @@ def run(config: Config, workdir: Path) -> dict:
   else:
     results = train_classifier(config, images, folds[0], workdir)
   results['data'] = baselines.describe(images)
-  results['baselines'] = baselines.measure(images, folds, config.split, config.seed)
+  results['baselines'] = baselines.measure(
+    images, folds, config.split, config.seed, dataset.root_of_files(config.data)
+  )
   workdir_lib.write_results(workdir, results)
   return results
 

@@ -327,3 +327,34 @@ def test_a_config_file_says_its_command_and_what_was_measured(path):
   assert all((ROOT / page).is_file() for page in pages)
   if measured.startswith('Measured:'):
     assert pages or re.search(r'CPU cores.*\d{4}-\d\d-\d\d', measured, re.DOTALL)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'passed_over'),
+  [
+    ({'task': 'predict'}, ['data.grey_range', 'data.aspect', 'detection.width', 'phantom.size']),
+    ({'task': 'detect'}, ['data.image_size', 'detection.updates', 'split.by']),
+    ({'task': 'evaluate'}, ['data.window_width_hu', 'data.aspect', 'detection.width']),
+    ({'task': 'recalibrate'}, ['data.classes', 'detection.families']),
+    ({'task': 'explain'}, ['detection.false_alarm_rate', 'data.synthetic_ok']),
+    ({'task': 'generate'}, ['data.path', 'phantom.patients']),
+    ({'data.source': 'folders', 'data.path': 'x'}, ['phantom.seed', 'data.labels_csv']),
+    ({'data.source': 'dicom', 'data.path': 'x'}, ['phantom.seed', 'data.patient_folders']),
+  ],
+)
+def test_keys_that_a_task_or_a_source_passes_over_are_named(changes, passed_over):
+  config = config_lib.defaults()
+  config.update_from_flattened_dict(changes)
+  read = ['seed', 'data.max_pixels'] if config.task != 'generate' else ['seed', 'generate.count']
+  assert config_lib.unread(resolve(config), [*passed_over, *read]) == passed_over
+
+
+def test_an_edit_needs_no_generator():
+  config = config_lib.defaults()
+  config.task, config.generate.method, config.generate.checkpoint = (
+    'generate',
+    'copied',
+    'somewhere',
+  )
+  with pytest.raises(UserError, match=r'generate\.checkpoint.*leave it empty'):
+    config_lib.validate(resolve(config))

@@ -247,6 +247,19 @@ def test_classes_that_differ_by_case_or_spelling_are_remarked(capsys):
   assert said.count('careful') == 2
 
 
+def test_baselines_see_the_format_of_files(images, tiny_config, tmp_path):
+  """Pictures of one size, those of a class stored as JPEG."""
+  records = tuple(dataclasses.replace(r, path=r.provenance) for r in images.records)
+  images = dataclasses.replace(images, records=records)
+  for record in records:
+    kind = 'JPEG' if record.label else 'PNG'
+    Image.new('L', (16, 16)).save(tmp_path / record.path, kind)
+  parts = splits.split(images, resolve(tiny_config).split, 0)
+  asked = images, [parts], resolve(tiny_config).split
+  assert baselines.measure(*asked, seed=0)['file_facts']['accuracy'] <= 0.75
+  assert baselines.measure(*asked, seed=0, root=tmp_path)['file_facts']['accuracy'] == 1
+
+
 def test_baselines_see_what_they_should(images, tiny_config):
   parts = splits.split(images, resolve(tiny_config).split, 0)
   rows = baselines.measure(images, [parts], resolve(tiny_config).split, seed=0)

@@ -502,6 +502,16 @@ def test_a_loaded_detector_has_its_weights_on_every_device(made):
 
 
 @pytest.mark.slow
+def test_detect_refuses_an_empty_folder(made, tmp_path):
+  (tmp_path / 'in').mkdir()
+  config = config_lib.defaults()
+  config.task, config.detector, config.input = 'detect', str(made[0]), str(tmp_path / 'in')
+  with pytest.raises(UserError, match='no image to judge'):
+    detect.run(resolve(config), tmp_path)
+  assert not list(tmp_path.glob('*.csv'))
+
+
+@pytest.mark.slow
 def test_detect_writes_a_row_for_every_file(made, tmp_path):
   workdir, _ = made
   folder = tmp_path / 'in'
@@ -703,9 +713,11 @@ def test_verdicts_of_a_detector_are_explained(made, site_files, tmp_path):
   config.explain.count, config.explain.lime_samples = 2, 32
   config_lib.validate(resolve(config))
   results = explain.run(resolve(config), tmp_path)
+  said = {found.path: found.verdict for found in detect.detect(site_files, made[0])}
   assert len(results['images']) == 2
   for row in results['images']:
-    assert row['answer'] == 'fake'
+    assert row['class_explained'] == 'fake'
+    assert row['verdict'] == said[row['path']]
     assert set(row['areas']) == {'Grad-CAM', 'LIME', 'patch map', 'random'}
     with Image.open(tmp_path / row['picture']) as picture:
       assert np.asarray(picture.convert('L')).std() > 5

@@ -94,6 +94,8 @@ def test_a_generator_trains_is_kept_and_samples_what_is_asked(
   assert sampled.shape == (3, *images.images.shape[1:])
   assert np.abs(sampled).max() <= 1
   np.testing.assert_array_equal(sampled, trained.sampler.sample(labels, seed=3))
+  with pytest.raises(ValueError, match='the generator knows 0 to 1'):
+    trained.sampler.sample(labels + 1, seed=3)
   other = trained.sampler.sample(1 - labels, seed=3)
   assert np.abs(sampled - other).max() > 0, 'the label changes nothing'
 

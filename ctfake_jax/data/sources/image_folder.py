@@ -29,7 +29,10 @@ _DICOM_AMONG_PICTURES = (
 )
 _FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP')
 SEE_THROUGH = 'its transparency is left out'
+IN_COLOUR = 'in colour, read as its brightness: no CT as scanners store it'
+COLOURED, SHARE_COLOURED = 32, 0.05  # channels so far apart, in so many pixels
 HALF_READ = '16 bits a sample, in colour or with alpha: read at 8 bits; store it as 16-bit grey'
+_GREY_MODES = ('1', 'L', 'LA', 'I;16', 'I;16L', 'I;16B', 'F')
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF 6.0, section 8
 
 
@@ -70,7 +73,8 @@ class FolderSource:
 
     Raises:
       UserError: `root` is missing or holds no image, has one class or an empty class, lacks one
-        of `classes`, has folders that look like parts and cannot be, or masks beside images.
+        of `classes`, has folders that look like parts and cannot be, masks beside images, or with
+        `patient_folders` an image right below its class.
     """
     root = pathlib.Path(root)
     self._root, self._max_pixels = walker.base(root), max_pixels
@@ -141,7 +145,12 @@ class FolderSource:
         self.unreadable.append(UnreadableImageError(walker.shown(path), layout.STRAY))
       elif place.name is not None:
         filled.add(place.folder)
-        patient = _pseudonym(place.below[0]) if patient_folders and place.below else None
+        if patient_folders and not place.below:
+          raise UserError(
+            f'config.data.patient_folders: {walker.shown(path)} lies in no folder of a patient; '
+            "put each patient's images into one of the class folder, or leave the key off"
+          )
+        patient = _pseudonym(place.below[0]) if patient_folders else None
         self._add(path, self.class_names.index(place.name), patient, place.part)
     layout.refuse_masks(root, [record.path for record in self.records], classes)
     if self.records:
@@ -173,9 +182,19 @@ def _decode(path: pathlib.Path, shown: str, max_pixels: int) -> Slice:
 def _remarks(image: Image.Image, path: pathlib.Path) -> tuple[str, ...]:
   """What of a picture is not read."""
   found = [SEE_THROUGH] if _see_through(image) else []
+  if _share_coloured(image) > SHARE_COLOURED:
+    found.append(IN_COLOUR)
   if image.format == 'PNG' and not image.mode.startswith('I') and _png_bit_depth(path) == 16:
     found.append(HALF_READ)
   return tuple(found)
+
+
+def _share_coloured(image: Image.Image) -> float:
+  """Of pixels whose channels differ by more than `COLOURED` of 255."""
+  if image.mode in _GREY_MODES:
+    return 0.0
+  channels = np.asarray(image.convert('RGBA').convert('RGB'), np.int16)
+  return float(np.mean(np.ptp(channels, axis=2) > COLOURED))
 
 
 def _png_bit_depth(path: pathlib.Path) -> int:

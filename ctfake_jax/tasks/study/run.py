@@ -55,7 +55,9 @@ def run(config: Config, workdir: Path) -> dict:
     print(remark, flush=True)
   results: dict[str, Any] = {
     'data': baselines.describe(images),
-    'baselines': baselines.measure(images, folds, config.split, config.seed),
+    'baselines': baselines.measure(
+      images, folds, config.split, config.seed, dataset.root_of_files(config.data)
+    ),
   }
   progress_bar.stage('classifiers and DCGAN')
   trained = concurrent_jobs.run_jobs(

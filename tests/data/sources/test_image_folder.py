@@ -367,11 +367,32 @@ def test_a_class_may_bear_a_splits_name_when_named(tmp_path):
     image_folder.FolderSource(tmp_path, max_pixels=LIMIT)
 
 
-def test_patient_folders_are_pseudonyms(two_classes):
-  put(two_classes / 'b/sub/3.png')
-  source = image_folder.FolderSource(two_classes, max_pixels=LIMIT, patient_folders=True)
-  sub = hashlib.sha256(b'sub').hexdigest()[:12]
-  assert [r.patient_id for r in source.records] == [None, sub, None, None, sub]
+def test_patient_folders_are_pseudonyms(tmp_path):
+  for path in ('a/one/1.png', 'a/two/1.png', 'b/two/below/3.png'):
+    put(tmp_path / path)
+  source = image_folder.FolderSource(tmp_path, max_pixels=LIMIT, patient_folders=True)
+  one, two = (hashlib.sha256(name).hexdigest()[:12] for name in (b'one', b'two'))
+  assert [r.patient_id for r in source.records] == [one, two, two]
+
+
+def test_an_image_outside_the_folders_of_patients_is_refused(two_classes):
+  with pytest.raises(UserError, match=r'data\.patient_folders: a/0\.bmp lies in no folder'):
+    image_folder.FolderSource(two_classes, max_pixels=LIMIT, patient_folders=True)
+
+
+@pytest.mark.parametrize(
+  ('mode', 'share', 'said'),
+  [('RGB', 1.0, True), ('RGB', 0.01, False), ('L', 1.0, False), ('P', 1.0, True)],
+)
+def test_colour_is_remarked(tmp_path, rng, mode, share, said):
+  grey = rng.integers(0, 256, (32, 32, 1), np.uint8)
+  colours = rng.integers(0, 256, (32, 32, 3), np.uint8)
+  pixels = np.where(rng.random((32, 32, 1)) < share, colours, grey)
+  for name in ('a', 'b'):
+    (tmp_path / name).mkdir()
+    Image.fromarray(pixels).convert(mode).save(tmp_path / name / '1.png')
+  source = image_folder.FolderSource(tmp_path, max_pixels=LIMIT)
+  assert (image_folder.IN_COLOUR in source[0].remarks) == said
 
 
 @pytest.mark.parametrize('single', [True, False])
