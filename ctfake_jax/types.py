@@ -308,7 +308,7 @@ def _of_all(**options: Any) -> Any:
   return dataclasses.field(metadata={'of_all': True}, **options)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Images:
   """n images and their classes, in host memory or read when they are indexed.
 
@@ -323,6 +323,11 @@ class Images:
 
   def __len__(self) -> int:
     return len(self.labels)
+
+  def __repr__(self) -> str:
+    sizes = 'x'.join(map(str, self.images.shape[1:]))
+    counts = ', '.join(map(str, np.bincount(self.labels.clip(0)).tolist()))
+    return f'<{type(self).__name__}: {len(self)} images {sizes}, by label {counts}>'
 
   @classmethod
   def _columns(cls) -> list[str]:
@@ -355,7 +360,7 @@ def _joined(columns: list) -> Any:
   return None if columns[0] is None else np.concatenate(columns)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class GroupedImages(Images):
   """Images of which it is known what belongs together.
 
@@ -366,7 +371,7 @@ class GroupedImages(Images):
   groups: Shaped[np.ndarray, ' n']
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class ImageSet(Images):
   """Preprocessed images of a source.
 

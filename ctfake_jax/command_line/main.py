@@ -22,12 +22,15 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'Where results go; default runs/C
 EXIT_ERROR = 1
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: schedulers requeue the job
 EXIT_INTERRUPTED = 130  # by Ctrl-C, as shells have it
-KEYS = flags.DEFINE_bool('keys', False, 'Print every key with its value in --config and stop.')
+KEYS = flags.DEFINE_bool('keys', False, 'Print every key that --config reads, and stop.')
 DEBUG = flags.DEFINE_bool('debug', False, 'Show the traceback of a user error.')
 
 
 def parse(argv: list[str]) -> list[str]:
   """Flags, with what absl and ml_collections raise over one turned into one message."""
+  if {'-h', '--help'} & set(argv[1:]):
+    _usage()
+    raise SystemExit(0)
   try:
     return flags.FLAGS([_with_path(*pair) for pair in itertools.pairwise(['', *argv])])
   except Exception as error:  # a config file is code, and may raise anything
@@ -114,7 +117,7 @@ def _reported(error: BaseException) -> int | None:
   """The exit code, once the user is told; None for what is unexpected."""
   if isinstance(error, KeyboardInterrupt):
     print(
-      'interrupted; the same command goes on from the last checkpoint, if there is one',
+      'interrupted; run the same command again: a training goes on from its last checkpoint',
       file=sys.stderr,
     )
     return EXIT_INTERRUPTED
@@ -166,13 +169,17 @@ def _stop_early(*_) -> NoReturn:
 
 
 def _list_keys() -> int:
-  """Every key with its value, meaning and rule, the sections in the order in which data flow."""
+  """Every key that the task reads: value, meaning, rule; in the order in which data flow."""
   from ctfake_jax import config as config_lib
 
   _quiet_pipe()
   values = dict(config_lib.leaves(CONFIG.value.to_dict()))
+  task = CONFIG.value.task
+  passed_over = set(config_lib.unread_by_task(task, config_lib.KEYS))
   for key, row in config_lib.KEYS.items():
-    print(f'--config.{key}={values.get(key)}\n    {row.meaning}; {row.rule.allowed}')
+    if key not in passed_over:
+      print(f'--config.{key}={values.get(key)}\n    {row.meaning}; {row.rule.allowed}')
+  print(f'\n{len(passed_over)} more keys are read by other tasks than {task}')
   return 0
 
 
@@ -188,11 +195,15 @@ def _quiet_pipe() -> None:
 
 def _usage() -> int:
   _quiet_pipe()
-  print(f'{_program()} --config=NAME [--workdir=DIR] [--config.key=value ...]')
-  print('  NAME: one of these, or the path of a file like them; --keys lists what can be set\n')
+  print(f'{_program()} --config=NAME [--workdir=DIR] [--config.key=value ...]\n')
+  print('  --config=NAME       one of these, or the path of a file like them')
+  print('  --workdir=DIR       where results go; runs/NAME where it is left out')
+  print('  --config.key=value  sets a key')
+  print('  --keys              lists the keys that --config=NAME reads, with what they mean')
+  print('  --debug             shows the traceback of a mistake\n')
   for name, path in config_files.named().items():
     print(f'  {name:18s} {config_files.summary(path)}')
-  return 1
+  return EXIT_ERROR
 
 
 def _fail(message: str) -> int:

@@ -28,7 +28,7 @@ from ctfake_jax.config.saved import (
   from_dict,
 )
 from ctfake_jax.config.tree import KEYS, leaves
-from ctfake_jax.config.validation import FEWEST_DEEPFAKES, unread, validate
+from ctfake_jax.config.validation import FEWEST_DEEPFAKES, unread, unread_by_task, validate
 from ctfake_jax.config.value_rules import parse_grey_range
 
 __all__ = [
@@ -57,5 +57,6 @@ __all__ = [
   'parse_grey_range',
   'resolve',
   'unread',
+  'unread_by_task',
   'validate',
 ]

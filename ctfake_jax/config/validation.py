@@ -1,6 +1,6 @@
 """What values must satisfy: those of a record (`check_values`), and to be run (`validate`, too)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ctfake_jax.config.keys import Config, MeshConfig
@@ -87,17 +87,21 @@ def validate(config: Config) -> None:
     )
 
 
-def unread(config: Config, keys: Iterable[str]) -> list[str]:
-  """Those of dotted `keys` that the config's task passes over."""
-  read = (*_ALWAYS_READ, *_READ[config.task])
+def unread(config: Config, keys: Sequence[str]) -> list[str]:
+  """Those of dotted `keys` that the config's task passes over, or the source of its data."""
+  found = set(unread_by_task(config.task, keys))
   if config.task == 'generate' and config.generate.method == 'samples':
-    read = (*_ALWAYS_READ, 'generate.')
-  other = tuple(
-    key
-    for key, sources in _OF_SOURCES.items()
-    if config.task not in _READ_NO_DATA and config.data.source not in sources
-  )
-  return [key for key in keys if not key.startswith(read) or key.startswith(other)]
+    found |= {key for key in keys if key.startswith(_DATA)}
+  other = tuple(key for key, sources in _OF_SOURCES.items() if config.data.source not in sources)
+  if config.task not in _READ_NO_DATA:
+    found |= {key for key in keys if key.startswith(other)}
+  return [key for key in keys if key in found]
+
+
+def unread_by_task(task: str, keys: Iterable[str]) -> list[str]:
+  """Those of dotted `keys` that a task passes over, whatever their values."""
+  read = (*_ALWAYS_READ, *_READ[task])
+  return [key for key in keys if not key.startswith(read)]
 
 
 def _check_mesh(mesh: MeshConfig) -> None:

@@ -48,7 +48,7 @@ REAL, FOLDER = 'real', 'folder'
 LEAST_EXTERNAL_FAKES = 4  # of somebody's fakes in each part
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class DetectorDataset(GroupedImages):
   """n images of one part, all through 8 bits; the class of external fakes is -1.
 

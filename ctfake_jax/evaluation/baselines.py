@@ -32,7 +32,7 @@ def describe(images: ImageSet) -> dict:
     'image_size': images.images.shape[1],
     'unreadable': [{'path': e.path, 'reason': e.reason} for e in images.unreadable],
     'skipped': dict(images.skipped),
-    'grey_range': images.grey_range or None,
+    'grey_values_used': images.grey_range or None,
   }
 
 

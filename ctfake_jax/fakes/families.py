@@ -61,7 +61,7 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Fakes(Images):
   """m fakes of one family; their classes are those asked for or their sources'.
 

@@ -65,7 +65,7 @@ def load(path: Path, name: str, variables: dict) -> dict:
     ValueError: unknown file type or network, a tensor too many, missing or of another shape.
   """
   if name == 'cnn':
-    raise ValueError('config.model.pretrained: the custom CNN has no published weights')
+    raise ValueError('the custom CNN has no published weights')
   tensors = _read(path)
   filled = {
     collection: traverse_util.unflatten_dict(
@@ -94,19 +94,19 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as file:
       tensors = dict(file)
   else:
-    raise ValueError(f'config.model.pretrained = {path.name}: must be .safetensors or .npz')
+    raise ValueError('must be .safetensors or .npz')
   return {k: v for k, v in tensors.items() if not k.endswith('num_batches_tracked')}
 
 
 def _take(tensors: dict[str, np.ndarray], key: tuple[str, ...], like) -> np.ndarray:
   name = torch_name(key)
   if name not in tensors:
-    raise ValueError(f'config.model.pretrained: the file lacks {name}')
+    raise ValueError(f'the file lacks {name}')
   value = tensors.pop(name).astype(np.float32)
   if key[-1] == 'kernel':
     value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
   if key[0] in HEADS and value.shape != like.shape:
     return np.asarray(like)
   if value.shape != like.shape:
-    raise ValueError(f'config.model.pretrained: {name} has shape {value.shape}, not {like.shape}')
+    raise ValueError(f'{name} has shape {value.shape}, not {like.shape}')
   return value

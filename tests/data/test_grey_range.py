@@ -79,7 +79,7 @@ def test_a_set_that_uses_little_of_its_range_is_refused_or_scaled(pictures, offs
   assert abs(low - (offset - 1000)) <= 25
   assert abs(high - (offset + 1200)) <= 25
   assert f'grey values use {settled.data.grey_range}' in capsys.readouterr().out
-  assert baselines.describe(images)['grey_range'] == settled.data.grey_range
+  assert baselines.describe(images)['grey_values_used'] == settled.data.grey_range
   assert images.images.std() > 0.4
   # Lung, -800 HU, lies 200 of 2200 HU above black.
   assert abs(np.median(images.images[:, 5:7, 4:7]) - (2 * 200 / 2200 - 1)) < 0.05
