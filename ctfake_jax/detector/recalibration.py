@@ -140,6 +140,7 @@ def recalibrate(
   )
   own = site_adaptation.fit_site(old.class_statistics, features, old.differences, config.seed)
   threshold = site_adaptation.threshold(own.scores, reference_null, rate)
+  tails = site_adaptation.usual_tails(reference_null, len(own.scores), config.seed)
   order = np.argsort(-own.scores)
   new = dataclasses.replace(
     old,
@@ -163,7 +164,7 @@ def recalibrate(
     'alarms': {
       'drift': _alarm(drift(old.reference, features, config.seed)),
       'outliers': _alarm(
-        {'p_value': site_adaptation.outlier_p_value(own.scores, reference_null, config.seed)}
+        {'p_value': site_adaptation.outlier_p_value(own.scores, tails)}
       ),
       'rate': _alarm(too_many_above(own.scores, threshold)),
     },

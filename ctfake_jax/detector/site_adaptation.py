@@ -170,15 +170,19 @@ def threshold(
   return Threshold(value, false_alarm_rate, count, bound, GUARANTEE)
 
 
-def outlier_p_value(
-  scores: Float[np.ndarray, ' n'], reference_null: Float[np.ndarray, ' r'], seed: int
-) -> float:
-  """p-value of the mean of the highest `TAIL` of f[n] against draws of as many usual scores."""
-  rng, few = streams.generator(seed, 'usual tails'), max(round(TAIL * len(scores)), 1)
+def usual_tails(
+  reference_null: Float[np.ndarray, ' r'], count: int, seed: int
+) -> Float[np.ndarray, ' t']:
+  """How far the highest of `count` usual scores reach, in draws of as many."""
+  rng = streams.generator(seed, 'usual tails')
+  return np.array([_reach(rng.choice(reference_null, count)) for _ in range(DRAWS)])
 
-  def reach(own):
-    return np.sort(_standard(own))[-few:].mean()
 
-  seen = reach(scores)
-  further = sum(reach(rng.choice(reference_null, len(scores))) >= seen for _ in range(DRAWS))
-  return float((1 + further) / (1 + DRAWS))
+def outlier_p_value(scores: Float[np.ndarray, ' n'], tails: Float[np.ndarray, ' t']) -> float:
+  """p-value of how far the highest of f[n] reach, against `usual_tails` of n scores."""
+  return float((1 + np.sum(tails >= _reach(scores))) / (1 + len(tails)))
+
+
+def _reach(scores: np.ndarray) -> float:
+  """Mean of the highest `TAIL` of standardised scores."""
+  return float(np.sort(_standard(scores))[-max(round(TAIL * len(scores)), 1) :].mean())

@@ -84,7 +84,7 @@ def detect(
     detector: a loaded one, or the workdir of its making.
     fake_prevalence: share of fakes among such images that `p_fake` assumes.
     limits: of the processes that decode; None for those of the config's defaults. They are started
-      by spawning: a script that calls this does so under `if __name__ == '__main__'`.
+      afresh: a script that calls this does so under `if __name__ == '__main__'`.
     skipped: gets the number of hidden files, by kind.
 
   Raises:

@@ -107,16 +107,17 @@ def test_a_site_gets_about_the_rate_that_was_asked_for():
   reference_null = site_adaptation.reference_null_scores(LEARNT, of_the_making(0), 99, seed=0)
   # A quarter of the making's at a time.
   assert len(reference_null) == 100 * site_adaptation.RESAMPLINGS
+  tails = site_adaptation.usual_tails(reference_null, len(of_the_site(0)), seed=0)
   for planted in (0, 5):
     alarms, found, noticed = zip(
-      *(judged(seed, planted, reference_null) for seed in range(40)), strict=True
+      *(judged(seed, planted, reference_null, tails) for seed in range(40)), strict=True
     )
     assert 0.002 < np.mean(alarms) < 0.02
     assert np.mean(found) > 0.95
     assert np.mean(noticed) >= 0.95 if planted else np.mean(noticed) <= 0.05
 
 
-def judged(seed, planted, reference_null):
+def judged(seed, planted, reference_null, tails):
   """Of a site with so many planted fakes: false alarms, fakes found, whether they were noticed."""
   reals, fresh = of_the_site(seed), of_the_site(seed + 100, 1000)
   reals[:planted, 1] += 15
@@ -127,7 +128,7 @@ def judged(seed, planted, reference_null):
     np.mean(np.asarray(distance_towards_fakes(x, own.centre, own.directions)) > threshold)
     for x in (fresh, fakes)
   )
-  return alarms, found, site_adaptation.outlier_p_value(own.scores, reference_null, seed) < 0.01
+  return alarms, found, site_adaptation.outlier_p_value(own.scores, tails) < 0.01
 
 
 def test_few_reals_of_the_making_are_rehearsed_by_halves():

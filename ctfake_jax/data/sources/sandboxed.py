@@ -219,7 +219,7 @@ def _in_processes(
   """What the work makes of items, and what is known without it, in order."""
   with pebble.ProcessPool(
     max_workers=limits.workers,
-    context=multiprocessing.get_context('spawn'),
+    context=_clean_processes(),
     initializer=_set_up,
     initargs=(limits.memory_mib, work),
   ) as pool:
@@ -235,6 +235,13 @@ def _in_processes(
         yield from _collect(waiting.popleft(), submit, work)
     while waiting:
       yield from _collect(waiting.popleft(), submit, work)
+
+
+def _clean_processes() -> multiprocessing.context.ForkServerContext:
+  """Workers that share nothing with this process, forked from one that has imported this module."""
+  context = multiprocessing.get_context('forkserver')
+  context.set_forkserver_preload(['__main__', __name__])
+  return context
 
 
 _WORK: list[_Files | _Rows] = []  # of this process, where it is a worker
