@@ -740,7 +740,7 @@ def test_what_cannot_be_judged_is_not_explained(tmp_path):
     def __init__(self):
       pass
 
-  asked = explain.Explained(Nothing(), view, True, obstacles, [])
+  asked = explain.Explained(Nothing(), view, True, obstacles, lambda _: 'real', [])
   assert [d.path for d in explain._decoded(resolve(config), asked, left_out)] == ['b.png', 'c.png']
   assert [error.path for error in left_out] == ['a.png', 'd.png']
   assert left_out[0].reason == 'black'
