@@ -1,6 +1,7 @@
 """Shared test set-up: strict warnings and rank promotion, a compilation cache, the real data."""
 
 import os
+import sys
 from pathlib import Path
 
 from door import CACHE, SHORTEST_CACHED_COMPILE_S, xla_flags
@@ -16,7 +17,9 @@ import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
-# Before anything of ours is imported: arguments and results of every call are checked.
+# Before anything of ours is imported: arguments and results of every call are checked. The checked
+# modules are kept beside the others whatever the environment says: compiling them takes 12 s.
+sys.dont_write_bytecode = False
 install_import_hook('ctfake_jax', 'typechecker.checked')
 
 from ctfake_jax import config as config_lib  # noqa: E402

@@ -10,7 +10,6 @@ import pytest
 from door import ROOT, environment
 
 import ctfake_jax
-from ctfake_jax import config as config_lib
 from ctfake_jax.config import files as config_files
 from ctfake_jax.types import UserError
 
@@ -65,6 +64,7 @@ def program(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
   )
 
 
+@pytest.mark.slow
 def test_the_program_takes_configs_by_name_anywhere(tmp_path):
   listed = program(cwd=tmp_path)
   assert listed.returncode == 1
@@ -99,9 +99,3 @@ def test_a_wheel_brings_configs_and_pages(tmp_path):
   here = (ROOT / 'ctfake_jax').rglob('*')
   kept = {p for p in here if p.suffix in ('.py', '.html', '.md', '.npz')}
   assert {str(p.relative_to(ROOT)) for p in kept} <= packaged
-
-
-def test_keys_are_documented_by_the_program(tmp_path):
-  listed = program('--config=study', '--keys', cwd=tmp_path).stdout
-  for key in config_lib.KEYS:
-    assert f'--config.{key}=' in listed

@@ -16,6 +16,9 @@ from ctfake_jax.detector import dataset as detector_dataset
 from ctfake_jax.detector import domain
 from ctfake_jax.tasks import detect
 
+# One worker runs them all and so makes `parts` once.
+pytestmark = pytest.mark.xdist_group('domain')
+
 
 @pytest.fixture(scope='module')
 def parts(tmp_path_factory):

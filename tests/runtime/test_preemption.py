@@ -41,7 +41,7 @@ def test_it_comes_again_where_a_finaliser_swallowed_it(installed):
   Swallows()  # nothing is raised here
   assert preemption.requested(0)
   with pytest.raises(PreemptedError):
-    time.sleep(5)
+    time.sleep(1)
 
 
 def test_a_run_that_ends_is_not_reminded(installed):

@@ -384,7 +384,8 @@ def test_an_image_outside_the_folders_of_patients_is_refused(two_classes):
   ('mode', 'share', 'said'),
   [('RGB', 1.0, True), ('RGB', 0.01, False), ('L', 1.0, False), ('P', 1.0, True)],
 )
-def test_colour_is_remarked(tmp_path, rng, mode, share, said):
+def test_colour_is_remarked(tmp_path, mode, share, said):
+  rng = np.random.default_rng(0)
   grey = rng.integers(0, 256, (32, 32, 1), np.uint8)
   colours = rng.integers(0, 256, (32, 32, 3), np.uint8)
   pixels = np.where(rng.random((32, 32, 1)) < share, colours, grey)
