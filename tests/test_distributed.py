@@ -14,20 +14,14 @@ import pytest
 
 from ctfake_jax.runtime import mesh
 
-KEYS = {
-  'cnn': (
-    'model.cnn.widths=(4,)',
-    'train.batch_size=8',
-    'train.epochs=3',
-    'train.schedule=constant',
-  ),
-  'dcgan': ('gan.width=2', 'gan.batch_size=8', 'gan.updates=6', 'gan.eval_every=3'),
-}
-COMMON = (
+KEYS = (
   'phantom.patients=40',
   'phantom.slices_per_patient=2',
+  'model.cnn.widths=(4,)',
+  'train.batch_size=8',
+  'train.epochs=3',
+  'train.schedule=constant',
   'train.log_every=2',
-  'gan.quality_images=40',
 )
 
 
@@ -53,15 +47,14 @@ def free_port() -> int:
     return probe.getsockname()[1]
 
 
-def start(task: str, workdir: Path, *keys: str, devices: int = 1) -> subprocess.Popen:
-  return door.start(task, workdir, *COMMON, *KEYS[task], *keys, devices=devices)
+def start(workdir: Path, *keys: str, devices: int = 1) -> subprocess.Popen:
+  return door.start('cnn', workdir, *KEYS, *keys, devices=devices)
 
 
-def start_two(task: str, workdir: Path, *keys: str) -> list[subprocess.Popen]:
+def start_two(workdir: Path, *keys: str) -> list[subprocess.Popen]:
   address = f'mesh.coordinator=localhost:{free_port()}'
   return [
-    start(task, workdir, address, 'mesh.num_processes=2', f'mesh.process_id={i}', *keys)
-    for i in range(2)
+    start(workdir, address, 'mesh.num_processes=2', f'mesh.process_id={i}', *keys) for i in range(2)
   ]
 
 
@@ -75,10 +68,9 @@ def rows(workdir: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('task', KEYS)
-def test_two_processes_train_as_one_does(task, tmp_path):
-  finish(start(task, tmp_path / 'one', devices=2))
-  finish(*start_two(task, tmp_path / 'two'))
+def test_two_processes_train_as_one_does(tmp_path):
+  finish(start(tmp_path / 'one', devices=2))
+  finish(*start_two(tmp_path / 'two'))
   one, two = rows(tmp_path / 'one'), rows(tmp_path / 'two')
   assert [row['step'] for row in one] == [row['step'] for row in two]
   for a, b in zip(one, two):
@@ -88,7 +80,7 @@ def test_two_processes_train_as_one_does(task, tmp_path):
 
 def two_in_training(workdir: Path) -> list[subprocess.Popen]:
   """Two processes of one job, past their first epoch."""
-  processes = start_two('cnn', workdir, 'train.epochs=500')
+  processes = start_two(workdir, 'train.epochs=500')
   log = workdir / 'metrics.jsonl'
   while not (log.exists() and 'val/loss' in log.read_text()):
     assert all(process.poll() is None for process in processes), processes[0].communicate()[1]
@@ -109,7 +101,7 @@ def test_a_worker_that_dies_takes_the_job_down(tmp_path):
 def test_a_worker_that_fails_takes_the_job_down_with_its_own_words(tmp_path):
   address = f'mesh.coordinator=localhost:{free_port()}'
   both = [
-    start('cnn', tmp_path, address, 'mesh.num_processes=2', f'mesh.process_id={i}', other)
+    start(tmp_path, address, 'mesh.num_processes=2', f'mesh.process_id={i}', other)
     for i, other in enumerate(('train.epochs=500', 'model.pretrained=nowhere.npz'))
   ]
   errors = [process.communicate(timeout=90)[1] for process in both]
@@ -130,7 +122,7 @@ def test_a_preempted_job_saves_the_same_step_everywhere_and_goes_on(tmp_path):
   step = int(stops.pop())
   assert (tmp_path / 'checkpoints' / str(step) / 'manifest.json').exists()
   epochs = -(-step // (rows_per_epoch(tmp_path))) + 1
-  finish(*start_two('cnn', tmp_path, f'train.epochs={epochs}'))
+  finish(*start_two(tmp_path, f'train.epochs={epochs}'))
   assert rows(tmp_path)[-1]['step'] > step
 
 

@@ -11,7 +11,7 @@ TOUR = ROOT / 'docs' / 'tour.ipynb'
 TINY = """
 from pathlib import Path
 WORKDIR = Path({workdir!r})
-PATIENTS = 160
+PATIENTS = 100
 CLASSIFIER = {{'train.epochs': 1, 'model.cnn.widths': (4,)}}
 GENERATOR = {{
   'gan.width': 2,
@@ -28,7 +28,7 @@ DETECTOR = {{
   'detection.eval_every': 2,
   'detection.train_fakes_per_family': 16,
   'detection.eval_fakes_per_family': 8,
-  'detection.families': ('dcgan', 'copied'),
+  'detection.families': ('copied',),
 }}
 """
 

@@ -81,8 +81,8 @@ class DataConfig:
 class PhantomConfig:
   """The simulated patients."""
 
-  patients: int = key(400, at_least(8), 'simulated')
-  slices_per_patient: int = key(4, between(1, 64), 'of each')
+  patients: int = key(400, at_least(1), 'simulated')
+  slices_per_patient: int = key(4, between(1, 400), 'of each')
   size: int = key(
     0,
     Rule('0 or from 16 to 512', lambda v: v == 0 or 16 <= v <= 512),
@@ -92,6 +92,7 @@ class PhantomConfig:
   scanners: tuple[str, ...] = key(
     ('A', 'B', 'C'), some_of(*SCANNERS), 'whose kernels and doses are mixed'
   )
+  thickness_mm: float = key(2.5, between(0.5, 10), 'of slices in a series, and the step of each')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ TASKS = (
   'recalibrate',
   'explain',
   'detector_bench',
+  'phantom_series',
 )
 FAMILIES = (
   'dcgan',

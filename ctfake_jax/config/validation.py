@@ -10,6 +10,7 @@ from ctfake_jax.config.value_rules import Rule
 from ctfake_jax.types import UserError
 
 FEWEST_DEEPFAKES = 40
+FEWEST_PATIENTS = 8
 
 _POWER_OF_TWO = Rule('a power of two from 32 to 256', lambda v: 32 <= v <= 256 and v & (v - 1) == 0)
 _MULTIPLE_OF_4 = Rule('a multiple of 4', lambda v: v > 0 and v % 4 == 0)
@@ -57,6 +58,12 @@ def validate(config: Config) -> None:
     raise UserError(
       f'config.data.path = {config.data.path!r}: the phantom reads no files; say what these are '
       'with --config.data.source=folders, dicom or tfds'
+    )
+  is_split = config.data.source == 'phantom' and config.task not in _READ_NO_DATA
+  if is_split and config.phantom.patients < FEWEST_PATIENTS:
+    raise UserError(
+      f'config.phantom.patients = {config.phantom.patients}: must be at least {FEWEST_PATIENTS} '
+      'where they are split into parts'
     )
   if config.split.folds and config.split.fold >= config.split.folds:
     raise UserError(
@@ -156,7 +163,10 @@ _REQUIRED_PATHS = {
   'recalibrate': ('detector', 'input'),
   'explain': ('input',),
 }
-_READ_NO_DATA = ('generate', 'predict', 'export', 'benchmark', 'detect', 'recalibrate', 'explain')
+_READ_NO_DATA = (
+  *('generate', 'predict', 'export', 'benchmark', 'detect', 'recalibrate', 'explain'),
+  'phantom_series',
+)
 
 
 def _check_type(key: str, value: Any) -> None:
@@ -212,6 +222,7 @@ _READ: dict[str, tuple[str, ...]] = {
   'study': (*_DATA, *_CLASSIFIER, 'gan.', 'generate.', 'study.'),
   'benchmark': ('data.', *_CLASSIFIER, 'gan.', 'benchmark.'),
   'detector': (*_DATA, *_LOOP, *_GENERATORS, 'detection.', 'explain.', 'fake_prevalence'),
+  'phantom_series': ('phantom.', 'data.image_size'),
   'detect': _JUDGING,
   'recalibrate': (*_JUDGING, 'data.patient_folders', 'data.synthetic_ok', 'split.'),
   'explain': (*_LIMITS, 'fake_prevalence', 'detector', 'input', 'explain.', 'checkpoint'),

@@ -163,9 +163,7 @@ def recalibrate(
     'scaling': dataclasses.asdict(new.scaling),
     'alarms': {
       'drift': _alarm(drift(old.reference, features, config.seed)),
-      'outliers': _alarm(
-        {'p_value': site_adaptation.outlier_p_value(own.scores, tails)}
-      ),
+      'outliers': _alarm({'p_value': site_adaptation.outlier_p_value(own.scores, tails)}),
       'rate': _alarm(too_many_above(own.scores, threshold)),
     },
     'outliers': one[order[own.outliers[order]]].tolist(),

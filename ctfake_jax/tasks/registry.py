@@ -28,6 +28,7 @@ MODULES: dict[str, str] = {
   'recalibrate': 'detector.recalibration',
   'explain': 'tasks.explain',
   'detector_bench': 'detector_bench.run',
+  'phantom_series': 'tasks.phantom_series',
 }
 
 

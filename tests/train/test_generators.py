@@ -103,7 +103,7 @@ def test_a_generator_trains_is_kept_and_samples_what_is_asked(
 @pytest.mark.slow
 def test_autoencoders_learn_to_rebuild_and_have_no_samples(configured, tmp_path, monkeypatch):
   config, images = configured('autoencoder'), make_images(64, size=SIZE)
-  config.autoencoder.updates, config.autoencoder.eval_every = 60, 60
+  config.autoencoder.updates, config.autoencoder.eval_every = 40, 40
   config.autoencoder.width, config.autoencoder.learning_rate = 4, 5e-3
   monkeypatch.setattr(generator.dataset, 'load', lambda own: (images, own))
   generator.run(resolve(config), tmp_path)

@@ -1,5 +1,6 @@
 """The pure steps and the loop: learning, resuming, sharding, tracing once, stopping on NaN."""
 
+import functools
 import json
 
 import chex
@@ -17,7 +18,7 @@ from ctfake_jax import config as config_lib
 from ctfake_jax.config import resolve
 from ctfake_jax.data import dataset, splits
 from ctfake_jax.inference import classifier as inference
-from ctfake_jax.models import initializers
+from ctfake_jax.models import initializers, mobilenetv2, registry, resnet
 from ctfake_jax.models.ops import platform
 from ctfake_jax.runtime import mesh, preemption
 from ctfake_jax.train import classifier, gan, loop
@@ -393,6 +394,15 @@ def test_the_label_loss_is_the_cross_entropy_of_the_reals_classes(gan_config):
   assert losses[1] - losses[0] == pytest.approx(3 * np.log(2), rel=0.05)
 
 
+# With every kind of block, but few of them.
+SHALLOW = {
+  'resnet18': functools.partial(resnet.ResNet, stage_sizes=(1, 1), bottleneck=False, width=16),
+  'mobilenetv2': functools.partial(
+    mobilenetv2.MobileNetV2, stages=((1, 16, 1, 1), (6, 24, 2, 2)), last_width=64
+  ),
+}
+
+
 def classifier_step(config):
   step, state = make_step(config)
   return jax.jit(step), state, batch()
@@ -400,7 +410,11 @@ def classifier_step(config):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('make', ['cnn', 'resnet18', 'mobilenetv2', gan_step])
-def test_a_step_in_the_forms_of_a_platform_is_that_of_plain_flax_and_optax(make, gan_config):
+def test_a_step_in_the_forms_of_a_platform_is_that_of_plain_flax_and_optax(
+  make, gan_config, monkeypatch
+):
+  for name, few in SHALLOW.items():
+    monkeypatch.setitem(registry.MODELS, name, few)
   if make != gan_step:
     gan_config.model.name, gan_config.train.optimizer = make, 'sgd'
     gan_config.train.warmup_epochs = 0

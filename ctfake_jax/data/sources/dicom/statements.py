@@ -50,6 +50,43 @@ def generated(*, made_by: str, version: str, label: str, seed: str | None = None
   )
 
 
+def simulated(
+  *, version: str, patient: str, recipe: str, thickness_mm: float, kernel: str
+) -> Statement:
+  """Of a slice of a simulated series: one object in space, of nobody.
+
+  Args:
+    version: of the phantom.
+    patient: its name among others of a seed.
+    recipe: what the series hangs on; the same makes the same UIDs.
+    thickness_mm: of a slice, and the step to the next.
+    kernel: of the reconstruction.
+  """
+  series = generate_uid(entropy_srcs=['simulated series', recipe])
+  return Statement(
+    made_by='ctfake_jax phantom',
+    version=version,
+    series=series,
+    study=generate_uid(entropy_srcs=[series, 'study']),
+    frame_of_reference=generate_uid(entropy_srcs=[series, 'frame of reference']),
+    patient_name='SYNTHETIC^PHANTOM',
+    patient_id=patient,
+    description='SYNTHETIC: simulated phantom, not a patient',
+    derivation='Simulated projections of a mathematical phantom; no patient was scanned',
+    contribution='All pixels were simulated',
+    comment='Synthetic image of a phantom',
+    further={
+      'BodyPartExamined': 'CHEST',
+      'PatientPosition': 'HFS',
+      'BurnedInAnnotation': 'NO',
+      'LossyImageCompression': '00',
+      'SliceThickness': f'{thickness_mm:g}',
+      'SpacingBetweenSlices': f'{thickness_mm:g}',
+      'ConvolutionKernel': kernel,
+    },
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class Change:
   """What was done to an image.
