@@ -22,10 +22,11 @@ MAY_IMPORT = {
   'evaluation': {'types', 'config', 'runtime', 'data', 'models'},
   'train': BASE | MODEL,
   'fakes': BASE | MODEL,
+  'tampering': BASE | {'data'},
   'report': {'types'},
   'detector': BASE | MODEL | {'train', 'fakes', 'report'},
   'detector_bench': BASE | MODEL | {'train', 'detector', 'report'},
-  'tasks': BASE | MODEL | {'train', 'fakes', 'detector', 'detector_bench', 'report'},
+  'tasks': BASE | MODEL | {'train', 'fakes', 'tampering', 'detector', 'detector_bench', 'report'},
   'command_line': {'types', 'config', 'runtime', 'tasks'},
 }
 FORBIDDEN = {'tensorflow', 'pickle', 'clu', 'torch'}

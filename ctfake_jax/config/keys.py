@@ -15,6 +15,7 @@ from ctfake_jax.config.names import (
   METHODS_ON_REALS,
   MODELS,
   SCANNERS,
+  TAMPERING,
   TASKS,
 )
 from ctfake_jax.config.value_rules import (
@@ -352,6 +353,22 @@ class BenchConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TamperConfig:
+  """Changes of whole CT series."""
+
+  action: str = key('inject', one_of(*TAMPERING), 'inject, remove or copy_move')
+  method: str = key(
+    '',
+    one_of('', *dict.fromkeys(m for ways in TAMPERING.values() for m in ways)),
+    "how; '': the action's usual one",
+  )
+  sites_csv: str = key('', TEXT, "table of places; '': automatic, by the seed")
+  count: int = key(1, between(1, 100), 'automatic places in a series')
+  smallest_mm: float = key(8.0, between(3, 60), 'diameter of lesions at automatic places')
+  largest_mm: float = key(20.0, between(3, 60), 'diameter of lesions at automatic places')
+
+
+@dataclasses.dataclass(frozen=True)
 class ExplainConfig:
   """Attribution maps."""
 
@@ -467,6 +484,7 @@ class Config:
   generate: GenerateConfig = GenerateConfig()
   detection: DetectionConfig = DetectionConfig()
   bench: BenchConfig = BenchConfig()
+  tamper: TamperConfig = TamperConfig()
   explain: ExplainConfig = ExplainConfig()
   input: str = key('', TEXT, 'predict, detect, explain, recalibrate: image or folder')
   detector: str = key('', TEXT, 'detect, explain, recalibrate: workdir of a detector')

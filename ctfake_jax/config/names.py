@@ -19,6 +19,7 @@ TASKS = (
   'explain',
   'detector_bench',
   'phantom_series',
+  'tamper',
 )
 FAMILIES = (
   'dcgan',
@@ -38,6 +39,12 @@ BENCH_METHODS = (
   *('fall_of_50', 'max_softmax', 'energy', 'mahalanobis', 'neighbours', 'spectrum', 'svm'),
   *('random_forest', 'decision_tree', 'reservoir', 'diffusion_residual', *MODELS, 'detector'),
 )
+# Ways to each change of a series; the first is usual.
+TAMPERING = {
+  'inject': ('sculpt',),
+  'remove': ('fill', 'copy_move', 'renoise'),
+  'copy_move': ('copy_move',),
+}
 # Scanners of the phantom.
 SCANNERS = ('A', 'B', 'C', 'D')
 EVERY_FOLD = -1  # of split.fold: each in turn, pooled

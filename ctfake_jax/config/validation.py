@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ctfake_jax.config.keys import Config, MeshConfig
-from ctfake_jax.config.names import CLASSIFIERS, EDITS, EVERY_FOLD, GENERATORS
+from ctfake_jax.config.names import CLASSIFIERS, EDITS, EVERY_FOLD, GENERATORS, TAMPERING
 from ctfake_jax.config.tree import KEYS, leaves
 from ctfake_jax.config.value_rules import Rule
 from ctfake_jax.types import UserError
@@ -59,7 +59,7 @@ def validate(config: Config) -> None:
       f'config.data.path = {config.data.path!r}: the phantom reads no files; say what these are '
       'with --config.data.source=folders, dicom or tfds'
     )
-  is_split = config.data.source == 'phantom' and config.task not in _READ_NO_DATA
+  is_split = config.data.source == 'phantom' and config.task not in (*_READ_NO_DATA, 'tamper')
   if is_split and config.phantom.patients < FEWEST_PATIENTS:
     raise UserError(
       f'config.phantom.patients = {config.phantom.patients}: must be at least {FEWEST_PATIENTS} '
@@ -85,6 +85,8 @@ def validate(config: Config) -> None:
     )
   if config.task == 'study':
     _check_study(config)
+  if config.task == 'tamper':
+    _check_tampering(config)
   _check_mesh(config.mesh)
   times_a_gan = config.task == 'benchmark' and 'dcgan' in config.benchmark.models
   side = _POWER_OF_TWO if times_a_gan else _SIDES.get(config.task)
@@ -144,6 +146,23 @@ def _check_study(config: Config) -> None:
     raise UserError(
       f'config.generate.count = {config.generate.count}: a study needs at least '
       f'{FEWEST_DEEPFAKES} deepfakes to measure their quality'
+    )
+
+
+def _check_tampering(config: Config) -> None:
+  c = config.tamper
+  if c.method and c.method not in TAMPERING[c.action]:
+    raise UserError(
+      f'config.tamper.method = {c.method!r}: the action {c.action} has '
+      f'{", ".join(TAMPERING[c.action])}'
+    )
+  if c.smallest_mm > c.largest_mm:
+    raise UserError(
+      f'config.tamper.smallest_mm = {c.smallest_mm:g}: is above largest_mm = {c.largest_mm:g}'
+    )
+  if config.data.source not in ('phantom', 'dicom'):
+    raise UserError(
+      f'config.data.source = {config.data.source!r}: series come from the phantom or from dicom'
     )
 
 
@@ -223,6 +242,10 @@ _READ: dict[str, tuple[str, ...]] = {
   'benchmark': ('data.', *_CLASSIFIER, 'gan.', 'benchmark.'),
   'detector': (*_DATA, *_LOOP, *_GENERATORS, 'detection.', 'explain.', 'fake_prevalence'),
   'phantom_series': ('phantom.', 'data.image_size'),
+  'tamper': (
+    *('phantom.', 'tamper.', 'data.source', 'data.path', 'data.image_size', 'data.max_pixels'),
+    'data.synthetic_ok',
+  ),
   'detect': _JUDGING,
   'recalibrate': (*_JUDGING, 'data.patient_folders', 'data.synthetic_ok', 'split.'),
   'explain': (*_LIMITS, 'fake_prevalence', 'detector', 'input', 'explain.', 'checkpoint'),

@@ -29,6 +29,7 @@ MODULES: dict[str, str] = {
   'explain': 'tasks.explain',
   'detector_bench': 'detector_bench.run',
   'phantom_series': 'tasks.phantom_series',
+  'tamper': 'tampering.run',
 }
 
 

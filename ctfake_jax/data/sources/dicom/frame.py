@@ -33,7 +33,8 @@ from skimage.transform import resize
 
 from ctfake_jax.data.sources.dicom import header as dicom_header
 from ctfake_jax.data.sources.dicom.header import RefusalError
-from ctfake_jax.types import Slice
+from ctfake_jax.data.sources.dicom.writer import StoredPixels
+from ctfake_jax.types import Slice, Unit
 
 NO_ORIENTATION = 'no Image Orientation (Patient): rows and columns taken as they lie'
 
@@ -97,6 +98,38 @@ def decode(ds: pydicom.Dataset, frame: int, intercept: float | None = None) -> S
     remarks=tuple(remarks),
     orientation=plane.display,
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredFrame:
+  """A frame as its file holds it.
+
+  Attributes:
+    pixels: values with their way to HU.
+    padding: bool[h, w], where there are none.
+    unit: what they become.
+  """
+
+  pixels: StoredPixels
+  padding: np.ndarray
+  unit: Unit
+
+
+def stored(ds: pydicom.Dataset, frame: int) -> StoredFrame:
+  """The values of a frame whose header has passed, rows and columns as stored.
+
+  Raises `RefusalError` where no slope and intercept tell what they are, and as `decode`.
+  """
+  values, padding = _stored(ds, frame)
+  slope, intercept = dicom_header.rescale(ds, frame)
+  if slope is None or intercept is None or ds.get('ModalityLUTSequence'):
+    raise RefusalError('has no Rescale Slope and Intercept')
+  if values.dtype.kind == 'f' or ds.BitsStored > 16:
+    raise RefusalError('its values are no whole numbers of at most 16 bits')
+  pixels = StoredPixels(
+    values.astype(np.int32), slope, intercept, int(ds.BitsStored), bool(ds.PixelRepresentation)
+  )
+  return StoredFrame(pixels, padding, dicom_header.unit(ds, frame))
 
 
 def intercept_of_series(votes: Iterable[Sequence[float]]) -> float | None:

@@ -167,6 +167,20 @@ class DicomSource:
     except Exception as error:  # decoders raise whatever a broken file sets off
       raise UnreadableImageError(frame.shown, _reason(error)) from error
 
+  @property
+  def series(self) -> list[str]:
+    """What tells the series of each image from others."""
+    return [frame.series for frame in self._frames]
+
+  def stored(self, index: int) -> dicom_frame.StoredFrame:
+    """Frame `index` as its file holds it; raises UnreadableImageError."""
+    frame = self._frames[index]
+    try:
+      with dicom_header.quiet_pydicom():
+        return dicom_frame.stored(self._open(frame.path), frame.number)
+    except Exception as error:  # as in __getitem__
+      raise UnreadableImageError(frame.shown, _reason(error)) from error
+
   def _intercept(self, series: str) -> float | None:
     """What the slices of a series without Rescale Intercept need, by a vote of some of them."""
     if self._beside is not None and self._beside.has(series):

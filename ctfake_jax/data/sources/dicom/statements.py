@@ -95,14 +95,14 @@ class Change:
     done: in words, without a full stop.
     share: of its pixels that were changed, 0 to 1, resampling aside.
     resampled: whether its pixels are others than those of its source.
-    range_hu: lowest and highest HU that were kept; what lay outside was set to them.
+    range_hu: lowest and highest HU that were kept; what lay outside was set to them. None: all.
     donor: the other image whose tissue was put in, if any.
   """
 
   done: str
   share: float
   resampled: bool
-  range_hu: tuple[float, float]
+  range_hu: tuple[float, float] | None
   donor: Record | None = None
 
 
@@ -112,7 +112,7 @@ def edited(
   *,
   made_by: str,
   version: str,
-  label: str,
+  label: str | None,
   number: str,
   pseudonyms: Pseudonyms,
 ) -> Statement:
@@ -121,7 +121,10 @@ def edited(
   name = pseudonyms.name('patient', patient)
   shown = _shown(source)
   donor = f' (the other: {_shown(change.donor)})' if change.donor else ''
-  low, high = change.range_hu
+  limited = ''
+  if change.range_hu is not None:
+    limited = 'HU limited to {:g} to {:g}'.format(*change.range_hu)
+  of_class = '' if label is None else f'; class of its source: {label}'
   sampling = 'Resampled; ' if change.resampled else ''
   place = '' if _is_placed(source) else '; position in space not known'
   return Statement(
@@ -133,11 +136,9 @@ def edited(
     patient_name=f'EDITED^{name}',
     patient_id=f'EDITED-{name}',
     description='SYNTHETIC: edited image, not as scanned',
-    derivation=(
-      f'Derived from {shown}. {change.done}{donor}. {sampling}HU limited to {low:g} to {high:g}'
-    ),
+    derivation=f'Derived from {shown}. {change.done}{donor}. {sampling}{limited}'.strip(),
     contribution=f'{change.done}; {change.share:.2%} of the pixels were changed',
-    comment=f'Edited image; class of its source: {label}{place}',
+    comment=f'Edited image{of_class}{place}',
     further=_references(source, change, pseudonyms),
   )
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
@@ -26,6 +26,17 @@ INTERCEPT_HU = -1024  # stored value 0; with 16 bits signed HU may be -33,792 to
 _LUNG_WINDOW_HU = -600, 1500  # centre and width for a viewer's first display
 _LO_CHARACTERS = 64  # PS3.5 6.2: the longest value of representation LO
 MANUFACTURER = 'ctfake_jax'
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredPixels:
+  """Pixels as a file holds them, and their way to HU."""
+
+  values: Int[np.ndarray, 'h w']
+  slope: float
+  intercept: float
+  bits_stored: int
+  signed: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +79,7 @@ class Statement:
 
 def write_ct(
   path: pathlib.Path,
-  hu: Float[np.ndarray, '...'],
+  hu: Float[np.ndarray, '...'] | StoredPixels,
   *,
   plane: Plane,
   statement: Statement,
@@ -78,7 +89,7 @@ def write_ct(
 
   Args:
     path: file to write; its folder exists.
-    hu: float[h, w], finite; rounded to whole HU.
+    hu: float[h, w], finite; rounded to whole HU. Or values that are stored as they are.
     plane: where its pixels lie, all of it known.
     statement: what is said of it.
     instance_number: from 1, unique within the series.
@@ -87,7 +98,7 @@ def write_ct(
     UserError: values that are not finite, do not fit 16 bits or are not h x w; a bad spacing.
   """
   try:
-    stored = _stored(hu)
+    pixels = hu if isinstance(hu, StoredPixels) else _stored(hu)
   except UserError as error:
     raise UserError(f'{path.name}: {error}') from error
   if not all(np.isfinite(mm) and mm > 0 for mm in plane.spacing_mm):
@@ -97,20 +108,20 @@ def write_ct(
   meta.MediaStorageSOPClassUID = CTImageStorage
   # The pixels are part of the UID: two images must never share one.
   meta.MediaStorageSOPInstanceUID = generate_uid(
-    entropy_srcs=[statement.series, str(instance_number), stored.tobytes().hex()]
+    entropy_srcs=[statement.series, str(instance_number), _words(pixels).tobytes().hex()]
   )
   ds = FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
   ds.SpecificCharacterSet = 'ISO_IR 192'
   _identify(ds, statement, instance_number)
   _describe_origin(ds, statement)
   _place(ds, plane)
-  _put_pixels(ds, stored)
+  _put_pixels(ds, pixels)
   for keyword, value in statement.further.items():
     setattr(ds, keyword, value)
   ds.save_as(path, enforce_file_format=True)
 
 
-def _stored(hu: np.ndarray) -> np.ndarray:
+def _stored(hu: np.ndarray) -> StoredPixels:
   if hu.ndim != 2 or not hu.size or max(hu.shape) > 65535:
     raise UserError(f'a DICOM CT image needs h x w pixels, got shape {hu.shape}')
   if not np.isfinite(hu).all():
@@ -121,7 +132,7 @@ def _stored(hu: np.ndarray) -> np.ndarray:
     raise UserError(
       f'values from {hu.min():g} to {hu.max():g} HU do not fit 16 bits: are these HU at all?'
     )
-  return stored.astype('<i2')
+  return StoredPixels(stored.astype(np.int32), 1, INTERCEPT_HU, 16, True)
 
 
 def _identify(ds: Dataset, statement: Statement, instance_number: int) -> None:
@@ -189,12 +200,19 @@ def _decimal(value: float) -> str:
   return f'{value:.9g}'
 
 
-def _put_pixels(ds: Dataset, stored: np.ndarray) -> None:
+def _words(pixels: StoredPixels) -> np.ndarray:
+  """16-bit cells."""
+  return pixels.values.astype('<i2' if pixels.signed else '<u2')
+
+
+def _put_pixels(ds: Dataset, pixels: StoredPixels) -> None:
   """Image pixel module (C.7.6.3) and the way back to HU (C.8.2.1, C.11.2)."""
-  ds.Rows, ds.Columns = stored.shape
+  ds.Rows, ds.Columns = pixels.values.shape
   ds.SamplesPerPixel = 1
   ds.PhotometricInterpretation = 'MONOCHROME2'
-  ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 1
-  ds.RescaleSlope, ds.RescaleIntercept, ds.RescaleType = 1, INTERCEPT_HU, 'HU'
+  ds.BitsAllocated, ds.BitsStored, ds.HighBit = 16, pixels.bits_stored, pixels.bits_stored - 1
+  ds.PixelRepresentation = int(pixels.signed)
+  ds.RescaleSlope, ds.RescaleIntercept = _decimal(pixels.slope), _decimal(pixels.intercept)
+  ds.RescaleType = 'HU'
   ds.WindowCenter, ds.WindowWidth = _LUNG_WINDOW_HU
-  ds.PixelData = stored.tobytes()
+  ds.PixelData = _words(pixels).tobytes()

@@ -1,0 +1,20 @@
+"""Put lesions into whole CT series, take them out, or copy parts: DICOM in, DICOM and masks out.
+
+python launch.py --config=configs/tamper.py --workdir=runs/tampered
+python launch.py --config=configs/tamper.py --workdir=runs/tampered --config.data.source=dicom \
+  --config.data.path=FOLDER --config.tamper.action=remove
+
+Measured: 31 seconds for 64 slices of the phantom with two lesions, 21 for 133 slices of a real
+series (one removed), start included, on 2 CPU cores (AMD EPYC, another job beside), 2026-11-28.
+"""
+
+from ctfake_jax import config as config_lib
+
+
+def get_config():
+  config = config_lib.defaults()
+  config.task = 'tamper'
+  config.phantom.patients = 1
+  config.phantom.slices_per_patient = 64
+  config.phantom.size = 512
+  return config

@@ -1,0 +1,193 @@
+"""Ways to change a place in a CT series, all by closed forms.
+
+Each takes a `Place` and a random stream and returns HU of its box; what lies outside of
+`Place.reach` stays, which `apply` sees to. Edges are as soft as the series' own, and what is put in
+has the noise of its surroundings (`noise`).
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32
+from scipy import ndimage
+
+from ctfake_jax.tampering import noise, sites
+from ctfake_jax.tampering.sites import Site
+
+CHANGED_DIAMETERS = 1.5  # all that is changed lies within a sphere of so many diameters
+AROUND_DIAMETERS = 2.5  # what is looked at
+EDGE_PIXELS = 1.0  # over which a lesion's edge falls off
+SOLID_HU, TEXTURE_HU = (-30.0, 70.0), 15.0
+LOBES, HIGHEST_LOBE = 12, 0.5  # of the radius
+TRIES = 64  # places that a copy may come from
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """A site in its surroundings.
+
+  Attributes:
+    hu: of the series.
+    lung: of the series.
+    spacing_mm: between slices, rows, columns.
+    site: in the series.
+    box: voxels that are looked at.
+    offsets: of these from the site, mm.
+    distance: their length.
+    power: noise of the slices there.
+  """
+
+  hu: Float32[np.ndarray, 'n h w']
+  lung: Bool[np.ndarray, 'n h w']
+  spacing_mm: tuple[float, float, float]
+  site: Site
+  box: tuple[slice, slice, slice]
+  offsets: Float[np.ndarray, 'a b c 3']
+  distance: Float[np.ndarray, 'a b c']
+  power: Float[np.ndarray, 'k k']
+
+  @classmethod
+  def of(
+    cls,
+    hu: Float32[np.ndarray, 'n h w'],
+    lung: Bool[np.ndarray, 'n h w'],
+    spacing_mm: tuple[float, float, float],
+    site: Site,
+  ) -> 'Place':
+    """With all that methods look at."""
+    reach = AROUND_DIAMETERS / 2 * site.diameter_mm
+    box, distance = sites.around(site.centre, reach, spacing_mm, hu.shape)
+    offsets = sites.offsets_mm(site.centre, box, spacing_mm)
+    return cls(hu, lung, spacing_mm, site, box, offsets, distance, noise.spectrum(hu[box[0]]))
+
+  @property
+  def own(self) -> Float32[np.ndarray, 'a b c']:
+    """HU in the box."""
+    return self.hu[self.box]
+
+  @property
+  def radius(self) -> float:
+    """Of the lesion, mm."""
+    return self.site.diameter_mm / 2
+
+  @property
+  def reach(self) -> Bool[np.ndarray, 'a b c']:
+    """Where anything may change."""
+    return self.distance <= CHANGED_DIAMETERS * self.radius
+
+  def soft(self, inner: float) -> Float[np.ndarray, 'a b c']:
+    """1 within `inner` radii, falling to 0 at the end of `reach`."""
+    outer = CHANGED_DIAMETERS * self.radius
+    part = np.clip((outer - self.distance) / max(outer - inner * self.radius, 1e-6), 0, 1)
+    return part**2 * (3 - 2 * part)
+
+  def noise(self, rng: np.random.Generator) -> Float32[np.ndarray, 'a b c']:
+    """As soft tissue there has it."""
+    a, b, c = self.own.shape
+    return noise.draw(self.power, (a, b, c), rng)
+
+  def base(self) -> Float[np.ndarray, 'a b c']:
+    """A smooth continuation of the lung round the lesion into it."""
+    ring = (self.distance > 1.1 * self.radius) & self.lung[self.box] & (self.own < -500)
+    sigma = [max(self.radius / 1.5, mm) / mm for mm in self.spacing_mm]
+    weight = ndimage.gaussian_filter(ring.astype(np.float32), sigma) + 1e-6
+    usual = float(np.median(self.own[ring])) if ring.any() else -850.0
+    values = ndimage.gaussian_filter(np.where(ring, self.own - usual, 0), sigma) / weight
+    return usual + values
+
+
+Method = Callable[[Place, np.random.Generator], Float[np.ndarray, 'a b c']]
+
+
+def sculpt(place: Place, rng: np.random.Generator) -> Float[np.ndarray, 'a b c']:
+  """A solid nodule with lobes, whose texture and noise are those of soft tissue there."""
+  directions = rng.normal(size=(LOBES, 3))
+  directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+  heights = rng.uniform(0, HIGHEST_LOBE, LOBES)
+  towards = place.offsets @ directions.T / np.maximum(place.distance, 1e-6)[..., None]
+  shape = 0.85 + np.clip(towards, 0, 1) ** 6 @ heights
+  radius = place.radius * np.clip(shape, 0.7, 1.3)
+  width = EDGE_PIXELS * place.spacing_mm[2]
+  share = 1 / (1 + np.exp(np.clip((place.distance - radius) / (width / 2), -30, 30)))
+  coarse = [max(0.3 * place.radius, mm) / mm for mm in place.spacing_mm]
+  texture = ndimage.gaussian_filter(rng.standard_normal(place.own.shape), coarse)
+  texture *= TEXTURE_HU / max(float(texture.std()), 1e-6)
+  lesion = rng.uniform(*SOLID_HU) + texture + place.noise(rng)
+  return place.own + share * (lesion - place.own)
+
+
+def fill(place: Place, rng: np.random.Generator) -> Float[np.ndarray, 'a b c']:
+  """The lung round a lesion continued into it, with the fine structure of lung elsewhere."""
+  donor = _elsewhere(place, rng)
+  sigma = [max(place.radius / 1.5, mm) / mm for mm in place.spacing_mm]
+  fine = donor - ndimage.gaussian_filter(donor, sigma)
+  share = place.soft(1.1)
+  return place.own + share * (place.base() + fine - place.own)
+
+
+def copy_move(place: Place, rng: np.random.Generator) -> Float[np.ndarray, 'a b c']:
+  """Lung from elsewhere in the series, as it is."""
+  return place.own + place.soft(1.2) * (_elsewhere(place, rng) - place.own)
+
+
+def renoise(place: Place, rng: np.random.Generator) -> Float[np.ndarray, 'a b c']:
+  """Denoised, which takes what is finer than a few voxels, and given noise again."""
+  smooth = ndimage.median_filter(place.own, size=(1, 5, 5))
+  smooth = ndimage.gaussian_filter(smooth, (0, 1.5, 1.5))
+  inside = place.reach
+  lost = float((place.own - smooth)[inside].std())
+  made = place.noise(rng)
+  made *= lost / max(float(made.std()), 1e-6)
+  return place.own + place.soft(0.8) * (smooth + made - place.own)
+
+
+def _elsewhere(place: Place, rng: np.random.Generator) -> Float32[np.ndarray, 'a b c']:
+  """A box of as many voxels, as airy as there is among places of the same lung."""
+  size, shape = np.array(place.own.shape), np.array(place.hu.shape)
+  low = np.array([s.start for s in place.box])
+  best, value = None, np.inf
+  core = place.distance <= CHANGED_DIAMETERS * place.radius
+  for _ in range(TRIES):
+    shift = rng.uniform(-1, 1, 3) * np.array([2.0, 6.0, 6.0]) * place.site.diameter_mm
+    start = low + np.rint(shift / np.array(place.spacing_mm)).astype(int)
+    if (start < 0).any() or (start + size > shape).any():
+      continue
+    if np.linalg.norm(shift) < CHANGED_DIAMETERS * place.site.diameter_mm:
+      continue
+    box = tuple(slice(a, a + n) for a, n in zip(start.tolist(), size.tolist()))
+    outside = 1 - place.lung[box][core].mean()
+    dense = (place.hu[box][core] > sites.VESSEL_HU).mean()
+    if outside + dense < value:
+      best, value = place.hu[box], outside + dense
+  return place.own if best is None else best
+
+
+# Of each action, the ways to it; the first is usual.
+METHODS: dict[str, dict[str, Method]] = {
+  'inject': {'sculpt': sculpt},
+  'remove': {'fill': fill, 'copy_move': copy_move, 'renoise': renoise},
+  'copy_move': {'copy_move': copy_move},
+}
+
+
+def apply(method: Method, place: Place, rng: np.random.Generator) -> Float32[np.ndarray, 'n h w']:
+  """The series' HU after the change; outside of the place's reach they are as before."""
+  changed = place.hu.copy()
+  made = method(place, rng)
+  changed[place.box] = np.where(place.reach, made, place.own)
+  return changed
+
+
+def contrast_to_noise(
+  before: Float32[np.ndarray, 'n h w'], after: Float32[np.ndarray, 'n h w'], place: Place
+) -> dict[str, float]:
+  """Of the lesion against the lung round it: in the series that has it more, HU and ratio."""
+  ring = (place.distance > CHANGED_DIAMETERS * place.radius) & place.lung[place.box]
+  core = place.distance <= 0.5 * place.radius
+  around = place.own[ring & (place.own < sites.VESSEL_HU)]
+  spread = float(around.std()) if around.size else float('nan')
+  level = float(np.median(around)) if around.size else float('nan')
+  means = [float(hu[place.box][core].mean()) for hu in (before, after)]
+  lesion = max(means, key=lambda mean: abs(mean - level))
+  return {'lesion_hu': lesion, 'lung_hu': level, 'contrast_to_noise': (lesion - level) / spread}

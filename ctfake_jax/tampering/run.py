@@ -1,0 +1,222 @@
+"""The task `tamper`: lesions put into, taken out of or copied within whole CT series.
+
+Leaves `series/<name>/0001.dcm` ..., which say that they are edited; `masks/<name>.npz`, the changed
+voxels by slice, row and column as stored; `manifest.json`; of a phantom also `originals/`. Values
+outside of the mask are those of the source, bit by bit.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from ctfake_jax import __version__
+from ctfake_jax.config.keys import Config
+from ctfake_jax.data import lungs
+from ctfake_jax.data import series as series_lib
+from ctfake_jax.data.series import CtSeries
+from ctfake_jax.data.sources.dicom import statements
+from ctfake_jax.data.sources.dicom.pseudonyms import Pseudonyms
+from ctfake_jax.data.sources.dicom.writer import write_ct
+from ctfake_jax.data.sources.phantom import volume
+from ctfake_jax.runtime import progress_bar, streams
+from ctfake_jax.tampering import methods, sites
+from ctfake_jax.tampering.methods import Place
+from ctfake_jax.tampering.sites import Site
+from ctfake_jax.types import UnreadableImageError, UserError
+from ctfake_jax.workdir import files as workdir_lib
+
+LEAST_CONTRAST_TO_NOISE = 1.0  # of a lesion that counts
+_DONE = {
+  'inject': 'A lesion was put into the series',
+  'remove': 'A lesion was taken out of the series',
+  'copy_move': 'A part of the series was replaced by a copy of another part of it',
+}
+
+
+def run(config: Config, workdir: Path) -> dict:
+  """Changes every series of the input; returns the manifest."""
+  workdir_lib.check_same_command(workdir, config)
+  c = config.tamper
+  method = c.method or next(iter(methods.METHODS[c.action]))
+  table = sites.read(Path(c.sites_csv)) if c.sites_csv else None
+  left_out: list[UnreadableImageError] = []
+  pseudonyms = Pseudonyms.of(workdir)
+  listed = []
+  for series in _inputs(config, left_out):
+    print(f'{series.name}: {len(series.stored)} slices', flush=True)
+    hu, lung = series.hu, lungs.lung_mask(series.hu, series.spacing_mm)
+    asked = sites.of_table(table, series) if table else _sites(config, series, hu, lung)
+    if not asked:
+      print(f'careful: {series.name}: no place for this was found, left as it is')
+      continue
+    changed, rows = _change(config, method, series, hu, lung, asked)
+    listed.append({
+      'series': series.name,
+      'source': str(Path(series.records[0].provenance).parent),
+      'slices': len(series.stored),
+      'spacing_mm': series.spacing_mm,
+      'remarks': series.remarks,
+      'sites': rows,
+      **_write(config, method, workdir, series, changed, asked, pseudonyms),
+    })  # fmt: skip
+  if not listed:
+    reasons = '; '.join(map(str, left_out[:3])) or 'there was no place for it'
+    raise UserError(f'tamper: no series was changed; {reasons}')
+  workdir_lib.record_command(workdir, config)
+  manifest = {
+    'version': __version__,
+    'seed': config.seed,
+    'action': c.action,
+    'method': method,
+    'series': listed,
+    'left_out': [{'path': e.path, 'reason': e.reason} for e in left_out],
+  }
+  workdir_lib.write_json(workdir / 'manifest.json', manifest)
+  return manifest
+
+
+def _inputs(config: Config, left_out: list[UnreadableImageError]) -> Iterator[CtSeries]:
+  """The series of the phantom, or of DICOM."""
+  data, phantom = config.data, config.phantom
+  if data.source == 'dicom':
+    root = Path(data.path)
+    yield from series_lib.of_dicom(root, data.max_pixels, data.synthetic_ok, left_out)
+    return
+  for patient in range(phantom.patients):
+    scanned = volume.series(
+      seed=phantom.seed,
+      patient=patient,
+      slices=phantom.slices_per_patient,
+      size=phantom.size or data.image_size,
+      thickness_mm=phantom.thickness_mm,
+      scanners=phantom.scanners,
+    )
+    yield series_lib.of_phantom(scanned, f'phantom-{phantom.seed}-{patient:04d}')
+
+
+def _sites(
+  config: Config,
+  series: CtSeries,
+  hu: Float32[np.ndarray, 'n h w'],
+  lung: Bool[np.ndarray, 'n h w'],
+) -> list[Site]:
+  """`tamper.count` places that do not touch each other."""
+  c = config.tamper
+  sizes = c.smallest_mm, c.largest_mm
+  rng = streams.generator(config.seed, 'tampering, sites', series.name)
+  if c.action == 'remove':
+    found: Iterator[Site] = iter(sites.nodules(hu, lung, series.spacing_mm, sizes))
+  else:
+    found = sites.free(hu, lung, series.spacing_mm, sizes, rng)
+  taken: list[Site] = []
+  for site in found:
+    if len(taken) == c.count:
+      break
+    if all(_apart(site, other, series.spacing_mm) for other in taken):
+      taken.append(site)
+  return taken
+
+
+def _apart(a: Site, b: Site, spacing_mm: tuple[float, float, float]) -> bool:
+  gap = (np.array(a.centre) - np.array(b.centre)) * np.array(spacing_mm)
+  reach = methods.CHANGED_DIAMETERS * (a.diameter_mm + b.diameter_mm) / 2
+  return bool(np.linalg.norm(gap) > reach)
+
+
+def _change(
+  config: Config,
+  method: str,
+  series: CtSeries,
+  hu: Float32[np.ndarray, 'n h w'],
+  lung: Bool[np.ndarray, 'n h w'],
+  asked: list[Site],
+) -> tuple[CtSeries, list[dict]]:
+  """The series after all changes, and what each is like."""
+  how = methods.METHODS[config.tamper.action][method]
+  rows, current = [], series
+  for number, site in enumerate(progress_bar.bar('changing', asked)):
+    rng = streams.generator(config.seed, 'tampering, change', series.name, number)
+    before = current.hu
+    place = Place.of(before, lung, series.spacing_mm, site)
+    after = current.changed(methods.apply(how, place, rng))
+    voxels = int((after.stored != current.stored).sum())
+    facts = methods.contrast_to_noise(before, after.hu, place)
+    rows.append({
+      'centre': site.centre,
+      'diameter_mm': site.diameter_mm,
+      'changed_mm3': voxels * float(np.prod(series.spacing_mm)),
+      **facts,
+      'counts': abs(facts['contrast_to_noise']) >= LEAST_CONTRAST_TO_NOISE,
+    })  # fmt: skip
+    current = after
+  return current, rows
+
+
+def _write(
+  config: Config,
+  method: str,
+  workdir: Path,
+  series: CtSeries,
+  changed: CtSeries,
+  asked: list[Site],
+  pseudonyms: Pseudonyms,
+) -> dict:
+  """Files of a changed series; their hashes."""
+  mask = changed.stored != series.stored
+  number = f'{series.name}/{config.seed}/{config.tamper.action}/{method}/{asked}'
+
+  def statement(row: int) -> statements.Statement:
+    change = statements.Change(
+      _DONE[config.tamper.action], float(mask[row].mean()), resampled=False, range_hu=None
+    )
+    return statements.edited(
+      series.records[row],
+      change,
+      made_by=f'ctfake_jax tamper, {method}',
+      version=__version__,
+      label=None,
+      number=number,
+      pseudonyms=pseudonyms,
+    )
+
+  digests = _write_slices(changed, workdir / 'series' / series.name, statement)
+  if series.records[0].simulated:
+    recipe = f'{series.name}/original/{series.stored.shape}'
+    original = statements.simulated(
+      version=__version__,
+      patient=series.name,
+      recipe=recipe,
+      thickness_mm=series.spacing_mm[0],
+      kernel='',
+    )
+    _write_slices(series, workdir / 'originals' / series.name, lambda row: original)
+  path = workdir / 'masks' / f'{series.name}.npz'
+  path.parent.mkdir(exist_ok=True)
+  np.savez_compressed(path, allow_pickle=False, mask=mask)
+  return {
+    'changed_voxels': int(mask.sum()),
+    'pixels_sha256': hashlib.sha256(changed.stored.tobytes()).hexdigest(),
+    'source_pixels_sha256': hashlib.sha256(series.stored.tobytes()).hexdigest(),
+    'mask_sha256': hashlib.sha256(np.packbits(mask).tobytes()).hexdigest(),
+    'files': digests,
+  }
+
+
+def _write_slices(series: CtSeries, folder: Path, statement) -> dict[str, str]:
+  """Hash by file name."""
+  folder.mkdir(parents=True, exist_ok=True)
+  digests = {}
+  for row in progress_bar.bar('writing DICOM', range(len(series.stored))):
+    path = folder / f'{row + 1:04d}.dcm'
+    write_ct(
+      path,
+      series.pixels(row),
+      plane=series.planes[row],
+      statement=statement(row),
+      instance_number=row + 1,
+    )
+    digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+  return digests

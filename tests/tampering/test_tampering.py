@@ -1,0 +1,232 @@
+"""Changes of whole series: where they are, what they leave alone, what their files say."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ctfake_jax import config as config_lib
+from ctfake_jax.config import names, resolve
+from ctfake_jax.data import lungs
+from ctfake_jax.data import series as series_lib
+from ctfake_jax.data.sources.phantom import volume
+from ctfake_jax.tampering import methods, noise, run, sites
+from ctfake_jax.tampering.methods import Place
+from ctfake_jax.types import UserError
+
+SPACING = (5.0, 3.0, 3.0)
+WAYS = [(action, name) for action, ways in methods.METHODS.items() for name in ways]
+
+
+@pytest.fixture(scope='module')
+def scanned():
+  return volume.series(seed=0, patient=2, slices=24, size=128, thickness_mm=5.0, scanners=('A',))
+
+
+@pytest.fixture(scope='module')
+def series(scanned):
+  return series_lib.of_phantom(scanned, 'phantom')
+
+
+@pytest.fixture(scope='module')
+def lung(series):
+  return lungs.lung_mask(series.hu, series.spacing_mm)
+
+
+def first_site(series, lung, diameter=20.0, seed=0):
+  rng = np.random.default_rng(seed)
+  return next(sites.free(series.hu, lung, series.spacing_mm, (diameter, diameter), rng))
+
+
+def test_the_lungs_are_those_of_the_phantom(scanned, lung):
+  overlap = 2 * (scanned.lung & lung).sum() / (scanned.lung.sum() + lung.sum())
+  assert overlap > 0.9
+
+
+def test_free_places_lie_deep_in_the_lung(series, lung):
+  rng = np.random.default_rng(0)
+  found = sites.free(series.hu, lung, series.spacing_mm, (10.0, 20.0), rng)
+  for _ in range(5):
+    site = next(found)
+    assert 10 <= site.diameter_mm <= 20
+    box, distance = sites.around(site.centre, site.diameter_mm / 2, series.spacing_mm, lung.shape)
+    assert lung[box][distance <= site.diameter_mm / 2].all()
+  nowhere = np.zeros_like(lung)
+  assert not list(sites.free(series.hu, nowhere, series.spacing_mm, (10.0, 20.0), rng))
+
+
+def test_ways_are_those_of_the_config():
+  assert {action: tuple(ways) for action, ways in methods.METHODS.items()} == names.TAMPERING
+
+
+@pytest.mark.parametrize(('action', 'name'), WAYS)
+def test_all_else_stays_bit_by_bit_and_the_seed_repeats(series, lung, action, name):
+  site = first_site(series, lung)
+  place = Place.of(series.hu, lung, series.spacing_mm, site)
+  how = methods.METHODS[action][name]
+  first, again, other = (
+    series.changed(methods.apply(how, place, np.random.default_rng(seed))) for seed in (0, 0, 1)
+  )
+  np.testing.assert_array_equal(first.stored, again.stored)
+  changed = first.stored != series.stored
+  assert changed.any()
+  assert (first.stored != other.stored).any()
+  z, y, x = np.nonzero(changed)
+  offsets = (np.stack([z, y, x], 1) - np.array(site.centre)) * np.array(series.spacing_mm)
+  assert np.linalg.norm(offsets, axis=1).max() <= 0.75 * site.diameter_mm
+
+
+def test_what_is_put_in_is_seen_and_what_is_taken_out_is_not(series, lung):
+  site = first_site(series, lung)
+  centre = tuple(round(c) for c in site.centre)
+  place = Place.of(series.hu, lung, series.spacing_mm, site)
+  put_in = methods.apply(methods.sculpt, place, np.random.default_rng(0))
+  assert put_in[centre] > -150
+  facts = methods.contrast_to_noise(series.hu, put_in, place)
+  assert facts['contrast_to_noise'] > 3
+  found = sites.nodules(put_in, lung, series.spacing_mm, (10.0, 30.0))
+  gaps = [np.abs((np.array(s.centre) - site.centre) * series.spacing_mm).max() for s in found]
+  assert min(gaps) < 5
+  taken_out = methods.apply(
+    methods.fill,
+    Place.of(put_in.astype(np.float32), lung, series.spacing_mm, site),
+    np.random.default_rng(0),
+  )
+  assert taken_out[centre] < -600
+
+
+@given(level=st.floats(2, 60), seed=st.integers(0, 99))
+@settings(max_examples=15, deadline=None)
+def test_noise_is_drawn_as_strong_as_it_was_measured(level, seed):
+  rng = np.random.default_rng(seed)
+  tissue = rng.normal(40, level, (6, 96, 96)).astype(np.float32)
+  drawn = noise.draw(noise.spectrum(tissue), (6, 64, 64), rng)
+  assert drawn.std() == pytest.approx(level, rel=0.15)
+
+
+def test_a_table_has_voxels_or_millimetres(series, tmp_path):
+  plane = series.planes[5]
+  x, y, z = plane.place(60, 40)
+  tables = (
+    'z,y,x,diameter_mm\n5,60,40,12\n',
+    f'x_mm,y_mm,z_mm,diameter_mm\n{x},{y},{z},12\n',
+  )
+  for text in tables:
+    (tmp_path / 'sites.csv').write_text(text)
+    (site,) = sites.of_table(sites.read(tmp_path / 'sites.csv'), series)
+    np.testing.assert_allclose(site.centre, (5, 60, 40), atol=1e-6)
+    assert site.diameter_mm == 12
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('a,b\n1,2\n', 'needs the columns'),
+    ('z,y,x,diameter_mm\n5,60,400,12\n', 'line 2: lies outside'),
+    ('z,y,x,diameter_mm\n5,60,4,12\nx,60,4,12\n', 'line 3: a value is no number'),
+    ('x_mm,y_mm,z_mm,diameter_mm\n0,0,9999,12\n', 'line 2: lies outside'),
+  ],
+)
+def test_a_table_that_cannot_be_is_refused(series, tmp_path, text, message):
+  (tmp_path / 'sites.csv').write_text(text)
+  with pytest.raises(UserError, match=message):
+    sites.of_table(sites.read(tmp_path / 'sites.csv'), series)
+
+
+def configured(**keys):
+  config = config_lib.defaults()
+  config.task = 'tamper'
+  config.phantom.patients, config.phantom.slices_per_patient = 1, 24
+  config.phantom.size, config.phantom.thickness_mm = 96, 5.0
+  config.update_from_flattened_dict({f'tamper.{key}': value for key, value in keys.items()})
+  config_lib.validate(resolve(config))
+  return config
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('tampered')
+  run.run(resolve(configured(count=2)), folder)
+  return folder
+
+
+def stored(folder):
+  return np.stack([pydicom.dcmread(p).pixel_array for p in sorted(folder.glob('*.dcm'))])
+
+
+def test_files_are_the_source_but_for_the_mask(folder):
+  manifest = json.loads((folder / 'manifest.json').read_text())
+  (listed,) = manifest['series']
+  name = listed['series']
+  mask = np.load(folder / 'masks' / f'{name}.npz')['mask']
+  before, after = (stored(folder / kind / name) for kind in ('originals', 'series'))
+  np.testing.assert_array_equal(before != after, mask)
+  assert mask.sum() == listed['changed_voxels'] > 0
+  assert all(site['counts'] for site in listed['sites'])
+  assert len(listed['sites']) == 2
+
+
+def test_files_say_what_they_are(folder):
+  (path, *_) = sorted(folder.glob('series/*/*.dcm'))
+  checker = Path(sys.executable).parent / 'dciodvfy'
+  done = subprocess.run([str(checker), str(path)], capture_output=True, text=True)
+  assert not [line for line in done.stderr.splitlines() if line.startswith('Error')]
+  files = [pydicom.dcmread(p, stop_before_pixels=True) for p in folder.glob('series/*/*.dcm')]
+  assert {ds.SyntheticData for ds in files} == {'YES'}
+  assert {ds.ImageType[0] for ds in files} == {'DERIVED'}
+  assert len({ds.SeriesInstanceUID for ds in files}) == 1
+  assert 'A lesion was put into the series' in files[0].DerivationDescription
+  originals = [pydicom.dcmread(p, stop_before_pixels=True) for p in folder.glob('originals/*/*')]
+  assert not {ds.SOPInstanceUID for ds in files} & {ds.SOPInstanceUID for ds in originals}
+
+
+def test_the_same_command_makes_the_same_pixels_and_masks(folder, tmp_path):
+  again = run.run(resolve(configured(count=2)), tmp_path)
+  first = json.loads((folder / 'manifest.json').read_text())
+  for key in ('pixels_sha256', 'mask_sha256', 'source_pixels_sha256'):
+    assert again['series'][0][key] == first['series'][0][key]
+
+
+@pytest.mark.parametrize(
+  ('keys', 'message'),
+  [
+    ({'action': 'inject', 'method': 'fill'}, r'tamper\.method = .fill.: the action inject has'),
+    ({'smallest_mm': 30.0}, r'smallest_mm = 30: is above'),
+  ],
+)
+def test_keys_that_do_not_fit_are_refused(keys, message):
+  with pytest.raises(UserError, match=message):
+    configured(**keys)
+
+
+def test_a_series_without_a_place_is_refused(tmp_path):
+  with pytest.raises(UserError, match='no series was changed; there was no place'):
+    run.run(resolve(configured(action='remove', smallest_mm=59.0, largest_mm=60.0)), tmp_path)
+  assert not (tmp_path / 'series').exists()
+
+
+@pytest.mark.slow
+def test_a_real_nodule_is_taken_out(real_data, tmp_path):
+  """The one of LIDC-IDRI-0001, about column 316 and row 367, where readers marked it."""
+  config = configured(action='remove')
+  config.data.source = 'dicom'
+  config.data.path = str(real_data / 'dicom_hu' / 'lidc_idri_0001')
+  (tmp_path / 'sites.csv').write_text('z,y,x,diameter_mm\n88,367,316,30\n')
+  config.tamper.sites_csv = str(tmp_path / 'sites.csv')
+  (tmp_path / 'out').mkdir()
+  manifest = run.run(resolve(config), tmp_path / 'out')
+  (site,) = manifest['series'][0]['sites']
+  assert site['lesion_hu'] > -200
+  (series,) = series_lib.of_dicom(Path(config.data.path), 2**20, False, [])
+  after = stored(tmp_path / 'out' / 'series' / '0000')
+  mask = np.load(tmp_path / 'out' / 'masks' / '0000.npz')['mask']
+  np.testing.assert_array_equal(after != series.stored, mask)
+  core = np.s_[86:91, 360:374, 310:323]
+  assert np.median(series.hu[core]) > -200
+  assert np.median(after[core] * series.slope[0] + series.intercept[0]) < -700
