@@ -186,6 +186,7 @@ def test_files_say_what_they_are(folder):
   assert not {ds.SOPInstanceUID for ds in files} & {ds.SOPInstanceUID for ds in originals}
 
 
+@pytest.mark.slow
 def test_the_same_command_makes_the_same_pixels_and_masks(folder, tmp_path):
   again = run.run(resolve(configured(count=2)), tmp_path)
   first = json.loads((folder / 'manifest.json').read_text())

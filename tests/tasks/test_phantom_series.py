@@ -57,6 +57,7 @@ def test_a_series_is_one_object_in_space(folder):
   assert 0.05 < mask.mean() < 0.5
 
 
+@pytest.mark.slow
 def test_the_same_command_makes_the_same_files(folder, tmp_path):
   again = made(tmp_path / 'again')
   table = 'nodules.csv'
@@ -67,6 +68,7 @@ def test_the_same_command_makes_the_same_files(folder, tmp_path):
   assert other['series'][0]['sha256'] != again['series'][0]['sha256']
 
 
+@pytest.mark.slow
 def test_nodules_lie_where_the_table_has_them(tmp_path):
   """Solid ones are denser than lung where the file has them."""
   made(tmp_path / 'thin', thickness_mm=2.0, slices_per_patient=110, size=64, patients=1, seed=0)

@@ -26,9 +26,9 @@ SLOW_PIXELS = 2**23
 ANATOMY, LESION, POSE, SCAN, LABEL = range(5)
 
 
-def stream(seed: int, index: int, purpose: int) -> np.random.Generator:
+def stream(seed: int, index: int, *purpose: int) -> np.random.Generator:
   """A stream of its own for each patient and purpose, whoever else is drawn."""
-  return np.random.default_rng((seed, index, purpose))
+  return np.random.default_rng((seed, index, *purpose))
 
 
 def draw_label(seed: int, patient: int) -> int:

@@ -90,7 +90,7 @@ def series(
         dose_mgy=dose,
         kernel=setting.kernel,
         thickness_mm=thickness_mm,
-        rng=np.random.default_rng((seed, patient, NOISE, row)),
+        rng=stream(seed, patient, NOISE, row),
       )
       hu[row], lung[row] = np.rint(seen), slab.lung[place] >= 0.5
 
