@@ -41,7 +41,7 @@ BENCH_METHODS = (
 )
 # Ways to each change of a series; the first is usual.
 TAMPERING = {
-  'inject': ('sculpt',),
+  'inject': ('sculpt', 'transplant'),
   'remove': ('fill', 'copy_move', 'renoise'),
   'copy_move': ('copy_move',),
 }

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 AIRY_HU = -400.0  # lung and air lie below
 LEAST_ML = 50.0  # of a lung, or of the part of it that a series shows
-CLOSING_MM = 6.0  # vessels and nodules of this radius are bridged
+CLOSING_MM = 12.0  # vessels and nodules of this radius are bridged
 THIN = 2  # every so many rows and columns are looked at
 
 

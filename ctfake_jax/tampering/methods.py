@@ -9,17 +9,22 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+import scipy.sparse
+import scipy.sparse.linalg
 from jaxtyping import Bool, Float, Float32
 from scipy import ndimage
 
 from ctfake_jax.tampering import noise, sites
 from ctfake_jax.tampering.sites import Site
+from ctfake_jax.types import UserError
 
 CHANGED_DIAMETERS = 1.5  # all that is changed lies within a sphere of so many diameters
 AROUND_DIAMETERS = 2.5  # what is looked at
 EDGE_PIXELS = 1.0  # over which a lesion's edge falls off
 SOLID_HU, TEXTURE_HU = (-30.0, 70.0), 15.0
 LOBES, HIGHEST_LOBE = 12, 0.5  # of the radius
+LEAST_SCALE = 0.7  # of a nodule that is transplanted, to the diameter that is asked for
+LESION_HU, MARGIN_MM = -600.0, 2.5  # of a nodule that is transplanted: what it is, and round it
 TRIES = 64  # places that a copy may come from
 
 
@@ -117,6 +122,105 @@ def sculpt(place: Place, rng: np.random.Generator) -> Float[np.ndarray, 'a b c']
   return place.own + share * (lesion - place.own)
 
 
+def transplant(place: Place, rng: np.random.Generator) -> Float[np.ndarray, 'a b c']:
+  """A nodule from elsewhere in the series, scaled, blended in the gradient domain.
+
+  P. Perez, M. Gangnet and A. Blake, Poisson image editing, ACM Trans Graph 22:313, 2003: the
+  Laplacian of what is put in, the values of the series at the border.
+
+  Raises:
+    UserError: the series has no other nodule.
+  """
+  donor = _donor(place, rng)
+  scale = donor.diameter_mm / place.site.diameter_mm
+  places = np.array(donor.centre) + place.offsets * scale / np.array(place.spacing_mm)
+  where = np.moveaxis(places, -1, 0)
+  lesion = ndimage.map_coordinates(place.hu, where, order=1, mode='nearest')
+  in_lung = ndimage.map_coordinates(place.lung.astype(np.uint8), where, order=0)
+  in_donors_lung = ndimage.binary_erosion(in_lung > 0, iterations=2, border_value=1)
+  inside = place.reach & in_donors_lung & _grown((lesion > LESION_HU) & in_donors_lung, place)
+  lesion = lesion + _noise_lost(place, lesion, rng)
+  for axis in range(3):  # the border of the box is given
+    ends = np.moveaxis(inside, axis, 0)
+    ends[0] = ends[-1] = False
+  return _blend(place.own, lesion, inside)
+
+
+def _grown(dense: Bool[np.ndarray, 'a b c'], place: Place) -> Bool[np.ndarray, 'a b c']:
+  """What hangs together with the middle, and a margin round it."""
+  parts, _ = ndimage.label(dense)
+  near = np.bincount(parts[place.distance <= 0.5 * place.radius].ravel())[1:]
+  if not near.size:
+    return place.reach
+  away = ndimage.distance_transform_edt(parts != int(near.argmax()) + 1, sampling=place.spacing_mm)
+  return away <= MARGIN_MM
+
+
+def _noise_lost(
+  place: Place, resampled: Float[np.ndarray, 'a b c'], rng: np.random.Generator
+) -> Float[np.ndarray, 'a b c']:
+  """As strong as what interpolation took from the noise of these slices."""
+  made = place.noise(rng)
+  before, after = (_fine(values)[place.reach].var() for values in (place.own, resampled))
+  own = max(float(_fine(made).var()), 1e-6)
+  return made * np.sqrt(max(0.0, float(before - after)) / own)
+
+
+def _fine(values: Float[np.ndarray, 'a b c']) -> Float[np.ndarray, 'a b c']:
+  """What is finer than a pixel or two of a slice."""
+  return values - ndimage.gaussian_filter(values, (0, 1, 1))
+
+
+def _donor(place: Place, rng: np.random.Generator) -> Site:
+  sizes = place.site.diameter_mm * LEAST_SCALE, place.site.diameter_mm / LEAST_SCALE
+  here = np.array(place.site.centre)
+  apart = [
+    site
+    for site in sites.nodules(place.hu, place.lung, place.spacing_mm, sizes)
+    if np.linalg.norm((np.array(site.centre) - here) * np.array(place.spacing_mm))
+    > CHANGED_DIAMETERS * (site.diameter_mm + place.site.diameter_mm) / 2
+  ]
+  if not apart:
+    raise UserError(
+      'config.tamper.method = transplant: the series has no nodule of '
+      f'{sizes[0]:.0f} to {sizes[1]:.0f} mm elsewhere; take sculpt, or another diameter'
+    )
+  return apart[rng.integers(len(apart))]
+
+
+def _blend(
+  target: Float[np.ndarray, 'a b c'],
+  source: Float[np.ndarray, 'a b c'],
+  inside: Bool[np.ndarray, 'a b c'],
+) -> Float[np.ndarray, 'a b c']:
+  """What has the source's Laplacian inside and the target's values elsewhere.
+
+  The difference from the source is harmonic inside: its Laplace equation is solved.
+  """
+  number = np.full(inside.shape, -1)
+  number[inside] = np.arange(inside.sum())
+  apart = (target - source).astype(np.float64)
+  rows, columns, given = [], [], np.zeros(inside.sum())
+  for axis in range(3):
+    for step in (-1, 1):
+      beside = np.roll(number, -step, axis)[inside]
+      known = np.roll(apart, -step, axis)[inside]
+      own = number[inside]
+      rows.append(own[beside >= 0])
+      columns.append(beside[beside >= 0])
+      given += np.where(beside < 0, known, 0)
+  size = len(given)
+  links = scipy.sparse.coo_array(
+    (np.ones(sum(map(len, rows))), (np.concatenate(rows), np.concatenate(columns))), (size, size)
+  ).tocsr()
+  laplace = 6 * scipy.sparse.eye_array(size, format='csr') - links
+  found, failed = scipy.sparse.linalg.cg(laplace, given, rtol=1e-5, maxiter=2000)
+  assert not failed, 'the Laplace equation of a sphere converges'
+  blended = target.astype(np.float64).copy()
+  blended[inside] = source[inside] + found
+  return blended
+
+
 def fill(place: Place, rng: np.random.Generator) -> Float[np.ndarray, 'a b c']:
   """The lung round a lesion continued into it, with the fine structure of lung elsewhere."""
   donor = _elsewhere(place, rng)
@@ -165,7 +269,7 @@ def _elsewhere(place: Place, rng: np.random.Generator) -> Float32[np.ndarray, 'a
 
 # Of each action, the ways to it; the first is usual.
 METHODS: dict[str, dict[str, Method]] = {
-  'inject': {'sculpt': sculpt},
+  'inject': {'sculpt': sculpt, 'transplant': transplant},
   'remove': {'fill': fill, 'copy_move': copy_move, 'renoise': renoise},
   'copy_move': {'copy_move': copy_move},
 }

@@ -23,7 +23,7 @@ NODULE_HU = -400.0  # what is denser in the lung may be one
 ROUND = 2.5  # the longest axis of a nodule, of its shortest, at most
 FEWEST_VOXELS = 8
 # Of its voxels, so many may lie at the edge of the lung: the rest belongs to hilum or wall.
-EDGE_SHARE = 0.1
+EDGE_SHARE = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
