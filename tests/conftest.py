@@ -1,5 +1,6 @@
 """Shared test set-up: strict warnings and rank promotion, a compilation cache, the real data."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -97,3 +98,9 @@ def assert_equal_with_gradients(ours, reference, x, kernel):
   for g, w in zip((got, *pull_got(cotangent)), (want, *pull_want(cotangent)), strict=True):
     assert g.dtype == w.dtype
     np.testing.assert_allclose(g / jnp.abs(w).max(), w / jnp.abs(w).max(), atol=1e-5)
+
+
+def pytest_collection_finish():
+  """Tracing makes much garbage; what imports made stays, and need not be looked at each time."""
+  gc.freeze()
+  gc.set_threshold(100_000, 20, 100)
