@@ -47,7 +47,9 @@ class DataConfig:
   """What is read, and how it becomes what a model sees."""
 
   source: str = key(
-    'phantom', one_of('phantom', 'folders', 'dicom', 'tfds'), 'phantom, folders, dicom or tfds'
+    'phantom',
+    one_of('phantom', 'folders', 'dicom', 'tfds', 'volumes'),
+    'phantom, folders, dicom or tfds; volumes (NIfTI, MetaImage): tamper alone',
   )
   path: str = key('', TEXT, 'root of the images; not used by the phantom')
   labels_csv: str = key('', TEXT, 'dicom: SeriesInstanceUID or path -> label')

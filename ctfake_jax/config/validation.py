@@ -11,6 +11,7 @@ from ctfake_jax.types import UserError
 
 FEWEST_DEEPFAKES = 40
 FEWEST_PATIENTS = 8
+SOURCES_OF_SERIES = ('phantom', 'dicom', 'volumes')
 
 _POWER_OF_TWO = Rule('a power of two from 32 to 256', lambda v: 32 <= v <= 256 and v & (v - 1) == 0)
 _MULTIPLE_OF_4 = Rule('a multiple of 4', lambda v: v > 0 and v % 4 == 0)
@@ -87,6 +88,8 @@ def validate(config: Config) -> None:
     _check_study(config)
   if config.task == 'tamper':
     _check_tampering(config)
+  elif config.data.source == 'volumes':
+    raise UserError("config.data.source = 'volumes': is read by the task tamper alone")
   _check_mesh(config.mesh)
   times_a_gan = config.task == 'benchmark' and 'dcgan' in config.benchmark.models
   side = _POWER_OF_TWO if times_a_gan else _SIDES.get(config.task)
@@ -160,9 +163,10 @@ def _check_tampering(config: Config) -> None:
     raise UserError(
       f'config.tamper.smallest_mm = {c.smallest_mm:g}: is above largest_mm = {c.largest_mm:g}'
     )
-  if config.data.source not in ('phantom', 'dicom'):
+  if config.data.source not in SOURCES_OF_SERIES:
     raise UserError(
-      f'config.data.source = {config.data.source!r}: series come from the phantom or from dicom'
+      f'config.data.source = {config.data.source!r}: series come from '
+      f'{", ".join(SOURCES_OF_SERIES)}'
     )
 
 

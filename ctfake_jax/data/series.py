@@ -1,7 +1,7 @@
 """Whole CT series as they are stored: values, rescale and place of every slice, nothing resampled.
 
-Enters a folder of DICOM or a phantom's series; leaves `CtSeries`, whose voxels are the files' own,
-so that what is not changed can be written again bit by bit.
+Enters a folder of DICOM, of NIfTI or MetaImage volumes, or a phantom's series; leaves `CtSeries`,
+whose voxels are the files' own, so that what is not changed can be written again bit by bit.
 """
 
 import collections
@@ -12,12 +12,25 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32
 
+from ctfake_jax.data.sources import walker
 from ctfake_jax.data.sources.dicom.source import DicomSource
 from ctfake_jax.data.sources.dicom.writer import StoredPixels
 from ctfake_jax.data.sources.phantom.volume import Series
-from ctfake_jax.types import Plane, Record, UnreadableImageError
+from ctfake_jax.types import (
+  UNKNOWN_LABEL,
+  Plane,
+  Record,
+  UnreadableImageError,
+  UserError,
+  Vector,
+  tilt_degrees,
+)
 
 STORED_ZERO_HU = -1024  # of a phantom's series
+VOLUME_SUFFIXES = ('.nii', '.nii.gz', '.mha', '.mhd')
+MOST_TILT_DEGREES = 30.0
+LEAST_HU = -1024  # below it lies padding
+AIRY_HU, TISSUE_HU = -500.0, 0.0  # a chest has both
 UNEVEN = 0.1  # of the step between slices; more is said
 
 
@@ -126,6 +139,94 @@ def of_dicom(
       yield _read(source, rows, f'{number:04d}')
     except UnreadableImageError as error:
       left_out.append(error)
+
+
+def of_volumes(
+  root: pathlib.Path, max_pixels: int, left_out: list[UnreadableImageError]
+) -> Iterator[CtSeries]:
+  """Every NIfTI or MetaImage volume of axial CT in HU below a folder, or the one file.
+
+  What is none is added to `left_out`.
+
+  Raises:
+    UserError: there is no such file, or SimpleITK is not installed.
+  """
+  if not root.exists():
+    raise UserError(f'config.data.path = {root}: no such file or folder')
+  try:
+    import SimpleITK
+  except ImportError:
+    raise UserError(
+      "config.data.source = 'volumes': needs SimpleITK; pip install 'ctfake-jax[volumes]'"
+    ) from None
+  base, number = walker.base(root), 0
+  for entry in walker.walk(root):
+    if not entry.path.lower().endswith(VOLUME_SUFFIXES):
+      continue
+    try:
+      yield _of_volume(SimpleITK, base / entry.path, entry.path, f'{number:04d}', max_pixels)
+      number += 1
+    except UnreadableImageError as error:
+      left_out.append(error)
+
+
+def _of_volume(itk, path: pathlib.Path, shown: str, name: str, max_pixels: int) -> CtSeries:
+  """Raises UnreadableImageError where a file is no axial CT in HU."""
+  reader = itk.ImageFileReader()
+  reader.SetFileName(str(path))
+  try:
+    reader.ReadImageInformation()
+    if reader.GetDimension() != 3 or min(reader.GetSize()) < 2:
+      raise UnreadableImageError(shown, 'has no three dimensions')
+    if reader.GetSize()[0] * reader.GetSize()[1] > max_pixels:
+      raise UnreadableImageError(shown, f'a slice is above data.max_pixels = {max_pixels}')
+    image = reader.Execute()
+  except RuntimeError as error:
+    reason = str(error).strip().splitlines()[-1]
+    raise UnreadableImageError(shown, f'cannot be read ({reason})') from None
+  direction = np.array(image.GetDirection()).reshape(3, 3)
+  along, down, normal = (_vector(direction[:, i]) for i in range(3))
+  if tilt_degrees((along, down)) > MOST_TILT_DEGREES:
+    raise UnreadableImageError(shown, 'its slices are not axial')
+  values = itk.GetArrayFromImage(image)
+  if not _whole_hu(values):
+    raise UnreadableImageError(
+      shown, 'its values are no whole HU of a chest (air, tissue, 16 bits)'
+    )
+  column_mm, row_mm, step_mm = image.GetSpacing()
+  corners = np.array(image.GetOrigin()) + step_mm * np.arange(len(values))[:, None] * normal
+  planes = tuple(
+    Plane(values.shape[1:], (row_mm, column_mm), (along, down), _vector(corner))
+    for corner in corners
+  )
+  count = len(values)
+  return CtSeries(
+    name=name,
+    stored=values.astype(np.int32),
+    slope=np.ones(count),
+    intercept=np.zeros(count),
+    padding=values < LEAST_HU,
+    planes=planes,
+    records=tuple(
+      Record(UNKNOWN_LABEL, shown, f'{shown}#{row + 1}', path=shown, plane=plane)
+      for row, plane in enumerate(planes)
+    ),
+    bits_stored=16,
+    signed=True,
+  )
+
+
+def _vector(values: np.ndarray) -> Vector:
+  x, y, z = values.tolist()
+  return x, y, z
+
+
+def _whole_hu(values: np.ndarray) -> bool:
+  """Whether they can be HU of a chest and fit 16 bits."""
+  if values.dtype.kind == 'f' and not (values == np.rint(values)).all():
+    return False
+  low, high = float(values.min()), float(values.max())
+  return -(2**15) <= low < AIRY_HU < TISSUE_HU < high < 2**15
 
 
 def _read(source: DicomSource, rows: list[int], name: str) -> CtSeries:

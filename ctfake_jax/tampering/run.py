@@ -79,11 +79,14 @@ def run(config: Config, workdir: Path) -> dict:
 
 
 def _inputs(config: Config, left_out: list[UnreadableImageError]) -> Iterator[CtSeries]:
-  """The series of the phantom, or of DICOM."""
+  """The series of the phantom, of DICOM, or of NIfTI and MetaImage."""
   data, phantom = config.data, config.phantom
   if data.source == 'dicom':
     root = Path(data.path)
     yield from series_lib.of_dicom(root, data.max_pixels, data.synthetic_ok, left_out)
+    return
+  if data.source == 'volumes':
+    yield from series_lib.of_volumes(Path(data.path), data.max_pixels, left_out)
     return
   for patient in range(phantom.patients):
     scanned = volume.series(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -231,6 +232,44 @@ def test_the_same_command_makes_the_same_pixels_and_masks(folder, tmp_path):
   first = json.loads((folder / 'manifest.json').read_text())
   for key in ('pixels_sha256', 'mask_sha256', 'source_pixels_sha256'):
     assert again['series'][0][key] == first['series'][0][key]
+
+
+@pytest.mark.parametrize('suffix', ['nii.gz', 'mha'])
+def test_volumes_are_read_as_they_lie(series, tmp_path, suffix):
+  """Written by SimpleITK: values, spacing and place of every slice are those of the phantom."""
+  image = SimpleITK.GetImageFromArray(series.hu.astype(np.int16)[::-1])
+  step, row, column = series.spacing_mm
+  image.SetSpacing((column, row, step))
+  image.SetOrigin(series.planes[-1].corner_mm)
+  SimpleITK.WriteImage(image, str(tmp_path / f'a.{suffix}'))
+  float_image = SimpleITK.Cast(image, SimpleITK.sitkFloat32) + 0.5
+  SimpleITK.WriteImage(float_image, str(tmp_path / f'b.{suffix}'))
+  (tmp_path / f'c.{suffix}').write_bytes(b'junk')
+  left_out = []
+  (found,) = series_lib.of_volumes(tmp_path, 2**20, left_out)
+  np.testing.assert_array_equal(found.hu, series.hu[::-1])
+  np.testing.assert_allclose(found.spacing_mm, series.spacing_mm, rtol=1e-5)
+  for plane, own in zip(found.planes, series.planes[::-1], strict=True):
+    np.testing.assert_allclose(plane.corner_mm, own.corner_mm, atol=1e-3)
+  assert [error.path for error in left_out] == [f'b.{suffix}', f'c.{suffix}']
+  assert 'no whole HU' in left_out[0].reason
+
+
+def test_a_volume_becomes_dicom_with_its_change(series, tmp_path):
+  image = SimpleITK.GetImageFromArray(series.hu.astype(np.int16))
+  image.SetSpacing(series.spacing_mm[::-1])
+  (tmp_path / 'in').mkdir()
+  SimpleITK.WriteImage(image, str(tmp_path / 'in' / 'a.mha'))
+  config = configured(smallest_mm=15.0)
+  config.data.source, config.data.path = 'volumes', str(tmp_path / 'in')
+  (tmp_path / 'out').mkdir()
+  run.run(resolve(config), tmp_path / 'out')
+  mask = np.load(tmp_path / 'out' / 'masks' / '0000.npz')['mask']
+  after = stored(tmp_path / 'out' / 'series' / '0000')
+  np.testing.assert_array_equal(after != series.hu, mask)
+  config.task = 'classifier'
+  with pytest.raises(UserError, match='is read by the task tamper alone'):
+    config_lib.validate(resolve(config))
 
 
 @pytest.mark.parametrize(
