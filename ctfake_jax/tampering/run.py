@@ -5,6 +5,7 @@ voxels by slice, row and column as stored; `manifest.json`; of a phantom also `o
 outside of the mask are those of the source, bit by bit.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from ctfake_jax.tampering.sites import Site
 from ctfake_jax.types import UnreadableImageError, UserError
 from ctfake_jax.workdir import files as workdir_lib
 
+MOST_CANDIDATES = 5  # of nodules of the source, whose figures stand beside those of the changes
 LEAST_CONTRAST_TO_NOISE = 1.0  # of a lesion that counts
 _DONE = {
   'inject': 'A lesion was put into the series',
@@ -60,6 +62,7 @@ def run(config: Config, workdir: Path) -> dict:
       'spacing_mm': series.spacing_mm,
       'remarks': series.remarks,
       'sites': rows,
+      'nodules_of_source': _candidates(config, series, hu, lung),
       **_write(config, method, workdir, series, changed, asked, pseudonyms),
     })  # fmt: skip
   if not listed:
@@ -121,6 +124,21 @@ def _sites(
     if all(_apart(site, other, series.spacing_mm) for other in taken):
       taken.append(site)
   return taken
+
+
+def _candidates(
+  config: Config,
+  series: CtSeries,
+  hu: Float32[np.ndarray, 'n h w'],
+  lung: Bool[np.ndarray, 'n h w'],
+) -> list[dict]:
+  """What may be nodules in the source, the roundest, with the same figures as the changes."""
+  sizes = config.tamper.smallest_mm, config.tamper.largest_mm
+  found = []
+  for site in sites.nodules(hu, lung, series.spacing_mm, sizes)[:MOST_CANDIDATES]:
+    place = Place.of(hu, lung, series.spacing_mm, site)
+    found.append(dataclasses.asdict(site) | methods.contrast_to_noise(hu, hu, place))
+  return found
 
 
 def _apart(a: Site, b: Site, spacing_mm: tuple[float, float, float]) -> bool:

@@ -39,7 +39,7 @@ FITTING = [
 
 
 @pytest.mark.slow
-@hypothesis.settings(max_examples=8, deadline=None)
+@hypothesis.settings(max_examples=5, deadline=None)
 @hypothesis.given(
   height=st.integers(9, 12), blocks=st.integers(1, 3), layer=st.sampled_from(FITTING)
 )

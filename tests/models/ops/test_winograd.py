@@ -51,7 +51,7 @@ PADS = st.tuples(*[st.tuples(st.integers(0, 3), st.integers(0, 3))] * 2)
 
 
 @pytest.mark.slow
-@hypothesis.settings(max_examples=6, deadline=None)
+@hypothesis.settings(max_examples=4, deadline=None)
 @hypothesis.given(
   height=st.integers(3, 14), width=st.integers(3, 14), side=st.sampled_from([2, 3]), pads=PADS
 )
