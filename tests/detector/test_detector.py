@@ -169,6 +169,7 @@ def test_the_audit_names_a_planted_leak_and_refuses(suffix, size, fact, tmp_path
   audit.refuse_leaks(found, ignore=True)
 
 
+@pytest.mark.slow
 def test_the_audit_measures_the_class_mix():
   config = tiny()
   reals, _ = detector_dataset.originals(resolve(config))

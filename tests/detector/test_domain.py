@@ -60,6 +60,7 @@ def test_fine_texture_changes_no_feature():
   np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_originals_and_fakes_lie_inside_and_other_looks_outside(parts, known):
   test = parts['test']
   assert outside(known, test.images[~test.fake]).mean() <= 0.05
@@ -68,6 +69,7 @@ def test_originals_and_fakes_lie_inside_and_other_looks_outside(parts, known):
   assert outside(known, elsewhere).mean() > 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'change',
   [lambda x: np.full_like(x, -1.0), lambda x: -x, lambda x: 0.4 * x - 0.6],
@@ -77,6 +79,7 @@ def test_what_is_no_such_picture_lies_outside(parts, known, change):
   assert outside(known, change(parts['test'].images)).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_re_encoding_brings_nothing_inside(parts, known):
   elsewhere = domain.domain_randomized(parts['test'].images, seed=5)
   encoded = np.stack([2 * file_degradations.jpeg((x[..., 0] + 1) / 2, 75) - 1 for x in elsewhere])
@@ -84,6 +87,7 @@ def test_re_encoding_brings_nothing_inside(parts, known):
   assert shares[1] == pytest.approx(shares[0], abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_look_changes_every_image(parts):
   images = parts['test'].images
   changed = domain.domain_randomized(images, seed=1)
@@ -91,6 +95,7 @@ def test_a_look_changes_every_image(parts):
   np.testing.assert_array_equal(changed, domain.domain_randomized(images, seed=1))
 
 
+@pytest.mark.slow
 def test_the_limit_is_beyond_fakes_that_the_score_has_not_seen(parts, known):
   """A generator whose fakes look unlike originals moves the limit: they are not all unsure."""
   validation = parts['validation']
@@ -106,6 +111,7 @@ def test_the_limit_is_beyond_fakes_that_the_score_has_not_seen(parts, known):
   assert outside(moved, dark[validation.fake]).mean() <= 0.15
 
 
+@pytest.mark.slow
 def test_another_site_has_a_domain_of_its_own(parts, known):
   site = (0.4 * parts['train'].of('real').images - 0.6).astype(np.float32)
   assert outside(known, site).mean() > 0.9

@@ -332,6 +332,7 @@ def test_genuine_images_in_any_class_mix_are_no_fall(shares):
   assert shown_on_genuine_images(shares, lambda mix: labels_in_mix(mix, 500)) <= 0.02
 
 
+@pytest.mark.slow
 def test_a_class_mix_of_their_own_would_be_a_fall():
   rate = shown_on_genuine_images((0.55, 0.25, 0.15, 0.05), lambda _: np.arange(500) % 4)
   assert rate > 0.3

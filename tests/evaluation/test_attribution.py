@@ -101,6 +101,7 @@ def test_a_witness_that_takes_no_places_away_itself_has_them_blurred():
   assert whole_and_none[1].std() < image.std() / 2
 
 
+@pytest.mark.slow
 def test_places_taken_from_a_detector_become_a_typical_original():
   rng = np.random.default_rng(0)
   model = patch_net.PatchNet(4)

@@ -123,6 +123,7 @@ def test_autoencoders_learn_to_rebuild_and_have_no_samples(configured, tmp_path,
   assert np.abs(made.images - images.images[made.sources]).mean() < 0.5 * errors[0]
 
 
+@pytest.mark.slow
 def test_each_image_of_a_batch_is_rebuilt_by_the_next_member():
   network = autoencoder.Autoencoder(width=2)
   batch, key = random_images(8), jax.random.key(0)
