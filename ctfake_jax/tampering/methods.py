@@ -14,7 +14,7 @@ import scipy.sparse.linalg
 from jaxtyping import Bool, Float, Float32
 from scipy import ndimage
 
-from ctfake_jax.tampering import noise, sites
+from ctfake_jax.tampering import noise, shapes, sites
 from ctfake_jax.tampering.sites import Site
 from ctfake_jax.types import UserError
 
@@ -22,7 +22,7 @@ CHANGED_DIAMETERS = 1.5  # all that is changed lies within a sphere of so many d
 AROUND_DIAMETERS = 2.5  # what is looked at
 EDGE_PIXELS = 1.0  # over which a lesion's edge falls off
 SOLID_HU, TEXTURE_HU = (-30.0, 70.0), 15.0
-LOBES, HIGHEST_LOBE = 12, 0.5  # of the radius
+SHAPE_LIMITS = 0.6, 1.4  # of the sphere's radius: the rest is for the soft edge
 LEAST_SCALE = 0.7  # of a nodule that is transplanted, to the diameter that is asked for
 LESION_HU, MARGIN_MM = -600.0, 2.5  # of a nodule that is transplanted: what it is, and round it
 TRIES = 64  # places that a copy may come from
@@ -106,13 +106,10 @@ Method = Callable[[Place, np.random.Generator], Float[np.ndarray, 'a b c']]
 
 
 def sculpt(place: Place, rng: np.random.Generator) -> Float[np.ndarray, 'a b c']:
-  """A solid nodule with lobes, whose texture and noise are those of soft tissue there."""
-  directions = rng.normal(size=(LOBES, 3))
-  directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-  heights = rng.uniform(0, HIGHEST_LOBE, LOBES)
-  towards = place.offsets @ directions.T / np.maximum(place.distance, 1e-6)[..., None]
-  shape = 0.85 + np.clip(towards, 0, 1) ** 6 @ heights
-  radius = place.radius * np.clip(shape, 0.7, 1.3)
+  """A solid nodule of a real one's irregularity; texture and noise of soft tissue there."""
+  directions = place.offsets / np.maximum(place.distance, 1e-6)[..., None]
+  shape = np.exp(shapes.log_radius(directions, rng))
+  radius = place.radius * np.clip(shape, *SHAPE_LIMITS)
   width = EDGE_PIXELS * place.spacing_mm[2]
   share = 1 / (1 + np.exp(np.clip((place.distance - radius) / (width / 2), -30, 30)))
   coarse = [max(0.3 * place.radius, mm) / mm for mm in place.spacing_mm]
