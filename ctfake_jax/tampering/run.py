@@ -29,7 +29,8 @@ from ctfake_jax.tampering.sites import Site
 from ctfake_jax.types import UnreadableImageError, UserError
 from ctfake_jax.workdir import files as workdir_lib
 
-MOST_CANDIDATES = 5  # of nodules of the source, whose figures stand beside those of the changes
+# Of nodules of the source, whose figures stand beside those of the changes.
+MOST_CANDIDATES, CANDIDATES_MM = 5, (5.0, 40.0)
 LEAST_CONTRAST_TO_NOISE = 1.0  # of a lesion that counts
 _DONE = {
   'inject': 'A lesion was put into the series',
@@ -62,7 +63,7 @@ def run(config: Config, workdir: Path) -> dict:
       'spacing_mm': series.spacing_mm,
       'remarks': series.remarks,
       'sites': rows,
-      'nodules_of_source': _candidates(config, series, hu, lung),
+      'nodules_of_source': _candidates(series, hu, lung),
       **_write(config, method, workdir, series, changed, asked, pseudonyms),
     })  # fmt: skip
   if not listed:
@@ -127,15 +128,11 @@ def _sites(
 
 
 def _candidates(
-  config: Config,
-  series: CtSeries,
-  hu: Float32[np.ndarray, 'n h w'],
-  lung: Bool[np.ndarray, 'n h w'],
+  series: CtSeries, hu: Float32[np.ndarray, 'n h w'], lung: Bool[np.ndarray, 'n h w']
 ) -> list[dict]:
   """What may be nodules in the source, the roundest, with the same figures as the changes."""
-  sizes = config.tamper.smallest_mm, config.tamper.largest_mm
   found = []
-  for site in sites.nodules(hu, lung, series.spacing_mm, sizes)[:MOST_CANDIDATES]:
+  for site in sites.nodules(hu, lung, series.spacing_mm, CANDIDATES_MM)[:MOST_CANDIDATES]:
     place = Place.of(hu, lung, series.spacing_mm, site)
     found.append(dataclasses.asdict(site) | methods.contrast_to_noise(hu, hu, place))
   return found
