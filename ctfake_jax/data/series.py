@@ -36,7 +36,7 @@ UNEVEN = 0.1  # of the step between slices; more is said
 
 @dataclasses.dataclass(frozen=True)
 class CtSeries:
-  """n slices in order along their normal.
+  """n slices by ascending position along their normal, of a supine patient from the feet up.
 
   Attributes:
     name: of the series, safe as a folder.
@@ -98,17 +98,17 @@ class CtSeries:
 
 def of_phantom(scanned: Series, name: str) -> CtSeries:
   """A simulated series; nobody was scanned."""
-  count = len(scanned.hu)
+  count, planes = len(scanned.hu), scanned.planes[::-1]
   return CtSeries(
     name=name,
-    stored=scanned.hu.astype(np.int32) - STORED_ZERO_HU,
+    stored=scanned.hu[::-1].astype(np.int32) - STORED_ZERO_HU,
     slope=np.ones(count),
     intercept=np.full(count, float(STORED_ZERO_HU)),
     padding=np.zeros(scanned.hu.shape, bool),
-    planes=scanned.planes,
+    planes=planes,
     records=tuple(
       Record(0, name, f'{name}/{row + 1:04d}', plane=plane, simulated=True)
-      for row, plane in enumerate(scanned.planes)
+      for row, plane in enumerate(planes)
     ),
     bits_stored=16,
     signed=True,
@@ -200,6 +200,8 @@ def _of_volume(itk, path: pathlib.Path, shown: str, name: str, max_pixels: int) 
     for corner in corners
   )
   count = len(values)
+  if planes[0].height_mm > planes[-1].height_mm:  # type: ignore[operator]
+    values, planes = values[::-1], planes[::-1]
   return CtSeries(
     name=name,
     stored=values.astype(np.int32),

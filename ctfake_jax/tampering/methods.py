@@ -280,15 +280,25 @@ def apply(method: Method, place: Place, rng: np.random.Generator) -> Float32[np.
   return changed
 
 
-def contrast_to_noise(
-  before: Float32[np.ndarray, 'n h w'], after: Float32[np.ndarray, 'n h w'], place: Place
-) -> dict[str, float]:
-  """Of the lesion against the lung round it: in the series that has it more, HU and ratio."""
+def contrast_to_noise(hu: Float32[np.ndarray, 'n h w'], place: Place) -> dict[str, float]:
+  """Of a lesion in a series against the lung round it in the series before the change.
+
+  Returns:
+    lesion_hu, of its middle; lung_hu and noise_hu, median and standard deviation of the lung round
+    it; contrast_to_noise of these; volume_mm3 of what is nearer to the lesion's HU than the lung's.
+  """
   ring = (place.distance > CHANGED_DIAMETERS * place.radius) & place.lung[place.box]
-  core = place.distance <= 0.5 * place.radius
+  core = place.distance <= max(0.5 * place.radius, float(place.distance.min()))
   around = place.own[ring & (place.own < sites.VESSEL_HU)]
-  spread = float(around.std()) if around.size else float('nan')
-  level = float(np.median(around)) if around.size else float('nan')
-  means = [float(hu[place.box][core].mean()) for hu in (before, after)]
-  lesion = max(means, key=lambda mean: abs(mean - level))
-  return {'lesion_hu': lesion, 'lung_hu': level, 'contrast_to_noise': (lesion - level) / spread}
+  lung = float(np.median(around)) if around.size else float('nan')
+  noise_hu = float(around.std()) if around.size else float('nan')
+  own = hu[place.box]
+  lesion = float(own[core].mean())
+  nearer = place.reach & (np.abs(own - lesion) < np.abs(own - lung))
+  return {
+    'lesion_hu': lesion,
+    'lung_hu': lung,
+    'noise_hu': noise_hu,
+    'contrast_to_noise': (lesion - lung) / noise_hu if noise_hu else float('nan'),
+    'volume_mm3': float(nearer.sum()) * float(np.prod(place.spacing_mm)),
+  }

@@ -29,6 +29,7 @@ from ctfake_jax.tampering.sites import Site
 from ctfake_jax.types import UnreadableImageError, UserError
 from ctfake_jax.workdir import files as workdir_lib
 
+MANIFEST = 'manifest.json'
 # Of nodules of the source, whose figures stand beside those of the changes.
 MOST_CANDIDATES, CANDIDATES_MM = 5, (5.0, 40.0)
 LEAST_CONTRAST_TO_NOISE = 1.0  # of a lesion that counts
@@ -44,30 +45,28 @@ def run(config: Config, workdir: Path) -> dict:
   workdir_lib.check_same_command(workdir, config)
   c = config.tamper
   method = c.method or next(iter(methods.METHODS[c.action]))
-  table = sites.read(Path(c.sites_csv)) if c.sites_csv else None
+  table = sites.read(Path(c.sites_csv)) if c.sites_csv else []
+  digest = hashlib.sha256(Path(c.sites_csv).read_bytes()).hexdigest() if table else None
+  _refuse_another_table(workdir, digest)
   left_out: list[UnreadableImageError] = []
   pseudonyms = Pseudonyms.of(workdir)
-  listed = []
+  listed, used = [], set()
   for series in _inputs(config, left_out):
     print(f'{series.name}: {len(series.stored)} slices', flush=True)
-    hu, lung = series.hu, lungs.lung_mask(series.hu, series.spacing_mm)
-    asked = sites.of_table(table, series) if table else _sites(config, series, hu, lung)
-    if not asked:
-      print(f'careful: {series.name}: no place for this was found, left as it is')
-      continue
-    changed, rows = _change(config, method, series, hu, lung, asked)
-    listed.append({
-      'series': series.name,
-      'source': str(Path(series.records[0].provenance).parent),
-      'slices': len(series.stored),
-      'spacing_mm': series.spacing_mm,
-      'remarks': series.remarks,
-      'sites': rows,
-      'nodules_of_source': _candidates(series, hu, lung),
-      **_write(config, method, workdir, series, changed, asked, pseudonyms),
-    })  # fmt: skip
+    try:
+      asked = sites.of_table(table, series)
+      used |= set(asked)
+      listed.append(_tamper(config, method, workdir, series, list(asked.values()), pseudonyms))
+    except UserError as error:
+      print(f'careful: {series.name} is left as it is: {error}', flush=True)
+      left_out.append(UnreadableImageError(series.records[0].provenance, str(error)))
+  unused = [
+    line for line in range(sites.FIRST_LINE, sites.FIRST_LINE + len(table)) if line not in used
+  ]
+  for line in unused:
+    print(f'careful: config.tamper.sites_csv, line {line}: no series of the input is named there')
   if not listed:
-    reasons = '; '.join(map(str, left_out[:3])) or 'there was no place for it'
+    reasons = '; '.join(map(str, left_out[:3])) or 'the input has none'
     raise UserError(f'tamper: no series was changed; {reasons}')
   workdir_lib.record_command(workdir, config)
   manifest = {
@@ -75,11 +74,50 @@ def run(config: Config, workdir: Path) -> dict:
     'seed': config.seed,
     'action': c.action,
     'method': method,
+    'sites_sha256': digest,
+    'unused_lines': unused,
     'series': listed,
     'left_out': [{'path': e.path, 'reason': e.reason} for e in left_out],
   }
-  workdir_lib.write_json(workdir / 'manifest.json', manifest)
+  workdir_lib.write_json(workdir / MANIFEST, manifest)
   return manifest
+
+
+def _refuse_another_table(workdir: Path, digest: str | None) -> None:
+  path = workdir / MANIFEST
+  if path.exists() and workdir_lib.read_json(path).get('sites_sha256') != digest:
+    raise UserError(
+      f'config.tamper.sites_csv: {workdir} was made by another table; choose another --workdir'
+    )
+
+
+def _tamper(
+  config: Config,
+  method: str,
+  workdir: Path,
+  series: CtSeries,
+  given: list[Site],
+  pseudonyms: Pseudonyms,
+) -> dict:
+  """Changes and writes a series; its row of the manifest. UserError where it cannot be changed."""
+  hu = series.hu
+  lung = lungs.lung_mask(hu, series.spacing_mm)
+  asked = given if config.tamper.sites_csv else _sites(config, series, hu, lung)
+  if not asked:
+    raise UserError('there is no place for this in it')
+  if not config.tamper.sites_csv and len(asked) < config.tamper.count:
+    print(f'careful: {series.name}: {len(asked)} places of {config.tamper.count} were found')
+  changed, rows = _change(config, method, series, hu, lung, asked)
+  return {
+    'series': series.name,
+    'source': series.records[0].provenance,
+    'slices': len(series.stored),
+    'spacing_mm': series.spacing_mm,
+    'remarks': series.remarks,
+    'sites': rows,
+    'nodules_of_source': _candidates(series, hu, lung),
+    **_write(config, method, workdir, series, changed, asked, pseudonyms),
+  }
 
 
 def _inputs(config: Config, left_out: list[UnreadableImageError]) -> Iterator[CtSeries]:
@@ -134,7 +172,7 @@ def _candidates(
   found = []
   for site in sites.nodules(hu, lung, series.spacing_mm, CANDIDATES_MM)[:MOST_CANDIDATES]:
     place = Place.of(hu, lung, series.spacing_mm, site)
-    found.append(dataclasses.asdict(site) | methods.contrast_to_noise(hu, hu, place))
+    found.append(dataclasses.asdict(site) | methods.contrast_to_noise(hu, place))
   return found
 
 
@@ -155,19 +193,26 @@ def _change(
   """The series after all changes, and what each is like."""
   how = methods.METHODS[config.tamper.action][method]
   rows, current = [], series
+  takes_out = config.tamper.action == 'remove'
   for number, site in enumerate(progress_bar.bar('changing', asked)):
     rng = streams.generator(config.seed, 'tampering, change', series.name, number)
     before = current.hu
     place = Place.of(before, lung, series.spacing_mm, site)
     after = current.changed(methods.apply(how, place, rng))
     voxels = int((after.stored != current.stored).sum())
-    facts = methods.contrast_to_noise(before, after.hu, place)
+    facts = methods.contrast_to_noise(before if takes_out else after.hu, place)
+    counts = abs(facts['contrast_to_noise']) >= LEAST_CONTRAST_TO_NOISE
+    in_lung = bool(lung[tuple(round(c) for c in site.centre)])
+    if not counts or not in_lung:
+      what = 'shows no lesion' if in_lung else 'lies outside of the lungs'
+      print(f'careful: {series.name}: the place {tuple(map(round, site.centre))} {what}')
     rows.append({
       'centre': site.centre,
       'diameter_mm': site.diameter_mm,
+      'in_lung': in_lung,
       'changed_mm3': voxels * float(np.prod(series.spacing_mm)),
       **facts,
-      'counts': abs(facts['contrast_to_noise']) >= LEAST_CONTRAST_TO_NOISE,
+      'counts': counts,
     })  # fmt: skip
     current = after
   return current, rows

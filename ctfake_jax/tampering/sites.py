@@ -1,12 +1,13 @@
 """Where a series is changed: places of an automatic, seeded choice, or of a table.
 
-A table is CSV with the columns `z,y,x` (0-based slice, row, column of the series as stored, from
-its first slice on) or `z_mm,y_mm,x_mm` (patient coordinates), `diameter_mm`, and, where the input
-has several series, `series`: a path below the input that its files' paths begin with.
+A table is CSV with the columns `z,y,x` (slice by ascending position, row, column as stored, from 0)
+or `z_mm,y_mm,x_mm` (patient coordinates), `diameter_mm`, and, where the input has several series,
+`series`: the path of a file or folder of it, below the input.
 """
 
 import csv
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from jaxtyping import Bool, Float
 from scipy import ndimage
 
 from ctfake_jax.data.series import CtSeries
-from ctfake_jax.types import Plane, UserError
+from ctfake_jax.types import Plane, Record, UserError
 
+FIRST_LINE = 2  # below the head
+DIAMETERS_MM = 3, 60  # of lesions
 EDGE_MM = 6.0  # from the pleura, beside the lesion's own radius
 VESSEL_HU, VESSEL_SHARE = -500.0, 0.1  # of what lies where a lesion is to be put
 NODULE_HU = -400.0  # what is denser in the lung may be one
@@ -122,42 +125,66 @@ def offsets_mm(
 
 
 def read(path: Path) -> list[dict[str, str]]:
-  """Rows of a table of sites; UserError where columns are missing."""
+  """Rows of a table of sites.
+
+  Raises:
+    UserError: it cannot be read, lacks columns or rows, or a value is none.
+  """
   try:
     with open(path, newline='', encoding='utf-8-sig') as handle:
-      rows = list(csv.DictReader(handle))
+      table = csv.DictReader(handle)
+      rows, columns = list(table), set(table.fieldnames or ())
   except (OSError, UnicodeDecodeError, csv.Error) as error:
     raise UserError(f'config.tamper.sites_csv = {path}: cannot be read ({error})') from None
-  columns = set(rows[0]) if rows else set()
   places = {'z', 'y', 'x'} <= columns or {'z_mm', 'y_mm', 'x_mm'} <= columns
   if not places or 'diameter_mm' not in columns:
     raise UserError(
       f'config.tamper.sites_csv = {path}: needs the columns z, y, x or z_mm, y_mm, x_mm, '
       'and diameter_mm'
     )
+  if not rows:
+    raise UserError(f'config.tamper.sites_csv = {path}: has no rows')
+  for number, row in enumerate(rows, FIRST_LINE):
+    _check(number, row)
   return rows
 
 
-def of_table(rows: list[dict[str, str]], series: CtSeries) -> list[Site]:
-  """Those of a table that concern a series.
+def _check(number: int, row: dict[str, str]) -> None:
+  line = f'config.tamper.sites_csv, line {number}'
+  names = ('z', 'y', 'x') if row.get('z') else ('z_mm', 'y_mm', 'x_mm')
+  try:
+    values = [float(row[name]) for name in (*names, 'diameter_mm')]
+  except (TypeError, ValueError):
+    values = [math.nan]
+  if not all(map(math.isfinite, values)):
+    raise UserError(f'{line}: a value is no number')
+  if not DIAMETERS_MM[0] <= values[-1] <= DIAMETERS_MM[1]:
+    raise UserError(
+      f'{line}: diameter_mm = {values[-1]:g}: must be from {DIAMETERS_MM[0]} to {DIAMETERS_MM[1]}'
+    )
+
+
+def of_table(rows: list[dict[str, str]], series: CtSeries) -> dict[int, Site]:
+  """Those of a table that concern a series, by their line.
 
   Raises:
-    UserError: a place is no number or lies outside.
+    UserError: a place lies outside.
   """
-  found = []
-  for number, row in enumerate(rows, 2):
-    named = (row.get('series') or '').strip()
-    if named and not series.records[0].provenance.startswith(named):
+  found = {}
+  for number, row in enumerate(rows, FIRST_LINE):
+    named = (row.get('series') or '').strip().rstrip('/')
+    if named and not any(_is_of(record, named) for record in series.records):
       continue
-    try:
-      site = Site(_centre(row, series), float(row['diameter_mm']))
-    except (TypeError, ValueError):
-      raise UserError(f'config.tamper.sites_csv, line {number}: a value is no number') from None
-    inside = all(0 <= c <= n - 1 for c, n in zip(site.centre, series.stored.shape))
-    if not inside or not np.isfinite(site.diameter_mm) or site.diameter_mm <= 0:
+    centre = _centre(row, series)
+    if not all(0 <= c <= n - 1 for c, n in zip(centre, series.stored.shape)):
       raise UserError(f'config.tamper.sites_csv, line {number}: lies outside of the series')
-    found.append(site)
+    found[number] = Site(centre, float(row['diameter_mm']))
   return found
+
+
+def _is_of(record: Record, named: str) -> bool:
+  """Whether a record's file is this one, or lies in this folder."""
+  return named in (record.path, record.provenance) or record.provenance.startswith(f'{named}/')
 
 
 def _centre(row: dict[str, str], series: CtSeries) -> tuple[float, float, float]:

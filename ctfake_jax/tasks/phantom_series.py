@@ -1,6 +1,6 @@
 """The task `phantom_series`: whole simulated chest CT series as DICOM, with the nodules' places.
 
-Leaves, for each of `phantom.patients`, `series/<patient>/0001.dcm` ... from the head down, and
+Leaves, for each of `phantom.patients`, `series/<patient>/0001.dcm` ... by ascending position, and
 `lung.npz` with the voxels of parenchyma; for all together `nodules.csv` and `manifest.json`.
 """
 
@@ -22,7 +22,7 @@ from ctfake_jax.runtime import progress_bar
 from ctfake_jax.types import Plane
 from ctfake_jax.workdir import files as workdir_lib
 
-COLUMNS = ('series', 'slice', 'row', 'column', 'x_mm', 'y_mm', 'z_mm', 'diameter_mm', 'hu')
+COLUMNS = ('series', 'z', 'y', 'x', 'x_mm', 'y_mm', 'z_mm', 'diameter_mm', 'hu')
 
 
 def run(config: Config, workdir: Path) -> dict:
@@ -75,12 +75,12 @@ def write(series: volume.Series, folder: Path, name: str) -> dict[str, str]:
     kernel=series.kernel,
   )
   digests = {}
-  slices = list(zip(series.hu, series.planes))
+  slices = list(zip(series.hu, series.planes))[::-1]
   for number, (hu, plane) in enumerate(progress_bar.bar('writing DICOM', slices), 1):
     path = folder / f'{number:04d}.dcm'
     write_ct(path, hu.astype(np.float32), plane=plane, statement=statement, instance_number=number)
     digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-  np.savez_compressed(folder / 'lung.npz', allow_pickle=False, mask=series.lung)
+  np.savez_compressed(folder / 'lung.npz', allow_pickle=False, mask=series.lung[::-1])
   return digests
 
 
@@ -95,7 +95,7 @@ def _nodule_rows(series: volume.Series, name: str) -> Iterator[tuple]:
 
 
 def _nearest(planes: tuple[Plane, ...], nodule: Nodule) -> tuple[int, int, int] | None:
-  """Number of the slice from 1, row and column of a nodule's middle; None outside."""
+  """Slice by ascending position, row and column of a nodule's middle, from 0; None outside."""
   heights = np.array([plane.height_mm for plane in planes], float)
   x, y, depth = nodule.centre.tolist()
   number = int(np.argmin(np.abs(heights + depth)))
@@ -105,4 +105,4 @@ def _nearest(planes: tuple[Plane, ...], nodule: Nodule) -> tuple[int, int, int] 
   assert plane.corner_mm is not None
   column = round((x - plane.corner_mm[0]) / plane.spacing_mm[1])
   row = round((y - plane.corner_mm[1]) / plane.spacing_mm[0])
-  return number + 1, row, column
+  return len(planes) - 1 - number, row, column

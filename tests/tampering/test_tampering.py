@@ -48,7 +48,7 @@ def first_site(series, lung, diameter=20.0, seed=0):
 
 
 def test_the_lungs_are_those_of_the_phantom(scanned, lung):
-  overlap = 2 * (scanned.lung & lung).sum() / (scanned.lung.sum() + lung.sum())
+  overlap = 2 * (scanned.lung[::-1] & lung).sum() / (scanned.lung.sum() + lung.sum())
   assert overlap > 0.9
 
 
@@ -103,8 +103,11 @@ def test_what_is_put_in_is_seen_and_what_is_taken_out_is_not(series, lung):
   place = Place.of(series.hu, lung, series.spacing_mm, site)
   put_in = methods.apply(methods.sculpt, place, np.random.default_rng(0))
   assert put_in[centre] > -150
-  facts = methods.contrast_to_noise(series.hu, put_in, place)
+  facts = methods.contrast_to_noise(put_in, place)
   assert facts['contrast_to_noise'] > 3
+  assert facts['lesion_hu'] > -150 > facts['lung_hu']
+  sphere = np.pi / 6 * site.diameter_mm**3
+  assert 0.3 * sphere < facts['volume_mm3'] < 2.5 * sphere
   found = sites.nodules(put_in, lung, series.spacing_mm, (10.0, 30.0))
   gaps = [np.abs((np.array(s.centre) - site.centre) * series.spacing_mm).max() for s in found]
   assert min(gaps) < 5
@@ -120,7 +123,7 @@ def test_a_transplanted_nodule_is_one(with_nodule, lung):
   series, site = with_nodule
   place = Place.of(series.hu, lung, series.spacing_mm, site)
   made = methods.apply(methods.transplant, place, np.random.default_rng(0))
-  assert methods.contrast_to_noise(series.hu, made, place)['contrast_to_noise'] > 3
+  assert methods.contrast_to_noise(made, place)['contrast_to_noise'] > 3
   bare = Place.of(series.hu, np.zeros_like(lung), series.spacing_mm, site)
   with pytest.raises(UserError, match='no nodule of 14 to 29 mm'):
     methods.transplant(bare, np.random.default_rng(0))
@@ -159,7 +162,7 @@ def test_a_table_has_voxels_or_millimetres(series, tmp_path):
   )
   for text in tables:
     (tmp_path / 'sites.csv').write_text(text)
-    (site,) = sites.of_table(sites.read(tmp_path / 'sites.csv'), series)
+    (site,) = sites.of_table(sites.read(tmp_path / 'sites.csv'), series).values()
     np.testing.assert_allclose(site.centre, (5, 60, 40), atol=1e-6)
     assert site.diameter_mm == 12
 
@@ -171,12 +174,47 @@ def test_a_table_has_voxels_or_millimetres(series, tmp_path):
     ('z,y,x,diameter_mm\n5,60,400,12\n', 'line 2: lies outside'),
     ('z,y,x,diameter_mm\n5,60,4,12\nx,60,4,12\n', 'line 3: a value is no number'),
     ('x_mm,y_mm,z_mm,diameter_mm\n0,0,9999,12\n', 'line 2: lies outside'),
+    ('z,y,x,diameter_mm\n5,60,4,-1\n', 'line 2: diameter_mm = -1: must be from 3 to 60'),
+    ('z,y,x,diameter_mm\n5,60,nan,9\n', 'line 2: a value is no number'),
+    ('z,y,x,diameter_mm\n', 'has no rows'),
   ],
 )
 def test_a_table_that_cannot_be_is_refused(series, tmp_path, text, message):
   (tmp_path / 'sites.csv').write_text(text)
   with pytest.raises(UserError, match=message):
     sites.of_table(sites.read(tmp_path / 'sites.csv'), series)
+
+
+def test_a_table_names_series_by_whole_folders(series, tmp_path):
+  (tmp_path / 'sites.csv').write_text(
+    'series,z,y,x,diameter_mm\nphan,5,60,40,9\nphantom,5,60,40,9\n'
+  )
+  assert list(sites.of_table(sites.read(tmp_path / 'sites.csv'), series)) == [3]
+
+
+def test_slices_are_counted_alike_in_the_phantom_and_in_its_files(series, folder):
+  """By ascending position, whatever the order of files."""
+  heights = [plane.height_mm for plane in series.planes]
+  assert heights == sorted(heights)
+  (again,) = series_lib.of_dicom(folder / 'originals', 2**20, True, [])
+  originals = stored(folder / 'originals' / 'phantom-0-0000')
+  np.testing.assert_array_equal(again.stored, originals)
+
+
+def test_what_is_not_changed_is_listed_and_a_changed_table_is_refused(tmp_path):
+  config, table = configured(), tmp_path / 'sites.csv'
+  lines = ['series,z,y,x,diameter_mm', 'phantom-0-0000,12,48,30,12', 'nobody,1,1,1,9']
+  table.write_text('\n'.join(lines))
+  config.tamper.sites_csv, config.phantom.patients = str(table), 2
+  manifest = run.run(resolve(config), tmp_path)
+  assert [row['series'] for row in manifest['series']] == ['phantom-0-0000']
+  assert manifest['unused_lines'] == [3]
+  (left,) = manifest['left_out']
+  assert left['path'].startswith('phantom-0-0001')
+  assert left['reason'] == 'there is no place for this in it'
+  table.write_text('\n'.join(lines[:2]))
+  with pytest.raises(UserError, match='was made by another table'):
+    run.run(resolve(config), tmp_path)
 
 
 def configured(**keys):
@@ -237,19 +275,19 @@ def test_the_same_command_makes_the_same_pixels_and_masks(folder, tmp_path):
 @pytest.mark.parametrize('suffix', ['nii.gz', 'mha'])
 def test_volumes_are_read_as_they_lie(series, tmp_path, suffix):
   """Written by SimpleITK: values, spacing and place of every slice are those of the phantom."""
-  image = SimpleITK.GetImageFromArray(series.hu.astype(np.int16)[::-1])
+  image = SimpleITK.GetImageFromArray(series.hu.astype(np.int16))
   step, row, column = series.spacing_mm
   image.SetSpacing((column, row, step))
-  image.SetOrigin(series.planes[-1].corner_mm)
+  image.SetOrigin(series.planes[0].corner_mm)
   SimpleITK.WriteImage(image, str(tmp_path / f'a.{suffix}'))
   float_image = SimpleITK.Cast(image, SimpleITK.sitkFloat32) + 0.5
   SimpleITK.WriteImage(float_image, str(tmp_path / f'b.{suffix}'))
   (tmp_path / f'c.{suffix}').write_bytes(b'junk')
   left_out = []
   (found,) = series_lib.of_volumes(tmp_path, 2**20, left_out)
-  np.testing.assert_array_equal(found.hu, series.hu[::-1])
+  np.testing.assert_array_equal(found.hu, series.hu)
   np.testing.assert_allclose(found.spacing_mm, series.spacing_mm, rtol=1e-5)
-  for plane, own in zip(found.planes, series.planes[::-1], strict=True):
+  for plane, own in zip(found.planes, series.planes, strict=True):
     np.testing.assert_allclose(plane.corner_mm, own.corner_mm, atol=1e-3)
   assert [error.path for error in left_out] == [f'b.{suffix}', f'c.{suffix}']
   assert 'no whole HU' in left_out[0].reason
@@ -285,7 +323,7 @@ def test_keys_that_do_not_fit_are_refused(keys, message):
 
 
 def test_a_series_without_a_place_is_refused(tmp_path):
-  with pytest.raises(UserError, match='no series was changed; there was no place'):
+  with pytest.raises(UserError, match=r'no series was changed; .*there is no place'):
     run.run(resolve(configured(action='remove', smallest_mm=59.0, largest_mm=60.0)), tmp_path)
   assert not (tmp_path / 'series').exists()
 

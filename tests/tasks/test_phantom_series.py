@@ -52,7 +52,7 @@ def test_a_series_is_one_object_in_space(folder):
   files = [pydicom.dcmread(p) for p in sorted(folder.rglob('phantom-3-0001/*.dcm'))]
   assert len({ds.SeriesInstanceUID for ds in files}) == len({ds.PatientID for ds in files}) == 1
   assert len({ds.SOPInstanceUID for ds in files}) == 10
-  np.testing.assert_allclose(np.diff([ds.ImagePositionPatient[2] for ds in files]), -10)
+  np.testing.assert_allclose(np.diff([ds.ImagePositionPatient[2] for ds in files]), 10)
   mask = np.load(folder / 'series' / 'phantom-3-0001' / 'lung.npz')['mask']
   assert 0.05 < mask.mean() < 0.5
 
@@ -76,10 +76,10 @@ def test_nodules_lie_where_the_table_has_them(tmp_path):
     rows = [row for row in csv.DictReader(handle) if float(row['diameter_mm']) > 9]
   assert rows
   for row in rows:
-    path = tmp_path / 'thin' / 'series' / row['series'] / f'{int(row["slice"]):04d}.dcm'
+    path = tmp_path / 'thin' / 'series' / row['series'] / f'{int(row["z"]) + 1:04d}.dcm'
     ds = pydicom.dcmread(path)
     hu = ds.pixel_array + ds.RescaleIntercept
-    assert hu[int(row['row']), int(row['column'])] > -500
+    assert hu[int(row['y']), int(row['x'])] > -500
     assert ds.ImagePositionPatient[2] == pytest.approx(float(row['z_mm']), abs=1.01)
 
 

@@ -137,10 +137,14 @@ def edited(
     patient_id=f'EDITED-{name}',
     description='SYNTHETIC: edited image, not as scanned',
     derivation=f'Derived from {shown}. {change.done}{donor}. {sampling}{limited}'.strip(),
-    contribution=f'{change.done}; {change.share:.2%} of the pixels were changed',
+    contribution=f'{change.done}; {_percent(change.share)} of the pixels were changed',
     comment=f'Edited image{of_class}{place}',
     further=_references(source, change, pseudonyms),
   )
+
+
+def _percent(share: float) -> str:
+  return 'less than 0.01%' if 0 < share < 1e-4 else f'{share:.2%}'
 
 
 def _shown(source: Record) -> str:
