@@ -184,7 +184,7 @@ def grow(
   for node in range(len(nodes) - 1, 0, -1):
     fed[parent[node]] += fed[node]
   radius = end_mm * np.cbrt(fed)
-  radius[0] = radius[1:].max()
+  radius[0] = np.max(radius[1:])
   return Tubes(nodes[parent[1:]], nodes[1:], np.stack([radius[parent[1:]], radius[1:]], 1), hu)
 
 
