@@ -149,7 +149,9 @@ def _grown(dense: Bool[np.ndarray, 'a b c'], place: Place) -> Bool[np.ndarray, '
   near = np.bincount(parts[place.distance <= 0.5 * place.radius].ravel())[1:]
   if not near.size:
     return place.reach
-  away = ndimage.distance_transform_edt(parts != int(np.argmax(near)) + 1, sampling=place.spacing_mm)
+  away = ndimage.distance_transform_edt(
+    parts != int(np.argmax(near)) + 1, sampling=place.spacing_mm
+  )
   return away <= MARGIN_MM
 
 
