@@ -7,7 +7,7 @@ noise along t (S. J. Riederer, N. J. Pelc and D. A. Chesler, Phys Med Biol 23:44
   power(f) = pi / views * bin * variance of readings * |f| window(f)^2    [1/mm^2 mm^2]
 
 with the variance of the rays that cross a place at that angle, so that noise is streaky where a
-body is wide. Two hundred slices of 512 x 512 take as long as `scanner` takes for one.
+body is wide.
 """
 
 import functools
