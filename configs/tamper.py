@@ -8,13 +8,10 @@ Measured: 31 seconds for 64 slices of the phantom with two lesions, 21 for 133 s
 series (one removed), start included, on 2 CPU cores (AMD EPYC, another job beside), 2026-11-28.
 """
 
-from ctfake_jax import config as config_lib
+from ctfake_jax.config import files
 
 
 def get_config():
-  config = config_lib.defaults()
+  config = files.get_config('phantom_series')
   config.task = 'tamper'
-  config.phantom.patients = 1
-  config.phantom.slices_per_patient = 64
-  config.phantom.size = 512
   return config

@@ -10,7 +10,7 @@ from ctfake_jax.config.value_rules import Rule
 from ctfake_jax.types import UserError
 
 FEWEST_DEEPFAKES = 40
-FEWEST_PATIENTS = 8
+FEWEST_PATIENTS, MOST_SLICES = 8, 64  # of a phantom whose slices are dealt out
 SOURCES_OF_SERIES = ('phantom', 'dicom', 'volumes')
 
 _POWER_OF_TWO = Rule('a power of two from 32 to 256', lambda v: 32 <= v <= 256 and v & (v - 1) == 0)
@@ -65,6 +65,11 @@ def validate(config: Config) -> None:
     raise UserError(
       f'config.phantom.patients = {config.phantom.patients}: must be at least {FEWEST_PATIENTS} '
       'where they are split into parts'
+    )
+  if is_split and config.phantom.slices_per_patient > MOST_SLICES:
+    raise UserError(
+      f'config.phantom.slices_per_patient = {config.phantom.slices_per_patient}: must be at most '
+      f'{MOST_SLICES} outside of whole series'
     )
   if config.split.folds and config.split.fold >= config.split.folds:
     raise UserError(

@@ -6,16 +6,24 @@ whose voxels are the files' own, so that what is not changed can be written agai
 
 import collections
 import dataclasses
+import functools
+import hashlib
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32
 
+from ctfake_jax import __version__
+from ctfake_jax.config.keys import Config
 from ctfake_jax.data.sources import walker
+from ctfake_jax.data.sources.dicom import statements
+from ctfake_jax.data.sources.dicom.frame import StoredFrame
+from ctfake_jax.data.sources.dicom.kind import MAX_TILT_DEGREES
 from ctfake_jax.data.sources.dicom.source import DicomSource
-from ctfake_jax.data.sources.dicom.writer import StoredPixels
-from ctfake_jax.data.sources.phantom.volume import Series
+from ctfake_jax.data.sources.dicom.writer import Statement, StoredPixels, write_ct
+from ctfake_jax.data.sources.phantom import volume
+from ctfake_jax.runtime import progress_bar
 from ctfake_jax.types import (
   UNKNOWN_LABEL,
   Plane,
@@ -27,8 +35,9 @@ from ctfake_jax.types import (
 )
 
 STORED_ZERO_HU = -1024  # of a phantom's series
+HEADER_BYTES = 2**16  # of a MetaImage, which are text
 VOLUME_SUFFIXES = ('.nii', '.nii.gz', '.mha', '.mhd')
-MOST_TILT_DEGREES = 30.0
+MOST_SLICES = 5000  # of a volume; more are refused unread
 LEAST_HU = -1024  # below it lies padding
 AIRY_HU, TISSUE_HU = -500.0, 0.0  # a chest has both
 UNEVEN = 0.1  # of the step between slices; more is said
@@ -47,6 +56,7 @@ class CtSeries:
     records: what each is an image of.
     bits_stored: of a value.
     signed: whether values are.
+    simulated: what its own files say, where it is a phantom's.
   """
 
   name: str
@@ -58,6 +68,7 @@ class CtSeries:
   records: tuple[Record, ...]
   bits_stored: int
   signed: bool
+  simulated: Statement | None = None
 
   @property
   def hu(self) -> Float32[np.ndarray, 'n h w']:
@@ -65,25 +76,41 @@ class CtSeries:
     scaled = self.stored * self.slope[:, None, None] + self.intercept[:, None, None]
     return scaled.astype(np.float32)
 
+  @functools.cached_property
+  def heights_mm(self) -> Float[np.ndarray, ' n']:
+    """Positions along the normal, ascending."""
+    return np.array([plane.height_mm for plane in self.planes], float)
+
   @property
   def spacing_mm(self) -> tuple[float, float, float]:
     """Between slices (the median step), rows and columns."""
-    heights = np.array([plane.height_mm for plane in self.planes], float)
-    return float(np.median(np.abs(np.diff(heights)))), *self.planes[0].spacing_mm
+    return float(np.median(np.diff(self.heights_mm))), *self.planes[0].spacing_mm
 
   @property
   def remarks(self) -> list[str]:
     """What a reader should know of how its slices lie."""
-    steps = np.abs(np.diff(np.array([plane.height_mm for plane in self.planes], float)))
+    steps = np.diff(self.heights_mm)
     odd = np.abs(steps - np.median(steps)) > UNEVEN * np.median(steps)
     return [f'{int(odd.sum())} of {len(steps)} steps between slices differ'] if odd.any() else []
+
+  def voxel_of(self, point: Float[np.ndarray, ' 3']) -> tuple[float, float, float]:
+    """Slice, row and column of a point (x, y, z) of the patient, mm; a slice of -1 lies outside."""
+    axes, corner = self.planes[0].axes, self.planes[0].corner_mm
+    assert axes is not None
+    assert corner is not None
+    height = float(np.cross(*axes) @ point)
+    place = float(np.interp(height, self.heights_mm, np.arange(len(self.planes)), -1, -1))
+    along, down = (float(np.array(axis) @ (point - np.array(corner))) for axis in axes)
+    row_mm, column_mm = self.planes[0].spacing_mm
+    return place, down / row_mm, along / column_mm
 
   def changed(self, hu: Float32[np.ndarray, 'n h w']) -> 'CtSeries':
     """With the nearest storable values where HU differ from its own; padding stays."""
     exact = (hu - self.intercept[:, None, None]) / self.slope[:, None, None]
     low = -(2 ** (self.bits_stored - 1)) if self.signed else 0
     nearest = np.clip(np.rint(exact), low, low + 2**self.bits_stored - 1).astype(np.int32)
-    return dataclasses.replace(self, stored=np.where(self.padding, self.stored, nearest))
+    stays = self.padding | (hu == self.hu)
+    return dataclasses.replace(self, stored=np.where(stays, self.stored, nearest))
 
   def pixels(self, row: int) -> StoredPixels:
     """Of a slice, as a file holds them."""
@@ -96,9 +123,59 @@ class CtSeries:
     )
 
 
-def of_phantom(scanned: Series, name: str) -> CtSeries:
+def write(
+  series: CtSeries, folder: pathlib.Path, statement: Callable[[int], Statement]
+) -> dict[str, str]:
+  """CT Image Storage, a file a slice by ascending position; the hash of each by its name.
+
+  Args:
+    series: what is written.
+    folder: where to; made.
+    statement: what is said of the slice of a number.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  digests = {}
+  for row in progress_bar.bar('writing DICOM', range(len(series.stored))):
+    path, plane = folder / f'{row + 1:04d}.dcm', series.planes[row]
+    number, said = row + 1, statement(row)
+    write_ct(path, series.pixels(row), plane=plane, statement=said, instance_number=number)
+    digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+  return digests
+
+
+def write_simulated(series: CtSeries, folder: pathlib.Path) -> dict[str, str]:
+  """As `write`, a phantom's own series."""
+  statement = series.simulated
+  assert statement is not None
+  return write(series, folder, lambda _: statement)
+
+
+def of_phantom(config: Config) -> Iterator[tuple[CtSeries, volume.Series]]:
+  """Every patient of `config.phantom`, as a series and as the phantom has it."""
+  c = config.phantom
+  for patient in range(c.patients):
+    scanned = volume.series(
+      seed=c.seed,
+      patient=patient,
+      slices=c.slices_per_patient,
+      size=c.size or config.data.image_size,
+      thickness_mm=c.thickness_mm,
+      scanners=c.scanners,
+    )
+    yield of_simulated(scanned, f'phantom-{c.seed}-{patient:04d}'), scanned
+
+
+def of_simulated(scanned: volume.Series, name: str) -> CtSeries:
   """A simulated series; nobody was scanned."""
   count, planes = len(scanned.hu), scanned.planes[::-1]
+  parts = (name, scanned.hu.shape, scanned.thickness_mm, scanned.scanner)
+  statement = statements.simulated(
+    version=__version__,
+    patient=name,
+    recipe='/'.join(map(str, parts)),
+    thickness_mm=scanned.thickness_mm,
+    kernel=scanned.kernel,
+  )
   return CtSeries(
     name=name,
     stored=scanned.hu[::-1].astype(np.int32) - STORED_ZERO_HU,
@@ -107,11 +184,12 @@ def of_phantom(scanned: Series, name: str) -> CtSeries:
     padding=np.zeros(scanned.hu.shape, bool),
     planes=planes,
     records=tuple(
-      Record(0, name, f'{name}/{row + 1:04d}', plane=plane, simulated=True)
+      Record(UNKNOWN_LABEL, name, f'{name}/{row + 1:04d}.dcm', plane=plane, simulated=True)
       for row, plane in enumerate(planes)
     ),
     bits_stored=16,
     signed=True,
+    simulated=statement,
   )
 
 
@@ -172,12 +250,16 @@ def of_volumes(
 
 def _of_volume(itk, path: pathlib.Path, shown: str, name: str, max_pixels: int) -> CtSeries:
   """Raises UnreadableImageError where a file is no axial CT in HU."""
+  if _lies_elsewhere(path):
+    raise UnreadableImageError(shown, 'its pixels lie in another folder')
   reader = itk.ImageFileReader()
   reader.SetFileName(str(path))
   try:
     reader.ReadImageInformation()
     if reader.GetDimension() != 3 or min(reader.GetSize()) < 2:
       raise UnreadableImageError(shown, 'has no three dimensions')
+    if reader.GetSize()[2] > MOST_SLICES:
+      raise UnreadableImageError(shown, f'has more than {MOST_SLICES} slices')
     if reader.GetSize()[0] * reader.GetSize()[1] > max_pixels:
       raise UnreadableImageError(shown, f'a slice is above data.max_pixels = {max_pixels}')
     image = reader.Execute()
@@ -186,7 +268,7 @@ def _of_volume(itk, path: pathlib.Path, shown: str, name: str, max_pixels: int) 
     raise UnreadableImageError(shown, f'cannot be read ({reason})') from None
   direction = np.array(image.GetDirection()).reshape(3, 3)
   along, down, normal = (_vector(direction[:, i]) for i in range(3))
-  if tilt_degrees((along, down)) > MOST_TILT_DEGREES:
+  if tilt_degrees((along, down)) > MAX_TILT_DEGREES:
     raise UnreadableImageError(shown, 'its slices are not axial')
   values = itk.GetArrayFromImage(image)
   if not _whole_hu(values):
@@ -200,7 +282,7 @@ def _of_volume(itk, path: pathlib.Path, shown: str, name: str, max_pixels: int) 
     for corner in corners
   )
   count = len(values)
-  if planes[0].height_mm > planes[-1].height_mm:  # type: ignore[operator]
+  if np.dot(np.cross(along, down), normal) < 0:  # stored from the head down
     values, planes = values[::-1], planes[::-1]
   return CtSeries(
     name=name,
@@ -216,6 +298,17 @@ def _of_volume(itk, path: pathlib.Path, shown: str, name: str, max_pixels: int) 
     bits_stored=16,
     signed=True,
   )
+
+
+def _lies_elsewhere(path: pathlib.Path) -> bool:
+  """Whether a MetaImage header names pixels outside of its own folder."""
+  if path.suffix.lower() not in ('.mha', '.mhd'):
+    return False
+  with path.open('rb') as file:
+    head = file.read(HEADER_BYTES)
+  _, _, named = head.partition(b'ElementDataFile')
+  line = named.partition(b'\n')[0]
+  return b'/' in line or b'\\' in line or b'..' in line
 
 
 def _vector(values: np.ndarray) -> Vector:
@@ -236,9 +329,13 @@ def _read(source: DicomSource, rows: list[int], name: str) -> CtSeries:
   slices = [source.stored(row) for row in rows]
   records = tuple(source.records[row] for row in rows)
   for one, record in zip(slices, records):
-    reason = _misfit(one, slices[0], record)
-    if reason:
+    if reason := _misfit(one, slices[0], record, records[0]):
       raise UnreadableImageError(record.provenance, reason)
+  heights = [record.plane.height_mm for record in records if record.plane is not None]
+  if len(set(heights)) < len(heights):
+    raise UnreadableImageError(
+      records[0].provenance, 'several slices of its series lie at one place'
+    )
   if len(rows) < 2:
     raise UnreadableImageError(records[0].provenance, 'is a slice without neighbours, no series')
   planes = tuple(record.plane for record in records if record.plane is not None)
@@ -255,12 +352,15 @@ def _read(source: DicomSource, rows: list[int], name: str) -> CtSeries:
   )
 
 
-def _misfit(one, first, record: Record) -> str:
+def _misfit(one: StoredFrame, first: StoredFrame, record: Record, first_record: Record) -> str:
   """Why a slice is no part of a series that can be changed; '' where it is."""
   if one.unit != 'HU':
     return 'its values are no HU'
   if record.plane is None or record.plane.height_mm is None:
     return 'its position in space is not known'
+  lie = [(r.plane.axes, r.plane.spacing_mm) for r in (record, first_record) if r.plane is not None]
+  if lie[0] != lie[-1]:
+    return 'its orientation or spacing differs from the others of its series'
   if one.pixels.values.shape != first.pixels.values.shape:
     return 'its size differs from the others of its series'
   kinds = [(s.pixels.bits_stored, s.pixels.signed) for s in (one, first)]

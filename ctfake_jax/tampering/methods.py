@@ -6,6 +6,7 @@ has the noise of its surroundings (`noise`).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -18,8 +19,8 @@ from ctfake_jax.tampering import noise, shapes, sites
 from ctfake_jax.tampering.sites import Site
 from ctfake_jax.types import UserError
 
-CHANGED_DIAMETERS = 1.5  # all that is changed lies within a sphere of so many diameters
 AROUND_DIAMETERS = 2.5  # what is looked at
+USUAL_LUNG_HU = -850.0  # where a place has no lung round it
 EDGE_PIXELS = 1.0  # over which a lesion's edge falls off
 SOLID_HU, TEXTURE_HU = (-30.0, 70.0), 15.0
 SHAPE_LIMITS = 0.6, 1.4  # of the sphere's radius: the rest is for the soft edge
@@ -39,8 +40,6 @@ class Place:
     site: in the series.
     box: voxels that are looked at.
     offsets: of these from the site, mm.
-    distance: their length.
-    power: noise of the slices there.
   """
 
   hu: Float32[np.ndarray, 'n h w']
@@ -49,8 +48,6 @@ class Place:
   site: Site
   box: tuple[slice, slice, slice]
   offsets: Float[np.ndarray, 'a b c 3']
-  distance: Float[np.ndarray, 'a b c']
-  power: Float[np.ndarray, 'k k']
 
   @classmethod
   def of(
@@ -62,9 +59,21 @@ class Place:
   ) -> 'Place':
     """With all that methods look at."""
     reach = AROUND_DIAMETERS / 2 * site.diameter_mm
-    box, distance = sites.around(site.centre, reach, spacing_mm, hu.shape)
-    offsets = sites.offsets_mm(site.centre, box, spacing_mm)
-    return cls(hu, lung, spacing_mm, site, box, offsets, distance, noise.spectrum(hu[box[0]]))
+    return cls(hu, lung, spacing_mm, site, *sites.around(site.centre, reach, spacing_mm, hu.shape))
+
+  @functools.cached_property
+  def distance(self) -> Float[np.ndarray, 'a b c']:
+    """From the site, mm."""
+    return np.linalg.norm(self.offsets, axis=-1)
+
+  @functools.cached_property
+  def power(self) -> Float[np.ndarray, 'k k']:
+    """Noise of the slices there."""
+    return noise.spectrum(self.hu[self.box[0]])
+
+  def voxels(self, mm: float) -> list[float]:
+    """A length along slices, rows and columns, at least one voxel each."""
+    return [max(mm, step) / step for step in self.spacing_mm]
 
   @property
   def own(self) -> Float32[np.ndarray, 'a b c']:
@@ -79,11 +88,11 @@ class Place:
   @property
   def reach(self) -> Bool[np.ndarray, 'a b c']:
     """Where anything may change."""
-    return self.distance <= CHANGED_DIAMETERS * self.radius
+    return self.distance <= sites.CHANGED_DIAMETERS * self.radius
 
   def soft(self, inner: float) -> Float[np.ndarray, 'a b c']:
     """1 within `inner` radii, falling to 0 at the end of `reach`."""
-    outer = CHANGED_DIAMETERS * self.radius
+    outer = sites.CHANGED_DIAMETERS * self.radius
     part = np.clip((outer - self.distance) / max(outer - inner * self.radius, 1e-6), 0, 1)
     return part**2 * (3 - 2 * part)
 
@@ -94,10 +103,10 @@ class Place:
 
   def base(self) -> Float[np.ndarray, 'a b c']:
     """A smooth continuation of the lung round the lesion into it."""
-    ring = (self.distance > 1.1 * self.radius) & self.lung[self.box] & (self.own < -500)
-    sigma = [max(self.radius / 1.5, mm) / mm for mm in self.spacing_mm]
+    ring = (self.distance > 1.1 * self.radius) & self.lung[self.box] & (self.own < sites.VESSEL_HU)
+    sigma = self.voxels(self.radius / 1.5)
     weight = ndimage.gaussian_filter(ring.astype(np.float32), sigma) + 1e-6
-    usual = float(np.median(self.own[ring])) if ring.any() else -850.0
+    usual = float(np.median(self.own[ring])) if ring.any() else USUAL_LUNG_HU
     values = ndimage.gaussian_filter(np.where(ring, self.own - usual, 0), sigma) / weight
     return usual + values
 
@@ -112,7 +121,7 @@ def sculpt(place: Place, rng: np.random.Generator) -> Float[np.ndarray, 'a b c']
   radius = place.radius * np.clip(shape, *SHAPE_LIMITS)
   width = EDGE_PIXELS * place.spacing_mm[2]
   share = 1 / (1 + np.exp(np.clip((place.distance - radius) / (width / 2), -30, 30)))
-  coarse = [max(0.3 * place.radius, mm) / mm for mm in place.spacing_mm]
+  coarse = place.voxels(0.3 * place.radius)
   texture = ndimage.gaussian_filter(rng.standard_normal(place.own.shape), coarse)
   texture *= TEXTURE_HU / max(float(texture.std()), 1e-6)
   lesion = rng.uniform(*SOLID_HU) + texture + place.noise(rng)
@@ -126,7 +135,7 @@ def transplant(place: Place, rng: np.random.Generator) -> Float[np.ndarray, 'a b
   Laplacian of what is put in, the values of the series at the border.
 
   Raises:
-    UserError: the series has no other nodule.
+    UserError: the series has no other nodule, or none of it fits.
   """
   donor = _donor(place, rng)
   scale = donor.diameter_mm / place.site.diameter_mm
@@ -140,6 +149,8 @@ def transplant(place: Place, rng: np.random.Generator) -> Float[np.ndarray, 'a b
   for axis in range(3):  # the border of the box is given
     ends = np.moveaxis(inside, axis, 0)
     ends[0] = ends[-1] = False
+  if not inside.any():
+    raise UserError('config.tamper.method = transplant: nothing of the nodule fits there')
   return _blend(place.own, lesion, inside)
 
 
@@ -172,12 +183,10 @@ def _fine(values: Float[np.ndarray, 'a b c']) -> Float[np.ndarray, 'a b c']:
 
 def _donor(place: Place, rng: np.random.Generator) -> Site:
   sizes = place.site.diameter_mm * LEAST_SCALE, place.site.diameter_mm / LEAST_SCALE
-  here = np.array(place.site.centre)
   apart = [
     site
     for site in sites.nodules(place.hu, place.lung, place.spacing_mm, sizes)
-    if np.linalg.norm((np.array(site.centre) - here) * np.array(place.spacing_mm))
-    > CHANGED_DIAMETERS * (site.diameter_mm + place.site.diameter_mm) / 2
+    if sites.apart(site, place.site, place.spacing_mm)
   ]
   if not apart:
     raise UserError(
@@ -223,8 +232,7 @@ def _blend(
 def fill(place: Place, rng: np.random.Generator) -> Float[np.ndarray, 'a b c']:
   """The lung round a lesion continued into it, with the fine structure of lung elsewhere."""
   donor = _elsewhere(place, rng)
-  sigma = [max(place.radius / 1.5, mm) / mm for mm in place.spacing_mm]
-  fine = donor - ndimage.gaussian_filter(donor, sigma)
+  fine = donor - ndimage.gaussian_filter(donor, place.voxels(place.radius / 1.5))
   share = place.soft(1.1)
   return place.own + share * (place.base() + fine - place.own)
 
@@ -250,13 +258,13 @@ def _elsewhere(place: Place, rng: np.random.Generator) -> Float32[np.ndarray, 'a
   size, shape = np.array(place.own.shape), np.array(place.hu.shape)
   low = np.array([s.start for s in place.box])
   best, value = None, np.inf
-  core = place.distance <= CHANGED_DIAMETERS * place.radius
+  core = place.distance <= sites.CHANGED_DIAMETERS * place.radius
   for _ in range(TRIES):
     shift = rng.uniform(-1, 1, 3) * np.array([2.0, 6.0, 6.0]) * place.site.diameter_mm
     start = low + np.rint(shift / np.array(place.spacing_mm)).astype(int)
     if (start < 0).any() or (start + size > shape).any():
       continue
-    if np.linalg.norm(shift) < CHANGED_DIAMETERS * place.site.diameter_mm:
+    if np.linalg.norm(shift) < sites.CHANGED_DIAMETERS * place.site.diameter_mm:
       continue
     box = tuple(slice(a, a + n) for a, n in zip(start.tolist(), size.tolist()))
     outside = 1 - place.lung[box][core].mean()
@@ -289,7 +297,7 @@ def contrast_to_noise(hu: Float32[np.ndarray, 'n h w'], place: Place) -> dict[st
     lesion_hu, of its middle; lung_hu and noise_hu, median and standard deviation of the lung round
     it; contrast_to_noise of these; volume_mm3 of what is nearer to the lesion's HU than the lung's.
   """
-  ring = (place.distance > CHANGED_DIAMETERS * place.radius) & place.lung[place.box]
+  ring = (place.distance > sites.CHANGED_DIAMETERS * place.radius) & place.lung[place.box]
   core = place.distance <= max(0.5 * place.radius, float(place.distance.min()))
   around = place.own[ring & (place.own < sites.VESSEL_HU)]
   lung = float(np.median(around)) if around.size else float('nan')

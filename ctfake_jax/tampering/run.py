@@ -20,8 +20,7 @@ from ctfake_jax.data import series as series_lib
 from ctfake_jax.data.series import CtSeries
 from ctfake_jax.data.sources.dicom import statements
 from ctfake_jax.data.sources.dicom.pseudonyms import Pseudonyms
-from ctfake_jax.data.sources.dicom.writer import write_ct
-from ctfake_jax.data.sources.phantom import volume
+from ctfake_jax.data.sources.dicom.writer import Statement
 from ctfake_jax.runtime import progress_bar, streams
 from ctfake_jax.tampering import methods, sites
 from ctfake_jax.tampering.methods import Place
@@ -56,13 +55,12 @@ def run(config: Config, workdir: Path) -> dict:
     try:
       asked = sites.of_table(table, series)
       used |= set(asked)
+      sites.refuse_outside(asked, series)
       listed.append(_tamper(config, method, workdir, series, list(asked.values()), pseudonyms))
     except UserError as error:
       print(f'careful: {series.name} is left as it is: {error}', flush=True)
       left_out.append(UnreadableImageError(series.records[0].provenance, str(error)))
-  unused = [
-    line for line in range(sites.FIRST_LINE, sites.FIRST_LINE + len(table)) if line not in used
-  ]
+  unused = [line for line, _ in enumerate(table, sites.FIRST_LINE) if line not in used]
   for line in unused:
     print(f'careful: config.tamper.sites_csv, line {line}: no series of the input is named there')
   if not listed:
@@ -122,24 +120,13 @@ def _tamper(
 
 def _inputs(config: Config, left_out: list[UnreadableImageError]) -> Iterator[CtSeries]:
   """The series of the phantom, of DICOM, or of NIfTI and MetaImage."""
-  data, phantom = config.data, config.phantom
+  data = config.data
   if data.source == 'dicom':
-    root = Path(data.path)
-    yield from series_lib.of_dicom(root, data.max_pixels, data.synthetic_ok, left_out)
-    return
-  if data.source == 'volumes':
+    yield from series_lib.of_dicom(Path(data.path), data.max_pixels, data.synthetic_ok, left_out)
+  elif data.source == 'volumes':
     yield from series_lib.of_volumes(Path(data.path), data.max_pixels, left_out)
-    return
-  for patient in range(phantom.patients):
-    scanned = volume.series(
-      seed=phantom.seed,
-      patient=patient,
-      slices=phantom.slices_per_patient,
-      size=phantom.size or data.image_size,
-      thickness_mm=phantom.thickness_mm,
-      scanners=phantom.scanners,
-    )
-    yield series_lib.of_phantom(scanned, f'phantom-{phantom.seed}-{patient:04d}')
+  else:
+    yield from (series for series, _ in series_lib.of_phantom(config))
 
 
 def _sites(
@@ -160,7 +147,7 @@ def _sites(
   for site in found:
     if len(taken) == c.count:
       break
-    if all(_apart(site, other, series.spacing_mm) for other in taken):
+    if all(sites.apart(site, other, series.spacing_mm) for other in taken):
       taken.append(site)
   return taken
 
@@ -174,12 +161,6 @@ def _candidates(
     place = Place.of(hu, lung, series.spacing_mm, site)
     found.append(dataclasses.asdict(site) | methods.contrast_to_noise(hu, place))
   return found
-
-
-def _apart(a: Site, b: Site, spacing_mm: tuple[float, float, float]) -> bool:
-  gap = (np.array(a.centre) - np.array(b.centre)) * np.array(spacing_mm)
-  reach = methods.CHANGED_DIAMETERS * (a.diameter_mm + b.diameter_mm) / 2
-  return bool(np.linalg.norm(gap) > reach)
 
 
 def _change(
@@ -231,10 +212,10 @@ def _write(
   mask = changed.stored != series.stored
   number = f'{series.name}/{config.seed}/{config.tamper.action}/{method}/{asked}'
 
-  def statement(row: int) -> statements.Statement:
-    change = statements.Change(
-      _DONE[config.tamper.action], float(mask[row].mean()), resampled=False, range_hu=None
-    )
+  def statement(row: int) -> Statement:
+    """Of an edited slice."""
+    share = float(mask[row].mean())
+    change = statements.Change(_DONE[config.tamper.action], share, resampled=False, range_hu=None)
     return statements.edited(
       series.records[row],
       change,
@@ -245,17 +226,9 @@ def _write(
       pseudonyms=pseudonyms,
     )
 
-  digests = _write_slices(changed, workdir / 'series' / series.name, statement)
-  if series.records[0].simulated:
-    recipe = f'{series.name}/original/{series.stored.shape}'
-    original = statements.simulated(
-      version=__version__,
-      patient=series.name,
-      recipe=recipe,
-      thickness_mm=series.spacing_mm[0],
-      kernel='',
-    )
-    _write_slices(series, workdir / 'originals' / series.name, lambda row: original)
+  digests = series_lib.write(changed, workdir / 'series' / series.name, statement)
+  if series.simulated:
+    series_lib.write_simulated(series, workdir / 'originals' / series.name)
   path = workdir / 'masks' / f'{series.name}.npz'
   path.parent.mkdir(exist_ok=True)
   np.savez_compressed(path, allow_pickle=False, mask=mask)
@@ -266,20 +239,3 @@ def _write(
     'mask_sha256': hashlib.sha256(np.packbits(mask).tobytes()).hexdigest(),
     'files': digests,
   }
-
-
-def _write_slices(series: CtSeries, folder: Path, statement) -> dict[str, str]:
-  """Hash by file name."""
-  folder.mkdir(parents=True, exist_ok=True)
-  digests = {}
-  for row in progress_bar.bar('writing DICOM', range(len(series.stored))):
-    path = folder / f'{row + 1:04d}.dcm'
-    write_ct(
-      path,
-      series.pixels(row),
-      plane=series.planes[row],
-      statement=statement(row),
-      instance_number=row + 1,
-    )
-    digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-  return digests

@@ -16,10 +16,12 @@ from jaxtyping import Bool, Float
 from scipy import ndimage
 
 from ctfake_jax.data.series import CtSeries
-from ctfake_jax.types import Plane, Record, UserError
+from ctfake_jax.types import Record, UserError
 
 FIRST_LINE = 2  # below the head
 DIAMETERS_MM = 3, 60  # of lesions
+MOST_TRIES = 2000
+CHANGED_DIAMETERS = 1.5  # all that is changed at a place lies within a sphere of so many
 EDGE_MM = 6.0  # from the pleura, beside the lesion's own radius
 VESSEL_HU, VESSEL_SHARE = -500.0, 0.1  # of what lies where a lesion is to be put
 NODULE_HU = -400.0  # what is denser in the lung may be one
@@ -49,24 +51,19 @@ def free(
   diameters_mm: tuple[float, float],
   rng: np.random.Generator,
 ) -> Iterator[Site]:
-  """Places in the lung, away from its edge and from large vessels, in random order."""
+  """Places in the lung, away from its edge and from large vessels: those of `MOST_TRIES` draws."""
   depth = ndimage.distance_transform_edt(lung, sampling=spacing_mm)
-  while True:
+  deep = np.flatnonzero(depth > diameters_mm[0] / 2 + EDGE_MM)
+  for _ in range(MOST_TRIES if len(deep) else 0):
     diameter = float(np.exp(rng.uniform(*np.log(diameters_mm))))
-    candidates = np.flatnonzero(depth > diameter / 2 + EDGE_MM)
-    if not len(candidates):
-      if depth.max() <= diameters_mm[0] / 2 + EDGE_MM:
-        return
+    z, y, x = np.unravel_index(rng.choice(deep), lung.shape)
+    if depth[z, y, x] <= diameter / 2 + EDGE_MM:
       continue
-    for place in rng.choice(candidates, 64):
-      z, y, x = np.unravel_index(place, lung.shape)
-      centre = float(z), float(y), float(x)
-      box, distance = around(centre, diameter / 2, spacing_mm, lung.shape)
-      if (hu[box][distance <= diameter / 2] > VESSEL_HU).mean() <= VESSEL_SHARE:
-        yield Site(centre, diameter)
-        break
-    else:
-      return
+    centre = float(z), float(y), float(x)
+    box, offsets = around(centre, diameter / 2, spacing_mm, lung.shape)
+    own = np.linalg.norm(offsets, axis=-1) <= diameter / 2
+    if (hu[box][own] > VESSEL_HU).mean() <= VESSEL_SHARE:
+      yield Site(centre, diameter)
 
 
 def nodules(
@@ -101,27 +98,20 @@ def around(
   reach_mm: float,
   spacing_mm: tuple[float, float, float],
   shape: tuple[int, ...],
-) -> tuple[tuple[slice, slice, slice], Float[np.ndarray, 'a b c']]:
-  """The box of voxels within `reach_mm` of a place, and their distance from it in mm."""
-  box = tuple(
+) -> tuple[tuple[slice, slice, slice], Float[np.ndarray, 'a b c 3']]:
+  """The box of voxels within `reach_mm` of a place, and their offsets from it in mm."""
+  z, y, x = (
     slice(max(0, int(np.floor(c - reach_mm / mm))), min(n, int(np.ceil(c + reach_mm / mm)) + 1))
-    for c, mm, n in zip(centre, spacing_mm, shape)
+    for c, mm, n in zip(centre, spacing_mm, shape, strict=True)
   )
-  offsets = offsets_mm(centre, box, spacing_mm)
-  z, y, x = box
-  return (z, y, x), np.linalg.norm(offsets, axis=-1)
+  axes = [(np.arange(s.start, s.stop) - c) * mm for s, c, mm in zip((z, y, x), centre, spacing_mm)]
+  return (z, y, x), np.stack(np.meshgrid(*axes, indexing='ij'), -1)
 
 
-def offsets_mm(
-  centre: tuple[float, float, float],
-  box: tuple[slice, ...],
-  spacing_mm: tuple[float, float, float],
-) -> Float[np.ndarray, 'a b c 3']:
-  """Of the voxels of a box from a place, along slices, rows and columns."""
-  axes = [
-    (np.arange(s.start, s.stop) - c) * mm for s, c, mm in zip(box, centre, spacing_mm, strict=True)
-  ]
-  return np.stack(np.meshgrid(*axes, indexing='ij'), -1)
+def apart(a: Site, b: Site, spacing_mm: tuple[float, float, float]) -> bool:
+  """Whether what is changed at two places does not touch."""
+  gap = (np.array(a.centre) - np.array(b.centre)) * np.array(spacing_mm)
+  return bool(np.linalg.norm(gap) > CHANGED_DIAMETERS * (a.diameter_mm + b.diameter_mm) / 2)
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -165,21 +155,20 @@ def _check(number: int, row: dict[str, str]) -> None:
 
 
 def of_table(rows: list[dict[str, str]], series: CtSeries) -> dict[int, Site]:
-  """Those of a table that concern a series, by their line.
-
-  Raises:
-    UserError: a place lies outside.
-  """
+  """Those of a table that concern a series, by their line; they may lie outside of it."""
   found = {}
   for number, row in enumerate(rows, FIRST_LINE):
     named = (row.get('series') or '').strip().rstrip('/')
-    if named and not any(_is_of(record, named) for record in series.records):
-      continue
-    centre = _centre(row, series)
-    if not all(0 <= c <= n - 1 for c, n in zip(centre, series.stored.shape)):
-      raise UserError(f'config.tamper.sites_csv, line {number}: lies outside of the series')
-    found[number] = Site(centre, float(row['diameter_mm']))
+    if not named or any(_is_of(record, named) for record in series.records):
+      found[number] = Site(_centre(row, series), float(row['diameter_mm']))
   return found
+
+
+def refuse_outside(found: dict[int, Site], series: CtSeries) -> None:
+  """Raises UserError naming the line of a table whose place is not in the series."""
+  for number, site in found.items():
+    if not all(0 <= c <= n - 1 for c, n in zip(site.centre, series.stored.shape)):
+      raise UserError(f'config.tamper.sites_csv, line {number}: lies outside of the series')
 
 
 def _is_of(record: Record, named: str) -> bool:
@@ -191,28 +180,4 @@ def _centre(row: dict[str, str], series: CtSeries) -> tuple[float, float, float]
   if row.get('z'):
     return float(row['z']), float(row['y']), float(row['x'])
   point = np.array([float(row[name]) for name in ('x_mm', 'y_mm', 'z_mm')])
-  return voxel_of(point, series.planes)
-
-
-def voxel_of(
-  point: Float[np.ndarray, ' 3'], planes: tuple[Plane, ...]
-) -> tuple[float, float, float]:
-  """Slice, row and column of a point (x, y, z) of the patient, mm."""
-  heights = np.array([plane.height_mm for plane in planes], float)
-  first = planes[0]
-  assert first.axes is not None
-  height = float(np.cross(*first.axes) @ point)
-  order = np.argsort(heights)
-  place = float(np.interp(height, heights[order], order))
-  if not heights.min() - 1e-3 <= height <= heights.max() + 1e-3:
-    place = -1.0
-  plane = planes[max(0, round(place))]
-  assert plane.axes is not None
-  assert plane.corner_mm is not None
-  from_corner = point - np.array(plane.corner_mm)
-  along, down = (np.array(axis) for axis in plane.axes)
-  return (
-    place,
-    float(from_corner @ down) / plane.spacing_mm[0],
-    float(from_corner @ along) / plane.spacing_mm[1],
-  )
+  return series.voxel_of(point)

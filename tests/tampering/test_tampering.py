@@ -1,5 +1,6 @@
 """Changes of whole series: where they are, what they leave alone, what their files say."""
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -35,7 +36,7 @@ def scanned():
 
 @pytest.fixture(scope='module')
 def series(scanned):
-  return series_lib.of_phantom(scanned, 'phantom')
+  return series_lib.of_simulated(scanned, 'phantom')
 
 
 @pytest.fixture(scope='module')
@@ -59,8 +60,8 @@ def test_free_places_lie_deep_in_the_lung(series, lung):
   for _ in range(5):
     site = next(found)
     assert 10 <= site.diameter_mm <= 20
-    box, distance = sites.around(site.centre, site.diameter_mm / 2, series.spacing_mm, lung.shape)
-    assert lung[box][distance <= site.diameter_mm / 2].all()
+    box, offsets = sites.around(site.centre, site.diameter_mm / 2, series.spacing_mm, lung.shape)
+    assert lung[box][np.linalg.norm(offsets, axis=-1) <= site.diameter_mm / 2].all()
   nowhere = np.zeros_like(lung)
   assert not list(sites.free(series.hu, nowhere, series.spacing_mm, (10.0, 20.0), rng))
 
@@ -183,7 +184,7 @@ def test_a_table_has_voxels_or_millimetres(series, tmp_path):
 def test_a_table_that_cannot_be_is_refused(series, tmp_path, text, message):
   (tmp_path / 'sites.csv').write_text(text)
   with pytest.raises(UserError, match=message):
-    sites.of_table(sites.read(tmp_path / 'sites.csv'), series)
+    sites.refuse_outside(sites.of_table(sites.read(tmp_path / 'sites.csv'), series), series)
 
 
 def test_a_table_names_series_by_whole_folders(series, tmp_path):
@@ -321,6 +322,55 @@ def test_a_volume_becomes_dicom_with_its_change(series, tmp_path):
 def test_keys_that_do_not_fit_are_refused(keys, message):
   with pytest.raises(UserError, match=message):
     configured(**keys)
+
+
+def test_more_places_than_there_are_come_to_an_end(series, lung):
+  """Those of 30 mm and more that touch no other."""
+  config = configured(count=100, smallest_mm=30.0, largest_mm=35.0)
+  found = run._sites(resolve(config), series, series.hu, lung)
+  assert 0 < len(found) < 100
+
+
+def test_small_slopes_leave_the_rest_as_it_was(series):
+  """Values in HU are float32, stored ones whole: what is not changed is not computed again."""
+  fine = dataclasses.replace(series, slope=series.slope * 1e-4, intercept=series.intercept - 3e4)
+  hu = fine.hu
+  hu[3, 4, 5] += 1
+  changed = fine.changed(hu).stored != fine.stored
+  assert changed[3, 4, 5]
+  assert changed.sum() == 1
+
+
+def test_a_header_that_names_pixels_elsewhere_is_refused(series, tmp_path):
+  image = SimpleITK.GetImageFromArray(series.hu.astype(np.int16))
+  SimpleITK.WriteImage(image, str(tmp_path / 'a.mhd'))
+  (tmp_path / 'in').mkdir()
+  header = (tmp_path / 'a.mhd').read_text().replace('= a.raw', '= ../a.raw')
+  (tmp_path / 'in' / 'b.mhd').write_text(header)
+  left_out = []
+  assert not list(series_lib.of_volumes(tmp_path / 'in', 2**20, left_out))
+  assert left_out[0].reason == 'its pixels lie in another folder'
+  assert len(list(series_lib.of_volumes(tmp_path / 'a.mhd', 2**20, []))) == 1
+
+
+@pytest.mark.parametrize(
+  ('change', 'reason'),
+  [
+    ({'PixelSpacing': [1.5, 1.5]}, 'orientation or spacing differs'),
+    ({'ImagePositionPatient': None}, 'several slices of its series lie at one place'),
+  ],
+)
+def test_slices_that_do_not_lie_side_by_side_are_no_series(folder, tmp_path, change, reason):
+  paths = sorted((folder / 'originals').rglob('*.dcm'))
+  for path in paths[:6]:
+    shutil.copy(path, tmp_path)
+  odd, beside = pydicom.dcmread(paths[5]), pydicom.dcmread(paths[4])
+  for keyword, value in change.items():
+    setattr(odd, keyword, getattr(beside, keyword) if value is None else value)
+  odd.save_as(tmp_path / paths[5].name)
+  left_out = []
+  assert not list(series_lib.of_dicom(tmp_path, 2**20, True, left_out))
+  assert reason in left_out[0].reason
 
 
 def test_a_series_without_a_place_is_refused(tmp_path):

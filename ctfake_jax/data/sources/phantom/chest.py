@@ -23,7 +23,7 @@ BODY_POWER = 2.4  # of the superellipse of the body's outline
 VESSEL_ENDS, AIRWAY_ENDS = 240, 90  # of each tree; a lung has arteries, veins and airways
 END_MM = {'vessel': 0.45, 'airway': 0.8}  # radius of a last branch
 DETOUR = 0.4  # weight of the way along the tree to the hilum, beside that to the tree
-WALL_MM = 1.2  # of airways
+WALL_MM, CORTEX_MM = 1.2, 2.0  # of airways, of bones
 TEXTURE_MM, TEXTURE_HU = 3.0, 30.0  # of parenchyma: what is too small to be drawn
 RIBS, RIB_STEP_MM = 12, 21.0
 VERTEBRA_MM = 25.0
@@ -41,6 +41,10 @@ class Tubes:
   def wider(self, mm: float, hu: float) -> 'Tubes':
     """The same with a wall round them."""
     return Tubes(self.starts, self.ends, self.radii + mm, hu)
+
+  def scaled(self, factors: Float[np.ndarray, ' 3']) -> 'Tubes':
+    """With places, not radii, in another body."""
+    return Tubes(self.starts * factors, self.ends * factors, self.radii, self.hu)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,6 +204,7 @@ class Chest:
     vessels: great ones, arteries and veins.
     airways: lumens.
     bones: what is denser than what it lies in, cortex first.
+    spine: y of its middle, and the radius of a vertebra.
     nodules: of the lungs.
     texture: f32[z, y, x], standard normal, a cell of `TEXTURE_MM` each.
     table_mm: y of the couch's top.
@@ -264,7 +269,7 @@ class Chest:
     slab.paint(plane, *slab.ellipse(plane, (0.0, y + 1.4 * radius), (9.0, 8.0)), 20.0)
 
   def _paint_texture(self, slab: Slab) -> None:
-    size, half = slab.hu.shape[-1], np.array(self.texture.shape[1:]) / 2
+    half = np.array(self.texture.shape[1:]) / 2
     across = slab.columns() / TEXTURE_MM
     rows, columns = (across + h - 0.5 for h in half)
     for plane, depth in enumerate(slab.depths.tolist()):
@@ -272,7 +277,6 @@ class Chest:
       low, part = int(z), z - int(z)
       cells = (1 - part) * self.texture[low] + part * self.texture[low + 1]
       fine = _bilinear(cells, rows, columns)
-      assert fine.shape == (size, size)
       slab.hu[plane] += TEXTURE_HU * fine * slab.lung[plane]
 
 
@@ -305,8 +309,8 @@ def draw(rng: np.random.Generator, width: float, height: float, nodules: int) ->
   )
   organs = (heart, *(lung.dome for lung in lungs))
   blood = BLOOD + float(rng.choice([0.0, rng.uniform(80, 220)]))  # without or with contrast agent
-  great = _tubes(_great_vessels(length), cavity, blood)
-  airway = _tubes(_great_airways(length, lungs), cavity, AIR)
+  great = _tubes(_great_vessels(length), blood).scaled(_scale(cavity))
+  airway = _tubes(_great_airways(length, lungs), AIR).scaled(_scale(cavity))
   vessels, airways = [great], [airway]
 
   def free(points):
@@ -352,7 +356,7 @@ def _lung(rng: np.random.Generator, side: int, cavity: tuple[float, float], leng
 
 def _placed(solid: Ellipsoid, cavity: tuple[float, float]) -> Ellipsoid:
   """Of a cavity of `CAVITY_MM`, in another one."""
-  x, y = (c / own for c, own in zip(cavity, CAVITY_MM))
+  x, y, _ = _scale(cavity).tolist()
   centre, axes = solid.centre, solid.axes
   return dataclasses.replace(
     solid,
@@ -380,13 +384,17 @@ def _great_airways(length: float, lungs: tuple[Lung, ...]) -> list[tuple]:
   return trunk + [([carina, (36 * lung.side, 4, 0.46 * length)], 6.0) for lung in lungs]
 
 
-def _tubes(paths: list[tuple], cavity: tuple[float, float], hu: float) -> Tubes:
-  """Paths in a cavity of `CAVITY_MM`, as tubes in another one."""
-  scale = np.array([cavity[0] / CAVITY_MM[0], cavity[1] / CAVITY_MM[1], 1.0])
-  starts = np.concatenate([np.array(points[:-1], float) for points, _ in paths]) * scale
-  ends = np.concatenate([np.array(points[1:], float) for points, _ in paths]) * scale
-  radii = np.concatenate([np.full((len(points) - 1, 2), radius) for points, radius in paths])
-  return Tubes(starts, ends, radii, hu)
+def _scale(cavity: tuple[float, float]) -> Float[np.ndarray, ' 3']:
+  """From positions in a cavity of `CAVITY_MM` to those in another one."""
+  return np.array([cavity[0] / CAVITY_MM[0], cavity[1] / CAVITY_MM[1], 1.0])
+
+
+def _tubes(paths: list[tuple], hu: float) -> Tubes:
+  """Paths of points, each with a radius."""
+  points = [np.array(path, float) for path, _ in paths]
+  radii = [np.full((len(path) - 1, 2), radius) for path, radius in paths]
+  starts, ends = ([p[:-1] for p in points], [p[1:] for p in points])
+  return Tubes(np.concatenate(starts), np.concatenate(ends), np.concatenate(radii), hu)
 
 
 def _bones(
@@ -412,8 +420,5 @@ def _bones(
     blade = [(0.86, 0.78), (0.66, 0.98), (0.5, 1.08)]
     points = [(side * cavity[0] * u, cavity[1] * v + 4, d) for u, v in blade for d in (10.0, 90.0)]
     paths += [(np.array([points[i], points[i + 2]]), 4.0) for i in range(4)]
-  starts = np.concatenate([points[:-1] for points, _ in paths])
-  ends = np.concatenate([points[1:] for points, _ in paths])
-  radii = np.concatenate([np.full((len(points) - 1, 2), radius) for points, radius in paths])
-  cortex = Tubes(starts, ends, radii, rng.uniform(350, 550))
-  return cortex, Tubes(starts, ends, radii - 2.0, rng.uniform(130, 220))
+  cortex = _tubes(paths, rng.uniform(350, 550))
+  return cortex, cortex.wider(-CORTEX_MM, rng.uniform(130, 220))

@@ -61,14 +61,9 @@ class Slab:
     x, y = grid[columns][None, :] - centre[0], grid[rows][:, None] - centre[1]
     cos, sin = np.float32(np.cos(tilt)), np.float32(np.sin(tilt))
     along, across = np.abs((x * cos + y * sin) / axes[0]), np.abs((y * cos - x * sin) / axes[1])
-    if power == 2:
-      level = np.sqrt(along**2 + across**2)
-      slope = np.sqrt((along / axes[0]) ** 2 + (across / axes[1]) ** 2) / np.maximum(level, 1e-6)
-    else:
-      level = (along**power + across**power) ** (1 / power)
-      slope = np.sqrt(
-        (along ** (power - 1) / axes[0]) ** 2 + (across ** (power - 1) / axes[1]) ** 2
-      ) / np.maximum(level, 1e-6) ** (power - 1)
+    level = (along**power + across**power) ** (1 / power)
+    steep = np.hypot(along ** (power - 1) / axes[0], across ** (power - 1) / axes[1])
+    slope = steep / np.maximum(level, 1e-6) ** (power - 1)
     distance = (level - 1) / np.maximum(slope, 1e-6)  # mm outwards, right near the border
     return (rows, columns), inside(distance, self.pixel_mm)
 

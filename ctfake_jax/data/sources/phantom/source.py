@@ -104,21 +104,6 @@ def place_on_couch(
   return placed
 
 
-def refuse_bad_phantom(
-  patients: int, slices_per_patient: int, size: int, seed: int, scanners: tuple[str, ...]
-) -> None:
-  """Raises UserError where an argument is out of its range, or a scanner unknown."""
-  least = {'patients': 1, 'slices_per_patient': 1, 'size': 16, 'seed': 0}
-  given = {'patients': patients, 'slices_per_patient': slices_per_patient}
-  for name, value in {**given, 'size': size, 'seed': seed}.items():
-    if value < least[name]:
-      raise types.UserError(f'phantom: {name} is {value}; give at least {least[name]}.')
-  unknown = sorted(set(scanners) - set(scanner_lib.SCANNERS))
-  if unknown or not scanners:
-    have = ', '.join(scanner_lib.SCANNERS)
-    raise types.UserError(f'phantom: scanners are {scanners}; give one or more of {have}.')
-
-
 class PhantomSource:
   """Simulated patients as a source of slices in HU; see `types.Source`.
 
@@ -154,7 +139,15 @@ class PhantomSource:
     Raises:
       UserError: an argument is out of its range, or a scanner unknown.
     """
-    refuse_bad_phantom(patients, slices_per_patient, size, seed, scanners)
+    least = {'patients': 1, 'slices_per_patient': 1, 'size': 16, 'seed': 0}
+    given = {'patients': patients, 'slices_per_patient': slices_per_patient}
+    for name, value in {**given, 'size': size, 'seed': seed}.items():
+      if value < least[name]:
+        raise types.UserError(f'phantom: {name} is {value}; give at least {least[name]}.')
+    unknown = sorted(set(scanners) - set(scanner_lib.SCANNERS))
+    if unknown or not scanners:
+      have = ', '.join(scanner_lib.SCANNERS)
+      raise types.UserError(f'phantom: scanners are {scanners}; give one or more of {have}.')
     self._seed, self._size = seed, size
     self._poses = [draw_pose(seed, patient, slices_per_patient) for patient in range(patients)]
     scans = [draw_scan(seed, patient, tuple(scanners)) for patient in range(patients)]

@@ -80,6 +80,7 @@ def series(
   lung = np.empty((slices, size, size), bool)
 
   def scan(start: int) -> None:
+    """`AT_ONCE` slices, into `hu` and `lung`."""
     rows = range(start, min(start + AT_ONCE, slices))
     own = depths[rows.start : rows.stop]
     slab = _painted(chest, own, thickness_mm, size, field_of_view / size)
