@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from ctfake_jax.data.sources.phantom import chest, scanner, volume, volume_scanner
+from ctfake_jax.data.sources.phantom import chest, chest_drawing, scanner, volume, volume_scanner
 from ctfake_jax.data.sources.phantom.solids import Slab
 
 SIZE, FIELD = 64, 360.0
@@ -70,7 +70,7 @@ def test_a_tube_has_the_area_of_its_section():
 def test_branches_carry_the_flow_of_their_ends():
   """Murray 1926: the cube of a radius is the sum of the cubes of what it feeds."""
   rng = np.random.default_rng(0)
-  tree = chest.grow(rng, np.zeros(3), rng.normal(size=(40, 3)), 0.5, 40.0)
+  tree = chest_drawing.grow(rng, np.zeros(3), rng.normal(size=(40, 3)), 0.5, 40.0)
   cubes = {tuple(end): (radius[1] / 0.5) ** 3 for end, radius in zip(tree.ends, tree.radii)}
   for node, own in cubes.items():
     fed = sum(

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Int16
 
 from ctfake_jax.data.sources.phantom import chest as chest_lib
-from ctfake_jax.data.sources.phantom import scanner, volume_scanner
+from ctfake_jax.data.sources.phantom import chest_drawing, scanner, volume_scanner
 from ctfake_jax.data.sources.phantom.anatomy import AIR
 from ctfake_jax.data.sources.phantom.solids import Slab
 from ctfake_jax.data.sources.phantom.source import draw_pose, draw_scan, stream
@@ -110,7 +110,7 @@ def draw_chest(seed: int, patient: int) -> chest_lib.Chest:
   pose = draw_pose(seed, patient, 1)
   rng = stream(seed, patient, CHEST)
   width, height = (float(pose[f'patient_{side}_mm'][0]) for side in ('width', 'height'))
-  return chest_lib.draw(rng, width, height, int(rng.integers(0, MOST_NODULES + 1)))
+  return chest_drawing.draw(rng, width, height, int(rng.integers(0, MOST_NODULES + 1)))
 
 
 def _painted(
