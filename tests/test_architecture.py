@@ -26,7 +26,10 @@ MAY_IMPORT = {
   'report': {'types'},
   'detector': BASE | MODEL | {'train', 'fakes', 'report'},
   'detector_bench': BASE | MODEL | {'train', 'detector', 'report'},
-  'tasks': BASE | MODEL | {'train', 'fakes', 'tampering', 'detector', 'detector_bench', 'report'},
+  'forensics': BASE | MODEL | {'train', 'tampering', 'detector'},
+  'tasks': BASE
+  | MODEL
+  | {'train', 'fakes', 'tampering', 'detector', 'detector_bench', 'forensics', 'report'},
   'command_line': {'types', 'config', 'runtime', 'tasks'},
 }
 FORBIDDEN = {'tensorflow', 'pickle', 'clu', 'torch'}

@@ -10,6 +10,7 @@ from typing import Any
 from ctfake_jax.config.names import (
   BENCH_METHODS,
   CLASSIFIERS,
+  EDIT_KINDS,
   EVERY_FOLD,
   FAMILIES,
   METHODS_ON_REALS,
@@ -333,6 +334,7 @@ class DetectionConfig:
     Rule('0 or a number from 1e-05 to 0.5', lambda v: v == 0 or 1e-5 <= v <= 0.5),
     '0: 0.01 where a detector is made, elsewhere its own',
   )
+  maps: bool = key(False, EITHER, 'detect: also maps of CT in HU, as arrays and as pictures')
   seconds_per_file: float = key(
     20.0,
     between(0.1, 3600),
@@ -368,6 +370,26 @@ class TamperConfig:
   count: int = key(1, between(1, 100), 'automatic places in a series')
   smallest_mm: float = key(8.0, between(3, 60), 'diameter of lesions at automatic places')
   largest_mm: float = key(20.0, between(3, 60), 'diameter of lesions at automatic places')
+
+
+@dataclasses.dataclass(frozen=True)
+class ForensicsConfig:
+  """The detector of edits at native resolution."""
+
+  kinds: tuple[str, ...] = key(EDIT_KINDS, some_of(*EDIT_KINDS), 'of edits to learn from')
+  leave_out: tuple[str, ...] = key(
+    (), TEXTS, 'files and folders below data.path that are not to be read'
+  )
+  phantoms_to_learn: int = key(16, at_least(1), 'of phantom.patients; the rest calibrate')
+  width: int = key(32, between(4, 512), 'channels at half the resolution')
+  pairs: int = key(12, at_least(1), 'edited and untouched crops of a step')
+  updates: int = key(4500, at_least(1), 'of the network')
+  learning_rate: float = key(2e-3, between(1e-8, 1), 'peak')
+  weight_decay: float = key(1e-3, between(0, 1), 'of kernels')
+  ema_decay: float = key(0.995, between(0, 0.99999), 'of the parameters')
+  eval_every: int = key(500, at_least(1), 'updates between two checkpoints')
+  keep_checkpoints: int = key(2, at_least(1), 'the newest so many', may_change=True)
+  dtype: str = key('float32', one_of('float32', 'bfloat16'), 'compute dtype')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -487,6 +509,7 @@ class Config:
   detection: DetectionConfig = DetectionConfig()
   bench: BenchConfig = BenchConfig()
   tamper: TamperConfig = TamperConfig()
+  forensics: ForensicsConfig = ForensicsConfig()
   explain: ExplainConfig = ExplainConfig()
   input: str = key('', TEXT, 'predict, detect, explain, recalibrate: image or folder')
   detector: str = key('', TEXT, 'detect, explain, recalibrate: workdir of a detector')

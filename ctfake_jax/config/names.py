@@ -20,6 +20,7 @@ TASKS = (
   'detector_bench',
   'phantom_series',
   'tamper',
+  'forensics',
 )
 FAMILIES = (
   'dcgan',
@@ -45,6 +46,11 @@ TAMPERING = {
   'remove': ('fill', 'copy_move', 'renoise'),
   'copy_move': ('copy_move',),
 }
+# Kinds of edits that the forensic network learns from; `whole` slices are fakes all over.
+EDIT_KINDS = (
+  *('sculpt', 'fill', 'copy_move', 'renoise', 'graft', 'lesion', 'resampled', 'decoded'),
+  *('smoothed', 'noised', 'whole'),
+)
 # Scanners of the phantom.
 SCANNERS = ('A', 'B', 'C', 'D')
 EVERY_FOLD = -1  # of split.fold: each in turn, pooled

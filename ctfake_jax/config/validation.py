@@ -187,13 +187,13 @@ _REQUIRED_PATHS = {
   'predict': ('checkpoint', 'input'),
   'evaluate': ('checkpoint',),
   'export': ('checkpoint',),
-  'detect': ('detector', 'input'),
+  'detect': ('input',),
   'recalibrate': ('detector', 'input'),
   'explain': ('input',),
 }
 _READ_NO_DATA = (
   *('generate', 'predict', 'export', 'benchmark', 'detect', 'recalibrate', 'explain'),
-  'phantom_series',
+  *('phantom_series', 'forensics'),
 )
 
 
@@ -255,7 +255,11 @@ _READ: dict[str, tuple[str, ...]] = {
     *('phantom.', 'tamper.', 'data.source', 'data.path', 'data.image_size', 'data.max_pixels'),
     'data.synthetic_ok',
   ),
-  'detect': _JUDGING,
+  'forensics': (
+    *('phantom.', 'forensics.', 'data.path', 'data.max_pixels', 'data.synthetic_ok'),
+    *(*_LOOP, 'detection.false_alarm_rate'),
+  ),
+  'detect': (*_JUDGING, 'detection.maps'),
   'recalibrate': (*_JUDGING, 'data.patient_folders', 'data.synthetic_ok', 'split.'),
   'explain': (*_LIMITS, 'fake_prevalence', 'detector', 'input', 'explain.', 'checkpoint'),
   'detector_bench': (

@@ -10,6 +10,7 @@ from scipy import ndimage
 
 AIRY_HU = -400.0  # lung and air lie below
 LEAST_ML = 50.0  # of a lung, or of the part of it that a series shows
+LEAST_CM2 = 8.0  # where a few slices show less of it, on average over them
 CLOSING_MM = 12.0  # vessels and nodules of this radius are bridged
 THIN = 2  # every so many rows and columns are looked at
 
@@ -33,7 +34,7 @@ def lung_mask(
   parts, count = ndimage.label(airy)
   sizes = np.bincount(parts.ravel(), minlength=count + 1) * step * row * column / 1000
   sizes[0] = 0
-  lungs = (sizes >= LEAST_ML)[parts]
+  lungs = (sizes >= min(LEAST_ML, LEAST_CM2 * len(hu) * step / 10))[parts]
   closed = np.stack([_closed(plane, CLOSING_MM / row) for plane in lungs])
   large = closed.repeat(THIN, axis=1).repeat(THIN, axis=2)
   return large[:, : hu.shape[1], : hu.shape[2]]

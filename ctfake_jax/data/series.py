@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32
@@ -40,6 +40,7 @@ VOLUME_SUFFIXES = ('.nii', '.nii.gz', '.mha', '.mhd')
 MOST_SLICES = 5000  # of a volume; more are refused unread
 LEAST_HU = -1024  # below it lies padding
 AIRY_HU, TISSUE_HU = -500.0, 0.0  # a chest has both
+ALONE_MM = 5.0  # taken for the thickness of a slice without neighbours
 UNEVEN = 0.1  # of the step between slices; more is said
 
 
@@ -83,8 +84,9 @@ class CtSeries:
 
   @property
   def spacing_mm(self) -> tuple[float, float, float]:
-    """Between slices (the median step), rows and columns."""
-    return float(np.median(np.diff(self.heights_mm))), *self.planes[0].spacing_mm
+    """Between slices (the median step; of one alone `ALONE_MM`), rows and columns."""
+    steps = np.diff(self.heights_mm)
+    return float(np.median(steps)) if steps.size else ALONE_MM, *self.planes[0].spacing_mm
 
   @property
   def remarks(self) -> list[str]:
@@ -194,9 +196,18 @@ def of_simulated(scanned: volume.Series, name: str) -> CtSeries:
 
 
 def of_dicom(
-  root: pathlib.Path, max_pixels: int, synthetic_ok: bool, left_out: list[UnreadableImageError]
+  root: pathlib.Path,
+  max_pixels: int,
+  synthetic_ok: bool,
+  left_out: list[UnreadableImageError],
+  *,
+  alone_ok: bool = False,
+  leave_out: Sequence[str] = (),
 ) -> Iterator[CtSeries]:
   """Every series of axial CT in HU below a folder; what is none is added to `left_out`.
+
+  A slice without neighbours is one where it is `alone_ok`. Files and folders of `leave_out`,
+  relative to the root, are not read.
 
   Raises:
     UserError: there is no CT at all.
@@ -207,6 +218,7 @@ def of_dicom(
     max_pixels=max_pixels,
     unlabelled_ok=True,
     synthetic_ok=synthetic_ok,
+    files=_others(root, leave_out) if leave_out else None,
   )
   left_out.extend(source.unreadable)
   members: dict[str, list[int]] = collections.defaultdict(list)
@@ -214,9 +226,22 @@ def of_dicom(
     members[key].append(row)
   for number, rows in enumerate(members.values()):
     try:
-      yield _read(source, rows, f'{number:04d}')
+      yield _read(source, rows, f'{number:04d}', alone_ok)
     except UnreadableImageError as error:
       left_out.append(error)
+
+
+def _others(root: pathlib.Path, leave_out: Sequence[str]) -> list[str]:
+  """DICOM files below a folder but for these, and those in folders of such a name."""
+  out = tuple(name.rstrip('/') for name in leave_out)
+  if absent := [name for name in out if not (root / name).exists()]:
+    raise UserError(f'config.forensics.leave_out: {root / absent[0]} does not exist')
+  return [
+    entry.path
+    for entry in walker.walk(root)
+    if entry.kind == 'dicom'
+    and not any(entry.path == name or entry.path.startswith(f'{name}/') for name in out)
+  ]
 
 
 def of_volumes(
@@ -324,7 +349,7 @@ def _whole_hu(values: np.ndarray) -> bool:
   return -(2**15) <= low < AIRY_HU < TISSUE_HU < high < 2**15
 
 
-def _read(source: DicomSource, rows: list[int], name: str) -> CtSeries:
+def _read(source: DicomSource, rows: list[int], name: str, alone_ok: bool) -> CtSeries:
   """Raises UnreadableImageError naming the first slice that does not fit."""
   slices = [source.stored(row) for row in rows]
   records = tuple(source.records[row] for row in rows)
@@ -336,7 +361,7 @@ def _read(source: DicomSource, rows: list[int], name: str) -> CtSeries:
     raise UnreadableImageError(
       records[0].provenance, 'several slices of its series lie at one place'
     )
-  if len(rows) < 2:
+  if len(rows) < 2 and not alone_ok:
     raise UnreadableImageError(records[0].provenance, 'is a slice without neighbours, no series')
   planes = tuple(record.plane for record in records if record.plane is not None)
   return CtSeries(

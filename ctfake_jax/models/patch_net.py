@@ -171,13 +171,13 @@ def on_the_other_grid(x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
 
 def with_residuals(x: Float[Array, 'b h w 1']) -> Float[Array, 'b h w 3']:
   """Grey values with two residuals of smoothing behind them."""
-  once = _smooth(x, 1)
-  twice = _smooth(once, 2)
+  once = smoothed(x, 1)
+  twice = smoothed(once, 2)
   return jnp.concatenate([x, RESIDUAL_GAIN * (x - once), RESIDUAL_GAIN * (once - twice)], -1)
 
 
-def _smooth(x: jax.Array, step: int) -> jax.Array:
-  """Binomial filter with taps `step` pixels apart, the edge repeated outside."""
+def smoothed(x: Float[Array, 'b h w c'], step: int) -> Float[Array, 'b h w c']:
+  """By a binomial filter with taps `step` pixels apart, the edge repeated outside."""
   for axis in (1, 2):
     pad = [(0, 0)] * 4
     pad[axis] = (step, step)

@@ -11,6 +11,7 @@ from ctfake_jax.config.keys import (
   Config,
   DetectionConfig,
   DiffusionConfig,
+  ForensicsConfig,
   GanConfig,
   ModelConfig,
   VaeConfig,
@@ -29,6 +30,7 @@ from ctfake_jax.models import (
   vae,
   vgg,
 )
+from ctfake_jax.models import forensic_net as forensic_net_lib
 from ctfake_jax.models import patch_net as patch_net_lib
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -95,6 +97,11 @@ def encoder(config: Config) -> nn.Module:
 def patch_net(config: DetectionConfig) -> nn.Module:
   """The real-against-fake network of `config.detection`."""
   return patch_net_lib.PatchNet(width=config.width, dtype=DTYPES[config.dtype])
+
+
+def forensic_net(config: ForensicsConfig) -> nn.Module:
+  """The edited-against-untouched network of `config.forensics`."""
+  return forensic_net_lib.ForensicNet(width=config.width, dtype=DTYPES[config.dtype])
 
 
 def _options(section: GanConfig | VaeConfig | DiffusionConfig, num_classes: int) -> dict[str, Any]:

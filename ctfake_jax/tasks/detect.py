@@ -1,21 +1,17 @@
 """The task `detect`: a verdict for every image of a file or folder.
 
-Leaves `verdicts.csv`, one row an image: path (relative to the input), p_fake, verdict (real, fake,
-unsure, unreadable), score, threshold, false_alarm_rate, domain (deviations from the images of the
-making), says_synthetic, reasons, detector (version that judged / hash of the detector's files); and
-`results.json` with counts.
+By a detector of pictures (`detector`), or by one of edits in CT (`forensics`), such as the one that
+comes with the package. Leaves `verdicts.csv`, one row an image: path (relative to the input),
+p_fake, verdict (real, fake, unsure, not_judged), score, threshold, false_alarm_rate, domain
+(deviations from the images of the making), says_synthetic, reasons, detector (version that judged /
+hash of the detector's files), and of CT in HU series, frame, peak and area; `objects.csv`, each
+file once; and `results.json` with counts. Of CT also `series.csv`.
 """
 
 import collections
-import csv
-import dataclasses
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
-from jaxtyping import Float, UInt8
 
 from ctfake_jax import __version__
 from ctfake_jax import config as config_lib
@@ -24,64 +20,33 @@ from ctfake_jax.data.sources import walker
 from ctfake_jax.data.sources.sandboxed import Decoded, Limits, decode_all
 from ctfake_jax.detector import bundle, calibration
 from ctfake_jax.detector.bundle import Detector
-from ctfake_jax.detector.calibration import UNSURE
 from ctfake_jax.detector.domain import comes_from_elsewhere
+from ctfake_jax.detector.verdict import NOT_JUDGED, VERDICTS, Ruling, Verdict, opened
+from ctfake_jax.forensics import bundle as forensic_bundle
+from ctfake_jax.forensics import judge as forensic_judge
+from ctfake_jax.forensics.bundle import ForensicDetector
 from ctfake_jax.runtime import batching, progress_bar
 from ctfake_jax.types import UserError
 from ctfake_jax.workdir import files as workdir_lib
 
-UNREADABLE = 'unreadable'
-VERDICTS = ('real', 'fake', UNSURE, UNREADABLE)
-COLUMNS = (
-  *('path', 'p_fake', 'verdict', 'score', 'threshold', 'false_alarm_rate', 'domain'),
-  *('says_synthetic', 'reasons', 'detector'),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-  """What is said of one image of a file.
-
-  Attributes:
-    path: relative to the input as it is shown, `#frame` behind it where a file holds several.
-    verdict: real, fake, unsure or unreadable; of the last there is nothing but the reason.
-    reasons: in words.
-    p_fake: probability of being fake.
-    score: of the network, above the detector's threshold where it raises an alarm.
-    domain: deviations from the images that the detector was calibrated on.
-    outside: whether they are too many.
-    synthetic: whether the file itself says that it is.
-    pixels: uint8[h, w], what the network saw.
-    patch_map: f32[h', w'], log odds of each patch of them to be synthetic.
-  """
-
-  path: str
-  verdict: str
-  reasons: tuple[str, ...] = ()
-  p_fake: float = float('nan')
-  score: float = float('nan')
-  domain: float = float('nan')
-  outside: bool = False
-  synthetic: bool = False
-  pixels: UInt8[np.ndarray, 'h w'] | None = None
-  patch_map: Float[np.ndarray, 'p q'] | None = None
-
 
 def detect(
   path: Path | str,
-  detector: Detector | Path | str,
+  detector: Detector | ForensicDetector | Path | str | None = None,
   *,
   fake_prevalence: float = 0.5,
   limits: Limits | None = None,
   skipped: collections.Counter | None = None,
 ) -> Iterator[Verdict]:
-  """A verdict for every image of a file or folder, in the files' order.
+  """A verdict for every image of a file or folder.
 
-  Whether all of them come from elsewhere is to be asked of `crowd_outside`.
+  By a detector of pictures in the files' order; whether all of them come from elsewhere is to be
+  asked of `crowd_outside`. By one of edits in CT series by series, what cannot be judged first.
 
   Args:
     path: pictures and DICOM, side by side.
-    detector: a loaded one, or the workdir of its making.
+    detector: a loaded one, or the workdir of its making; None for the one that comes with the
+      package, which judges CT in HU.
     fake_prevalence: share of fakes among such images that `p_fake` assumes.
     limits: of the processes that decode; None for those of the config's defaults. They are started
       afresh: a script that calls this does so under `if __name__ == '__main__'`.
@@ -90,15 +55,35 @@ def detect(
   Raises:
     UserError: there is no such file or detector; at once, not with the first image.
   """
-  loaded = detector if isinstance(detector, Detector) else bundle.load(Path(detector))
+  loaded = _loaded(detector)
   limits = limits or Limits.from_config(config_lib.Config())
+  if isinstance(loaded, ForensicDetector):
+    found = forensic_judge.judge(Path(path), loaded, limits, fake_prevalence, skipped)
+    return (item for item in found if isinstance(item, Verdict))
   images = decode_all(Path(path), loaded.view, limits, skipped=skipped)
   return _in_batches(images, loaded, fake_prevalence)
 
 
+def _loaded(
+  detector: Detector | ForensicDetector | Path | str | None,
+) -> Detector | ForensicDetector:
+  if isinstance(detector, Detector | ForensicDetector):
+    return detector
+  if detector is None:
+    return forensic_bundle.load()
+  folder = Path(detector)
+  return forensic_bundle.load(folder) if forensic_bundle.is_one(folder) else bundle.load(folder)
+
+
 def run(config: Config, workdir: Path) -> dict:
-  """Judges all of `config.input` by the detector in `config.detector`."""
+  """Judges all of `config.input` by the detector in `config.detector`, or the package's own."""
   workdir_lib.check_same_command(workdir, config)
+  if not config.detector or forensic_bundle.is_one(Path(config.detector)):
+    return forensic_judge.run(config, workdir)
+  return _judge_pictures(config, workdir)
+
+
+def _judge_pictures(config: Config, workdir: Path) -> dict:
   detector = bundle.load(Path(config.detector))
   _refuse_another_rate(config, detector)
   warnings = bundle.warnings(Path(config.detector))
@@ -116,20 +101,17 @@ def run(config: Config, workdir: Path) -> dict:
   counts: collections.Counter = collections.Counter()
   outside = 0
   begun = time.perf_counter()
-  # Whole or not at all.
-  unfinished = workdir / '.verdicts.csv.tmp'
-  with open(unfinished, 'w', newline='', encoding='utf-8') as handle:
-    writer = csv.writer(handle)
-    writer.writerow(COLUMNS)
+  threshold = detector.threshold
+  ruling = Ruling(threshold.value, threshold.false_alarm_rate, name)
+  with opened(workdir, ruling) as tables:
     for found in progress_bar.bar('judging', verdicts):
       counts[found.verdict] += 1
       outside += found.outside
-      writer.writerow([*_row(found, detector.threshold), name])
+      tables.add(found)
+    if not counts:
+      raise UserError(f'config.input = {config.input}: no image to judge; it is empty')
   walker.say(skipped)
-  if not counts:
-    unfinished.unlink()
-    raise UserError(f'config.input = {config.input}: no image to judge; it is empty')
-  threshold, judged = detector.threshold, sum(counts.values()) - counts[UNREADABLE]
+  judged = sum(counts.values()) - counts[NOT_JUDGED]
   if warning := crowd_outside(outside, judged):
     print(f'WARNING: {warning}', flush=True)
     warnings.insert(0, warning)
@@ -150,7 +132,6 @@ def run(config: Config, workdir: Path) -> dict:
   }
   print(', '.join(f'{counts[verdict]} {verdict}' for verdict in VERDICTS), flush=True)
   workdir_lib.record_command(workdir, config)
-  unfinished.replace(workdir / 'verdicts.csv')
   workdir_lib.write_results(workdir, results)
   return results
 
@@ -199,7 +180,7 @@ def _judge(waiting: list[Decoded], detector: Detector, prior: float) -> Iterator
     found = (dict(zip(columns, values)) for values in zip(*columns.values()))
   for decoded in waiting:
     if decoded.image is None:
-      yield Verdict(decoded.path, UNREADABLE, (decoded.reason,))
+      yield Verdict(decoded.path, NOT_JUDGED, (decoded.reason,))
       continue
     judged = next(found)
     yield Verdict(
@@ -211,23 +192,7 @@ def _judge(waiting: list[Decoded], detector: Detector, prior: float) -> Iterator
       domain=float(judged['domain']),
       outside=bool(judged['outside']),
       synthetic=decoded.synthetic,
+      kind='dicom' if decoded.unit == 'HU' else 'picture',
       pixels=decoded.pixels,
       patch_map=judged['patches'],
     )
-
-
-def _row(found: Verdict, threshold: calibration.Threshold) -> list[str]:
-  """Of the table, in the order of `COLUMNS`."""
-  numbers = (found.p_fake, found.score, found.domain)
-  p_fake, score, domain = ('' if math.isnan(n) else f'{n:.6f}' for n in numbers)
-  return [
-    workdir_lib.csv_safe(found.path),
-    p_fake,
-    found.verdict,
-    score,
-    f'{threshold.value:.6f}',
-    f'{threshold.false_alarm_rate:g}',
-    domain,
-    'YES' if found.synthetic else '',
-    workdir_lib.csv_safe('; '.join(found.reasons)),
-  ]

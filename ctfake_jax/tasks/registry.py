@@ -30,6 +30,7 @@ MODULES: dict[str, str] = {
   'detector_bench': 'detector_bench.run',
   'phantom_series': 'tasks.phantom_series',
   'tamper': 'tampering.run',
+  'forensics': 'forensics.build',
 }
 
 

@@ -528,7 +528,7 @@ def test_detect_writes_a_row_for_every_file(made, tmp_path):
   with open(tmp_path / 'out' / 'verdicts.csv', newline='') as handle:
     rows = list(csv.DictReader(handle))
   assert [row['path'] for row in rows] == [*(f"'=img{i}.png" for i in range(5)), 'z.png']
-  assert rows[-1]['verdict'] == 'unreadable'
+  assert rows[-1]['verdict'] == 'not_judged'
   assert rows[-1]['reasons']
   for row in rows[:-1]:
     assert 0 <= float(row['p_fake']) <= 1
@@ -536,7 +536,7 @@ def test_detect_writes_a_row_for_every_file(made, tmp_path):
     assert row['verdict'] == 'unsure'
     assert 'HU' in row['reasons']
   assert results['images'] == 6
-  assert results['verdicts']['unreadable'] == 1
+  assert results['verdicts']['not_judged'] == 1
   # Noise with squares is no phantom, which is said first.
   assert '5 of 5 images are unlike' in results['warnings'][0]
   assert results['warnings'][1:] == [

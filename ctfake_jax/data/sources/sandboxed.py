@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import TimeoutError as TimedOut
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pebble
@@ -97,18 +97,36 @@ class Decoded:
     return [] if same else [f'{self.unit} values, the {who} was trained on {unit} values']
 
 
+@runtime_checkable
+class Work(Protocol):
+  """What workers do with chunks of items; they are sent it once."""
+
+  def decode(self, items: list, again: bool) -> list:
+    """What becomes of items; `again` where each is tried alone, since a chunk failed."""
+
+  def failed(self, item: Any, reason: str) -> Any:
+    """What stands for an item whose decoder gave up."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+  """What is known of an item without looking."""
+
+  result: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class _Task:
-  """Files, or rows of a source, given to a worker; or what is known of one without looking."""
+  """Items given to a worker; or one of which all is known."""
 
   items: list
   future: Any = None
-  known: Decoded | None = None
+  known: Known | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Files:
-  """What workers do with chunks of paths; `shown` names one in a message."""
+  """What workers do with chunks of paths."""
 
   base: str
   view: Preprocess
@@ -119,8 +137,8 @@ class _Files:
   def decode(self, items: list[str], again: bool) -> list[Decoded]:
     return self.how(self.base, items, self.view, self.max_pixels, alone=self.alone or again)
 
-  def shown(self, item: str) -> str:
-    return walker.shown(item)
+  def failed(self, item: str, reason: str) -> Decoded:
+    return Decoded(walker.shown(item), None, reason=reason)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +152,8 @@ class _Rows:
     del again
     return list(decode_rows(self.source, self.view, items))
 
-  def shown(self, item: int) -> str:
-    return self.source.records[item].provenance
+  def failed(self, item: int, reason: str) -> Decoded:
+    return Decoded(self.source.records[item].provenance, None, reason=reason)
 
 
 def decode_files(
@@ -184,7 +202,7 @@ def decode_all(
   counted = collections.Counter() if skipped is None else skipped
   base = str(walker.base(root))
   work = _Files(base, view, limits.max_pixels, decode, alone=root.is_file())
-  return _in_processes(work, _seen(root, counted), limits)
+  return in_processes(work, seen_files(root, counted, work.failed), limits)
 
 
 def decode_rows(
@@ -195,7 +213,7 @@ def decode_rows(
   With `limits` they are decoded in the workers, as untrusted files are; else in this process.
   """
   if limits:
-    return _in_processes(_Rows(source, view), iter(rows), limits)
+    return in_processes(_Rows(source, view), iter(rows), limits)
   return (_see(source, row, view, re_encode=False) for row in rows)
 
 
@@ -213,9 +231,7 @@ def judgeable(
       yield decoded
 
 
-def _in_processes(
-  work: _Files | _Rows, items: Iterator[Any | Decoded], limits: Limits
-) -> Iterator[Decoded]:
+def in_processes(work: Work, items: Iterator[Any | Known], limits: Limits) -> Iterator[Any]:
   """What the work makes of items, and what is known without it, in order."""
   with pebble.ProcessPool(
     max_workers=limits.workers,
@@ -230,7 +246,7 @@ def _in_processes(
 
     waiting: collections.deque[_Task] = collections.deque()
     for chunk in _chunks(items):
-      waiting.append(_Task([], known=chunk) if isinstance(chunk, Decoded) else submit(chunk))
+      waiting.append(_Task([], known=chunk) if isinstance(chunk, Known) else submit(chunk))
       if len(waiting) >= CHUNKS_AHEAD * limits.workers:
         yield from _collect(waiting.popleft(), submit, work)
     while waiting:
@@ -244,28 +260,28 @@ def _clean_processes() -> multiprocessing.context.ForkServerContext:
   return context
 
 
-_WORK: list[_Files | _Rows] = []  # of this process, where it is a worker
+_WORK: list[Work] = []  # of this process, where it is a worker
 
 
-def _set_up(mebibytes: int, work: _Files | _Rows) -> None:
+def _set_up(mebibytes: int, work: Work) -> None:
   _limit_memory(mebibytes)
   _WORK[:] = [work]
 
 
-def _decode_chunk(items: list, again: bool) -> list[Decoded]:
+def _decode_chunk(items: list, again: bool) -> list:
   return _WORK[0].decode(items, again)
 
 
-def _collect(task: _Task, submit: Callable[..., _Task], work: _Files | _Rows) -> Iterator[Decoded]:
+def _collect(task: _Task, submit: Callable[..., _Task], work: Work) -> Iterator[Any]:
   """What the worker found; if it died or hung over a chunk, each item is tried alone."""
   if task.known:
-    yield task.known
+    yield task.known.result
     return
   try:
     yield from task.future.result()
   except (TimedOut, pebble.ProcessExpired, MemoryError) as error:
     if len(task.items) == 1:
-      yield Decoded(work.shown(task.items[0]), None, reason=_cause(error))
+      yield work.failed(task.items[0], _cause(error))
       return
     for item in task.items:
       yield from _collect(submit([item], again=True), submit, work)
@@ -279,26 +295,31 @@ def _cause(error: BaseException) -> str:
   return 'its decoder crashed'
 
 
-def _seen(root: Path, skipped: collections.Counter) -> Iterator[str | Decoded]:
-  """In order, paths of files to be tried and rows of what cannot be."""
+def seen_files(
+  root: Path, skipped: collections.Counter, failed: Callable[[str, str], Any]
+) -> Iterator[str | Known]:
+  """In order, paths of files to be tried, and what is `failed(path, reason)` since it cannot be.
+
+  Hidden ones are counted in `skipped`.
+  """
   for entry in walker.walk(root):
     if entry.kind == walker.HIDDEN:
       skipped[entry.sort] += 1
     elif entry.reason:
-      yield Decoded(walker.shown(entry.path) or '.', None, reason=entry.reason)
+      yield Known(failed(entry.path or '.', entry.reason))
     elif entry.kind != 'folder':
       yield entry.path
 
 
-def _chunks(found: Iterator[Any | Decoded]) -> Iterator[list | Decoded]:
+def _chunks(found: Iterator[Any | Known]) -> Iterator[list | Known]:
   chunk: list = []
   for item in found:
-    if not isinstance(item, Decoded):
+    if not isinstance(item, Known):
       chunk.append(item)
-    if chunk and (isinstance(item, Decoded) or len(chunk) == CHUNK):
+    if chunk and (isinstance(item, Known) or len(chunk) == CHUNK):
       yield chunk
       chunk = []
-    if isinstance(item, Decoded):
+    if isinstance(item, Known):
       yield item
   if chunk:
     yield chunk

@@ -1,0 +1,18 @@
+"""A detector of edits in CT at native resolution: --config.data.path=FOLDER of untouched series.
+
+python launch.py --config=configs/forensics.py --workdir=runs/forensics --config.data.path=FOLDER
+
+Without a folder it learns from the phantom alone.
+"""
+
+from ctfake_jax import config as config_lib
+
+
+def get_config():
+  config = config_lib.defaults()
+  config.task = 'forensics'
+  config.data.source = 'dicom'
+  config.phantom.patients = 116
+  config.phantom.slices_per_patient = 16
+  config.phantom.size = 512
+  return config

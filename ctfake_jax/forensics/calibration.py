@@ -1,0 +1,130 @@
+"""From scores of untouched series to thresholds, probabilities and what scans a verdict is for.
+
+Thresholds are those of split conformal prediction (`detector.calibration`), of real patients and of
+simulated ones apart, and the higher one is taken. A level below 1 / (n + 1) of the n real patients
+cannot be promised: the level that holds is answered instead.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from ctfake_jax.detector import calibration
+from ctfake_jax.detector.calibration import Threshold
+from ctfake_jax.types import UserError
+
+OUTSIDE_RATE = 0.03  # of slices like those of the calibration that are called unlike them
+SHRINKAGE = 0.1  # of the textures' covariance towards its diagonal
+MAP_RATE = 5e-4  # of untouched squares that a map shows
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+  """Above it, slices or series raise an alarm.
+
+  Attributes:
+    value: score.
+    asked: rate of false alarms that was asked for.
+    holds: rate that is promised for a new real patient; of phantoms where there was no patient.
+    bound: this detector's own rate is below it with 95 % confidence, as far as patients tell.
+    patients, phantoms: that set it, a score each.
+  """
+
+  value: float
+  asked: float
+  holds: float
+  bound: float
+  patients: int
+  phantoms: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Untouched:
+  """Scores of series, or of slices, that nobody edited: one of each patient, sorted.
+
+  Attributes:
+    patients: of people.
+    phantoms: of simulated ones.
+  """
+
+  patients: Float[np.ndarray, ' n']
+  phantoms: Float[np.ndarray, ' m']
+
+  def level(self, asked: float) -> Level:
+    """The threshold for a rate of false alarms.
+
+    Raises:
+      UserError: there is neither patient nor phantom.
+    """
+    found: list[Threshold] = []
+    for scores in (self.patients, self.phantoms):
+      if len(scores):
+        rate = max(asked, 1 / (len(scores) + 1))
+        found.append(calibration.conformal_threshold(scores, rate))
+    if not found:
+      raise UserError('forensics: no untouched series is left to calibrate on; add patients')
+    first = found[0]  # of people, where there are any
+    return Level(
+      value=max(threshold.value for threshold in found),
+      asked=asked,
+      holds=first.false_alarm_rate,
+      bound=first.rate_bound,
+      patients=len(self.patients),
+      phantoms=len(self.phantoms),
+    )
+
+  def p_value(self, score: float) -> float:
+    """Share of all of them, the new one among them, whose score is as high."""
+    known = np.concatenate([self.patients, self.phantoms])
+    return float((1 + (known >= score).sum()) / (len(known) + 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Domain:
+  """How far a slice's texture lies from those that the detector knows, in deviations.
+
+  Attributes:
+    centre: f[t].
+    precision: f[t, t], inverse covariance.
+    limit: beyond it a slice is unlike them.
+  """
+
+  centre: Float[np.ndarray, ' t']
+  precision: Float[np.ndarray, 't t']
+  limit: float
+
+  def distance(self, texture: Float[np.ndarray, ' t']) -> float:
+    """Mahalanobis distance."""
+    apart = texture - self.centre
+    return float(np.sqrt(apart @ self.precision @ apart))
+
+
+def fit_domain(
+  learnt: Float[np.ndarray, 'n t'],
+  learnt_patients: Shaped[np.ndarray, ' n'],
+  held_out: Float[np.ndarray, 'm t'],
+  held_out_patients: Shaped[np.ndarray, ' m'],
+  seed: int,
+) -> Domain:
+  """Centre and spread of slices that were learnt from, every patient weighing alike; the limit of
+  others, one slice of each.
+  """
+  _, which, counts = np.unique(learnt_patients, return_inverse=True, return_counts=True)
+  weights = 1 / counts[which]
+  centre = np.average(learnt, axis=0, weights=weights)
+  spread = np.cov(learnt.T, aweights=weights)
+  spread = (1 - SHRINKAGE) * spread + SHRINKAGE * np.diag(np.diag(spread))
+  free = Domain(centre, np.linalg.inv(spread + 1e-6 * np.eye(len(spread))), np.inf)
+  distances = np.array([free.distance(texture) for texture in held_out])
+  own = calibration.one_per_group(distances, held_out_patients, seed)
+  rate = max(OUTSIDE_RATE, 1 / (len(own) + 1))
+  limit = calibration.conformal_threshold(own, rate).value
+  return dataclasses.replace(free, limit=limit)
+
+
+def map_limit(squares: Sequence[Float[np.ndarray, '_']]) -> float:
+  """Log odds that `MAP_RATE` of untouched squares exceed, of every patient [n] as many."""
+  levels = np.linspace(0, 1, 20001)
+  return float(np.quantile(np.concatenate([np.quantile(s, levels) for s in squares]), 1 - MAP_RATE))

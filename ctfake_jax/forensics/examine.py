@@ -1,0 +1,228 @@
+"""From slices of series to maps, scores and places: the one way of calibration and verdicts.
+
+Nothing but pixels enters a score: positions in space only say which slices are neighbours.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterable, Iterator
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32
+from scipy import ndimage
+
+from ctfake_jax.data import lungs
+from ctfake_jax.data.sources.native import Frame, Header
+from ctfake_jax.forensics.volumes import LEAST_LUNG_CM2, MOST_GAP_MM, Volume
+from ctfake_jax.models.forensic_net import LIMITS_HU, LUNG_HU, MULTIPLE, NEIGHBOURS, STRIDE
+from ctfake_jax.runtime import batching
+
+BATCH = 4  # slices
+USUAL_SPACING_MM = 0.7  # of what says nothing
+NO_LUNG = 'shows no lung'
+TOO_SMALL = 'is smaller than 128 x 128 pixels'
+LEAST_SIDE = 128
+
+
+# A slice between the one below and the one above it, None where there is none.
+Triple = tuple[Frame | None, Frame, Frame | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Examined:
+  """What the network makes of a slice.
+
+  Attributes:
+    header: which slice.
+    hu: rows and columns as stored.
+    logits: log odds of squares of `STRIDE` pixels to be edited, means of three by three.
+    lung: squares that touch the lung.
+    score: the highest of these in the lung.
+    peak: row and column of that, in the file's pixels.
+    texture: what the slice's noise is like, `texture`.
+  """
+
+  header: Header
+  hu: Float32[np.ndarray, 'h w'] = dataclasses.field(repr=False)
+  logits: Float32[np.ndarray, 'p q']
+  lung: Bool[np.ndarray, 'p q']
+  score: float
+  peak: tuple[int, int]
+  texture: Float[np.ndarray, ' t']
+
+
+def frames_of(volume: Volume) -> Iterator[Frame]:
+  """The slices of a volume in memory."""
+  step, *spacing = volume.spacing_mm
+  for row, hu in enumerate(volume.hu):
+    header = Header(
+      path=f'{volume.name}#{row + 1}',
+      number=row,
+      series=volume.name,
+      patient=volume.patient,
+      height_mm=row * step,
+      spacing_mm=(spacing[0], spacing[1]),
+    )
+    yield Frame(header, hu.astype(np.float32))
+
+
+def examine(
+  model: nn.Module, variables: dict, frames: Iterable[Frame]
+) -> Iterator[Examined | Header]:
+  """Every frame in order; those of a series follow each other from the lowest slice up.
+
+  Of what cannot be judged there is its header, with the reason. Memory does not grow with their
+  number.
+  """
+  return examine_triples(model, variables, _with_neighbours(frames))
+
+
+def examine_triples(
+  model: nn.Module, variables: dict, triples: Iterable[Triple]
+) -> Iterator[Examined | Header]:
+  """The same of frames that bring their neighbours, where they have any."""
+  waiting: list[_Slab | Header] = []
+
+  def flush() -> Iterator[Examined | Header]:
+    done = _judge(model, variables, [each for each in waiting if isinstance(each, _Slab)])
+    for each in waiting:
+      yield next(done) if isinstance(each, _Slab) else each
+    waiting.clear()
+
+  for each in map(_prepared, triples):
+    slabs = [other for other in waiting if isinstance(other, _Slab)]
+    other_shape = isinstance(each, _Slab) and slabs and slabs[0].hu.shape != each.hu.shape
+    if len(slabs) == 2 * BATCH or other_shape:
+      yield from flush()
+    waiting.append(each)
+  yield from flush()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Slab:
+  """What the network is given of a slice, and what is found without it."""
+
+  header: Header
+  hu: Float32[np.ndarray, '3 h w']
+  present: Bool[np.ndarray, ' 3']
+  lung: Bool[np.ndarray, 'p q']
+  texture: Float[np.ndarray, ' t']
+
+
+def _with_neighbours(frames: Iterable[Frame]) -> Iterator[Triple]:
+  """Each frame with the one before and the one after, where these are its neighbours in space."""
+  padded = itertools.chain([None], frames, [None])
+  a, b, c = itertools.tee(padded, 3)
+  for before, frame, after in zip(a, itertools.islice(b, 1, None), itertools.islice(c, 2, None)):
+    assert frame is not None
+    yield (
+      before if before and _adjacent(before, frame) else None,
+      frame,
+      after if after and _adjacent(frame, after) else None,
+    )
+
+
+def _adjacent(low: Frame, high: Frame) -> bool:
+  if low.hu is None or high.hu is None or low.hu.shape != high.hu.shape:
+    return False
+  heights = low.header.height_mm, high.header.height_mm
+  if low.header.series != high.header.series or heights[0] is None or heights[1] is None:
+    return False
+  return 0 < heights[1] - heights[0] <= MOST_GAP_MM
+
+
+def _prepared(triple: Triple) -> _Slab | Header:
+  """A slice between its neighbours, or why it cannot be judged."""
+  frame = triple[1]
+  if frame.hu is None:
+    return frame.header
+  if min(frame.hu.shape) < LEAST_SIDE:
+    return dataclasses.replace(frame.header, reason=TOO_SMALL)
+  spacing = frame.header.spacing_mm or (USUAL_SPACING_MM, USUAL_SPACING_MM)
+  lung = lungs.lung_mask(frame.hu[None], (1.0, *spacing))[0]
+  if float(lung.sum()) * spacing[0] * spacing[1] / 100 < LEAST_LUNG_CM2:
+    return dataclasses.replace(frame.header, reason=NO_LUNG)
+  around = [each.hu for each in triple if each is not None and each.hu is not None]
+  whole = len(around) == NEIGHBOURS
+  return _Slab(
+    frame.header,
+    np.stack(around if whole else [frame.hu] * NEIGHBOURS),
+    np.array([whole, True, whole]),
+    _squares(lung),
+    texture(frame.hu, lung, spacing),
+  )
+
+
+def _judge(model: nn.Module, variables: dict, slabs: list[_Slab]) -> Iterator[Examined]:
+  if not slabs:
+    return
+  hu, present = np.stack([slab.hu for slab in slabs]), np.stack([slab.present for slab in slabs])
+  pads = [(0, -side % MULTIPLE) for side in hu.shape[2:]]
+  padded = np.pad(hu, [(0, 0), (0, 0), *pads], mode='edge')
+  maps = batching.map_batches(
+    lambda v, _, *batch: smooth_map(model, v, *batch), variables, padded, present, batch_size=BATCH
+  )
+  for slab, logits in zip(slabs, maps):
+    own = logits[: slab.lung.shape[0], : slab.lung.shape[1]]
+    score, peak = highest(own, slab.lung)
+    middle = slab.hu[NEIGHBOURS // 2]
+    yield Examined(slab.header, middle, own, slab.lung, score, peak, slab.texture)
+
+
+def highest(
+  logits: Float[np.ndarray, 'p q'], lung: Bool[np.ndarray, 'p q']
+) -> tuple[float, tuple[int, int]]:
+  """The highest log odds in the lung, and the pixel in the middle of their square."""
+  inside = np.where(lung, logits, -np.inf)
+  row, column = np.unravel_index(int(inside.argmax()), inside.shape)
+  place = int(row) * STRIDE + STRIDE // 2, int(column) * STRIDE + STRIDE // 2
+  return float(inside[row, column]), place
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def smooth_map(
+  model: nn.Module,
+  variables: dict,
+  hu: Float[Array, 'b 3 h w'],
+  present: Bool[Array, 'b 3'],
+) -> Float32[Array, 'b p q']:
+  """The network's log odds, each the mean of its own square and the eight round it."""
+  logits = jnp.asarray(model.apply(variables, hu, present, train=False))
+  wide = jnp.pad(logits, ((0, 0), (1, 1), (1, 1)), mode='edge')
+  height, width = logits.shape[1:]
+  shifted = [wide[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+  return jnp.stack(shifted).mean(0)
+
+
+def _squares(mask: Bool[np.ndarray, 'h w']) -> Bool[np.ndarray, 'p q']:
+  """Squares of `STRIDE` pixels that hold any of the mask."""
+  padded = np.pad(mask, [(0, -n % STRIDE) for n in mask.shape])
+  rows, columns = padded.shape[0] // STRIDE, padded.shape[1] // STRIDE
+  return np.asarray(padded.reshape(rows, STRIDE, columns, STRIDE).any((1, 3)))
+
+
+def texture(
+  hu: Float[np.ndarray, 'h w'], lung: Bool[np.ndarray, 'h w'], spacing_mm: tuple[float, ...]
+) -> Float[np.ndarray, ' t']:
+  """What noise and sharpness of a slice's lung are like, by medians, which an edit hardly moves.
+
+  Returns:
+    Logarithms of the residual's size after smoothing by three pixels, of that after six relative to
+    it, and of the pixel's side; correlations of the residual with its neighbour right and below.
+  """
+  hu = np.clip(hu, *LIMITS_HU).astype(np.float32)
+  smooth = ndimage.uniform_filter(hu, 3)
+  wide = ndimage.uniform_filter(smooth, 5)
+  airy = lung & (wide > LUNG_HU[0]) & (wide < LUNG_HU[1])
+  airy[-1] = airy[:, -1] = False
+  rows, columns = np.nonzero(airy if airy.any() else lung)
+  fine, middle = hu - smooth, smooth - wide
+  own, beside, below = (fine[rows + i, columns + j] for i, j in ((0, 0), (0, 1), (1, 0)))
+  size = 1e-1 + float(np.median(np.abs(own)))
+  relative = 1e-1 + float(np.median(np.abs(middle[rows, columns])))
+  likeness = (float(np.median(np.sign(own) * x)) / size for x in (beside, below))
+  return np.array([np.log(size), np.log(relative / size), np.log(min(spacing_mm)), *likeness])

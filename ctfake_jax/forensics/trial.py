@@ -1,0 +1,161 @@
+"""Edits of whole slices of untouched series, and how well a map finds them.
+
+A place is what lies within `REACH_MM` of a point, and its value the highest log odds there. An
+edited place is compared with the others of the lung of the same slice, so that how one source
+differs from another has no say.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float32
+from scipy import ndimage
+
+from ctfake_jax.data.sources.native import Frame, Header
+from ctfake_jax.forensics.examine import Examined, Triple
+from ctfake_jax.forensics.pairs import changed_shares, whole
+from ctfake_jax.forensics.volumes import Volume
+from ctfake_jax.models.forensic_net import STRIDE
+from ctfake_jax.tampering import sites
+from ctfake_jax.tampering.methods import Method, Place
+from ctfake_jax.types import UserError
+
+REACH_MM = 16.0
+DIAMETERS_MM = 6.0, 30.0
+TRIES = 20
+LEAST_CHANGED_MM2 = 20.0  # of the middle slice
+
+
+@dataclasses.dataclass(frozen=True)
+class Edited:
+  """A slice with one edit.
+
+  Attributes:
+    triple: it and its neighbours, edited with it.
+    kind: of the edit.
+    patient: whose slice it was.
+    centre: row and column of the edit.
+    changed: pixels.
+  """
+
+  triple: Triple
+  kind: str
+  patient: str
+  centre: tuple[float, float]
+  changed: Bool[np.ndarray, 'h w']
+
+
+def edited_slices(
+  volumes: Sequence[Volume],
+  kinds: dict[str, Method],
+  of_each: int,
+  rng: np.random.Generator,
+) -> Iterator[Edited]:
+  """Of every volume `of_each` slices by every kind; fewer where there is no place for one."""
+  for volume in volumes:
+    for name, method in kinds.items():
+      for _ in range(of_each):
+        if found := _one(volume, name, method, rng):
+          yield found
+
+
+def _one(volume: Volume, name: str, method: Method, rng: np.random.Generator) -> Edited | None:
+  for _ in range(TRIES):
+    row = int(rng.choice(volume.rows))
+    slab, lung = volume.slab(row), volume.lung[volume.around(row)]
+    places = volume.in_lung[row]
+    y, x = (float(v) for v in places[rng.integers(len(places))])
+    diameter = float(np.exp(rng.uniform(*np.log(DIAMETERS_MM))))
+    site = sites.Site((float(len(slab) // 2), y, x), diameter)
+    place = Place.of(slab, lung, volume.spacing_mm, site)
+    try:
+      made = np.where(place.reach, method(place, rng), place.own)
+    except UserError:  # no place for this kind
+      continue
+    edited = slab.copy()
+    edited[place.box] = np.rint(made)  # as a file would hold it
+    changed = changed_shares(slab[len(slab) // 2], edited[len(slab) // 2]) > 0
+    if changed.sum() * volume.spacing_mm[1] * volume.spacing_mm[2] >= LEAST_CHANGED_MM2:
+      return Edited(triple_of(volume, edited), name, volume.patient, (y, x), changed)
+  return None
+
+
+def whole_slices(
+  volumes: Sequence[Volume], of_each: int, rng: np.random.Generator
+) -> Iterator[Triple]:
+  """Slices made up as a whole."""
+  for volume in volumes:
+    for _ in range(of_each):
+      slab = volume.slab(int(rng.choice(volume.rows)))
+      yield triple_of(volume, np.rint(whole(slab, rng)))
+
+
+def changed_slices(
+  volumes: Sequence[Volume],
+  change: Callable[[np.ndarray, np.random.Generator], np.ndarray],
+  of_each: int,
+  rng: np.random.Generator,
+) -> Iterator[Triple]:
+  """Untouched slices after a harmless change."""
+  for volume in volumes:
+    for _ in range(of_each):
+      slab = volume.slab(int(rng.choice(volume.rows)))
+      yield triple_of(volume, np.rint(change(slab, rng)))
+
+
+def triple_of(volume: Volume, slab: Float32[np.ndarray, 'k h w']) -> Triple:
+  """As `examine` takes slices."""
+  step, *spacing = volume.spacing_mm
+  frames = [
+    Frame(
+      Header(
+        path=volume.name,
+        series=volume.name,
+        patient=volume.patient,
+        height_mm=number * step,
+        spacing_mm=(spacing[0], spacing[1]),
+      ),
+      hu.astype(np.float32),
+    )
+    for number, hu in enumerate(slab)
+  ]
+  return (frames[0], frames[1], frames[2]) if len(frames) == 3 else (None, frames[0], None)
+
+
+def location(each: Examined, centre: tuple[float, float]) -> dict[str, float]:
+  """How a slice's map ranks a place.
+
+  Returns:
+    auroc, share of other places in the lung whose value is below the place's (half of equal ones);
+    pointed, whether the map's maximum in the lung is in the place; chance of that.
+  """
+  spacing = each.header.spacing_mm
+  assert spacing is not None
+  reach = np.array([REACH_MM / (mm * STRIDE) for mm in spacing])
+  own = np.array(centre) / STRIDE
+  inside = np.where(each.lung, each.logits, -np.inf)
+  size = 2 * np.ceil(reach).astype(int) + 1
+  highest = ndimage.maximum_filter(inside, size=tuple(size), mode='constant', cval=-np.inf)
+  rows, columns = np.mgrid[: inside.shape[0], : inside.shape[1]]
+  near = (np.abs(rows - own[0]) <= reach[0]) & (np.abs(columns - own[1]) <= reach[1])
+  value = float(inside[near].max())
+  apart = (np.abs(rows - own[0]) > 2 * reach[0]) | (np.abs(columns - own[1]) > 2 * reach[1])
+  others = highest[each.lung & apart]
+  if not others.size or not np.isfinite(value):
+    return {'auroc': float('nan'), 'pointed': float('nan'), 'chance': float('nan')}
+  peak = np.array(each.peak) / STRIDE
+  return {
+    'auroc': float((others < value).mean() + (others == value).mean() / 2),
+    'pointed': float((np.abs(peak - own) <= reach + 0.5).all()),
+    'chance': float((near & each.lung).sum() / each.lung.sum()),
+  }
+
+
+def mean_by_patient(values: Iterable[float], patients: Iterable[str]) -> float:
+  """Every patient weighing alike."""
+  by: dict[str, list[float]] = {}
+  for value, patient in zip(values, patients):
+    if np.isfinite(value):
+      by.setdefault(patient, []).append(value)
+  return float(np.mean([np.mean(own) for own in by.values()])) if by else float('nan')
