@@ -188,7 +188,7 @@ _REQUIRED_PATHS = {
   'evaluate': ('checkpoint',),
   'export': ('checkpoint',),
   'detect': ('input',),
-  'recalibrate': ('detector', 'input'),
+  'recalibrate': ('input',),
   'explain': ('input',),
 }
 _READ_NO_DATA = (

@@ -40,6 +40,7 @@ FACTS, REFERENCE, CONFIG, DIGESTS = 'detector.json', 'reference.npz', 'config.js
 # Remarks on a picture that is hardly a CT slice.
 NO_CT = (TWO_VALUES, USES_LITTLE, IN_COLOUR)
 NETWORK = 'network'  # folder of the network's training
+FORENSIC_NETWORK = 'network.safetensors'  # what a detector of another kind has
 VERSION = 4  # grows where the same files would mean something else; 4 knows its domain
 # What a recalibration may have found, by name.
 ALARMS = {
@@ -251,6 +252,8 @@ def load(workdir: Path | str) -> Detector:
   workdir = Path(workdir)
   if not workdir.is_dir():
     raise UserError(f'config.detector = {workdir}: no such folder')
+  if (workdir / FORENSIC_NETWORK).is_file():
+    raise UserError(f'{workdir} is a detector of edits in CT: detect and recalibrate take it alone')
   if not any((workdir / name).is_file() for name in (FACTS, DIGESTS)):
     raise UserError(f'{workdir} holds no finished detector: name the workdir of such a run')
   digests = workdir_lib.read_json(workdir / DIGESTS)

@@ -19,7 +19,6 @@ from ctfake_jax.detector import calibration as detector_calibration
 from ctfake_jax.detector.calibration import UNSCALED, Scaling
 from ctfake_jax.forensics import benign, bundle, calibration, card, training, trial, volumes
 from ctfake_jax.forensics.bundle import ForensicDetector
-from ctfake_jax.forensics.calibration import Untouched
 from ctfake_jax.forensics.edits import KINDS
 from ctfake_jax.forensics.examine import (
   Examined,
@@ -29,7 +28,7 @@ from ctfake_jax.forensics.examine import (
   frames_of,
   texture,
 )
-from ctfake_jax.forensics.series import Evidence, gather
+from ctfake_jax.forensics.untouched import Looks
 from ctfake_jax.forensics.volumes import Volume
 from ctfake_jax.models import registry
 from ctfake_jax.runtime import progress_bar, streams
@@ -107,56 +106,28 @@ def calibrated(
   config: Config, variables: dict, learnt: Sequence[Volume], held_out: Sequence[Volume]
 ) -> ForensicDetector:
   """Thresholds and domain from untouched series; figures are still to come."""
-  model = registry.forensic_net(config.forensics)
-  slices: list[Examined] = []
-  series: list[Evidence] = []
+  model, looks = registry.forensic_net(config.forensics), Looks()
+  rng = streams.generator(config.seed, 'squares')
   for volume in progress_bar.bar('judging untouched series', held_out):
-    for item in gather(examine(model, variables, frames_of(volume))):
-      if isinstance(item, Evidence):
-        series.append(item)
-      elif isinstance(item, Examined):
-        slices.append(dataclasses.replace(item, hu=item.hu[:1, :1]))  # the rest may go
-  phantoms = {volume.patient for volume in held_out if volume.phantom}
-  own = one_each([e.score for e in slices], [e.header.patient for e in slices], config.seed)
-  joined = [e for e in series if e.judged]
-  whole = one_each([e.score for e in joined], [e.patient for e in joined], config.seed)
+    looks.take(examine(model, variables, frames_of(volume)), rng)
+  phantoms = [volume.patient for volume in held_out if volume.phantom]
+  slices, series = looks.untouched(config.seed, phantoms)
   textures = list(_textures(learnt, config.seed))
   domain = calibration.fit_domain(
-    np.stack([t for _, t in textures]),
-    np.array([patient for patient, _ in textures]),
-    np.stack([e.texture for e in slices]),
-    np.array([e.header.patient for e in slices]),
-    config.seed,
+    np.stack([texture for _, texture in textures]), np.array([patient for patient, _ in textures])
   )
-  squares: dict[str, list[np.ndarray]] = collections.defaultdict(list)
-  for each in slices:
-    squares[each.header.patient].append(each.logits[each.lung])
   return ForensicDetector(
     model=model,
     variables=variables,
     width=config.forensics.width,
-    slices=_untouched(own, phantoms),
-    series=_untouched(whole, phantoms),
+    slices=slices,
+    series=series,
     scaling=UNSCALED,
-    map_limit=calibration.map_limit([np.concatenate(parts) for parts in squares.values()]),
-    domain=domain,
+    map_limit=looks.map_limit(calibration.MAP_RATE),
+    domain=calibration.limited(domain, looks.distances(domain, config.seed)),
     false_alarm_rate=detector_calibration.asked_rate(config),
     facts={'version': __version__, 'kinds': config.forensics.kinds, 'seed': config.seed},
   )
-
-
-def one_each(scores: Sequence[float], patients: Sequence[str], seed: int) -> dict[str, float]:
-  """The score of one slice or series of each patient, drawn at random."""
-  names = np.array(patients)
-  kept = detector_calibration.one_per_group(np.arange(len(names)), names, seed)
-  return {str(names[row]): float(scores[row]) for row in kept}
-
-
-def _untouched(scores: dict[str, float], phantoms: set[str]) -> Untouched:
-  """Of patients and of phantoms."""
-  real = [score for patient, score in scores.items() if patient not in phantoms]
-  simulated = [score for patient, score in scores.items() if patient in phantoms]
-  return Untouched(np.sort(real), np.sort(simulated))
 
 
 def _textures(found: Sequence[Volume], seed: int) -> Iterator[tuple[str, Float[np.ndarray, ' t']]]:

@@ -17,6 +17,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from ctfake_jax.config.keys import ForensicsConfig
+from ctfake_jax.detector.bundle import FORENSIC_NETWORK
 from ctfake_jax.detector.calibration import Scaling
 from ctfake_jax.forensics.calibration import Domain, Untouched
 from ctfake_jax.models import registry
@@ -24,7 +25,7 @@ from ctfake_jax.runtime import mesh as mesh_lib
 from ctfake_jax.types import UserError
 from ctfake_jax.workdir import files as workdir_lib
 
-FACTS, NETWORK = 'detector.json', 'network.safetensors'
+FACTS, NETWORK = 'detector.json', FORENSIC_NETWORK
 FORMAT = 1  # grows where the same files would mean something else
 SHIPPED = Path(__file__).parent / 'weights'
 

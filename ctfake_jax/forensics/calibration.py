@@ -6,7 +6,6 @@ cannot be promised: the level that holds is answered instead.
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -101,30 +100,18 @@ class Domain:
     return float(np.sqrt(apart @ self.precision @ apart))
 
 
-def fit_domain(
-  learnt: Float[np.ndarray, 'n t'],
-  learnt_patients: Shaped[np.ndarray, ' n'],
-  held_out: Float[np.ndarray, 'm t'],
-  held_out_patients: Shaped[np.ndarray, ' m'],
-  seed: int,
-) -> Domain:
-  """Centre and spread of slices that were learnt from, every patient weighing alike; the limit of
-  others, one slice of each.
-  """
-  _, which, counts = np.unique(learnt_patients, return_inverse=True, return_counts=True)
+def fit_domain(textures: Float[np.ndarray, 'n t'], patients: Shaped[np.ndarray, ' n']) -> Domain:
+  """Centre and spread of slices, every patient weighing alike; without a limit."""
+  _, which, counts = np.unique(patients, return_inverse=True, return_counts=True)
   weights = 1 / counts[which]
-  centre = np.average(learnt, axis=0, weights=weights)
-  spread = np.cov(learnt.T, aweights=weights)
+  spread = np.cov(textures.T, aweights=weights)
   spread = (1 - SHRINKAGE) * spread + SHRINKAGE * np.diag(np.diag(spread))
-  free = Domain(centre, np.linalg.inv(spread + 1e-6 * np.eye(len(spread))), np.inf)
-  distances = np.array([free.distance(texture) for texture in held_out])
-  own = calibration.one_per_group(distances, held_out_patients, seed)
-  rate = max(OUTSIDE_RATE, 1 / (len(own) + 1))
-  limit = calibration.conformal_threshold(own, rate).value
-  return dataclasses.replace(free, limit=limit)
+  centre = np.average(textures, axis=0, weights=weights)
+  return Domain(centre, np.linalg.inv(spread + 1e-6 * np.eye(len(spread))), np.inf)
 
 
-def map_limit(squares: Sequence[Float[np.ndarray, '_']]) -> float:
-  """Log odds that `MAP_RATE` of untouched squares exceed, of every patient [n] as many."""
-  levels = np.linspace(0, 1, 20001)
-  return float(np.quantile(np.concatenate([np.quantile(s, levels) for s in squares]), 1 - MAP_RATE))
+def limited(domain: Domain, distances: Float[np.ndarray, ' p']) -> Domain:
+  """With a limit by the distances of other patients' slices, one of each."""
+  rate = max(OUTSIDE_RATE, 1 / (len(distances) + 1))
+  limit = calibration.conformal_threshold(distances, rate).value
+  return dataclasses.replace(domain, limit=limit)

@@ -25,7 +25,7 @@ MODULES: dict[str, str] = {
   'benchmark': 'tasks.benchmark',
   'detector': 'detector.build',
   'detect': 'tasks.detect',
-  'recalibrate': 'detector.recalibration',
+  'recalibrate': 'tasks.recalibrate',
   'explain': 'tasks.explain',
   'detector_bench': 'detector_bench.run',
   'phantom_series': 'tasks.phantom_series',

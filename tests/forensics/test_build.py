@@ -20,7 +20,7 @@ from ctfake_jax.detector import verdict
 from ctfake_jax.detector.verdict import Verdict
 from ctfake_jax.forensics import build, bundle, judge
 from ctfake_jax.forensics.examine import Examined
-from ctfake_jax.tasks import detect
+from ctfake_jax.tasks import detect, explain, recalibrate
 from ctfake_jax.types import UserError
 
 SLICES = 4
@@ -242,3 +242,36 @@ def test_too_few_phantoms_are_refused(tmp_path):
   config.phantom.patients = 2
   with pytest.raises(UserError, match='more patients'):
     build.run(resolve(config), tmp_path)
+
+
+def test_a_sites_series_recalibrate(made, written, tmp_path):
+  config = config_lib.defaults()
+  config.task, config.detector, config.input = 'recalibrate', str(made[0]), str(written)
+  with pytest.raises(UserError, match='synthetic'):
+    recalibrate.run(resolve(config), tmp_path)
+  config.data.synthetic_ok = True
+  config_lib.validate(resolve(config))
+  workdir = tmp_path / 'site'
+  workdir.mkdir()
+  results = recalibrate.run(resolve(config), workdir)
+  assert results['site']['patients'] == 1
+  assert results['slices']['holds'] == 0.5
+  old, new = bundle.load(made[0]), bundle.load(workdir)
+  assert new.name != old.name
+  assert len(new.slices.patients) == 1
+  assert not len(new.slices.phantoms)
+  found = [each for each in ct.detect(written, workdir) if each.verdict != 'not_judged']
+  assert len(found) == SLICES
+  assert 'Fitted to a site' in (workdir / 'MODEL_CARD.md').read_text()
+  assert (workdir / bundle.NETWORK).read_bytes() == (made[0] / bundle.NETWORK).read_bytes()
+  again = tmp_path / 'again'
+  again.mkdir()
+  config.detector = str(workdir)
+  recalibrate.run(resolve(config), again)
+
+
+def test_other_tasks_name_what_it_is(made, written, tmp_path):
+  config = config_lib.defaults()
+  config.task, config.detector, config.input = 'explain', str(made[0]), str(written)
+  with pytest.raises(UserError, match='detector of edits in CT'):
+    explain.run(resolve(config), tmp_path)

@@ -5,6 +5,7 @@ import pytest
 
 from ctfake_jax.forensics import calibration
 from ctfake_jax.forensics.calibration import Untouched
+from ctfake_jax.forensics.untouched import Looks
 from ctfake_jax.types import UserError
 
 NONE = np.array([])
@@ -50,16 +51,26 @@ def test_p_values_are_uniform_or_larger():
 def test_the_domain_holds_what_is_alike_and_not_what_is_apart():
   rng = np.random.default_rng(2)
   learnt, held = rng.normal(size=(300, 4)), rng.normal(size=(200, 4))
-  patients = np.arange(300) // 3, np.arange(200)
-  domain = calibration.fit_domain(learnt, patients[0], held, patients[1], seed=0)
+  domain = calibration.fit_domain(learnt, np.arange(300) // 3)
+  domain = calibration.limited(domain, np.array([domain.distance(t) for t in held]))
   inside = [domain.distance(t) <= domain.limit for t in rng.normal(size=(1000, 4))]
   assert np.mean(inside) > 0.92
   assert not any(domain.distance(t + 6) <= domain.limit for t in rng.normal(size=(100, 4)))
 
 
 def test_the_map_limit_is_exceeded_by_its_share():
-  rng = np.random.default_rng(3)
-  squares = [rng.normal(size=20000), rng.normal(1, 1, size=40000)]
-  limit = calibration.map_limit(squares)
-  share = np.mean([(s > limit).mean() for s in squares])
-  assert share == pytest.approx(calibration.MAP_RATE, rel=0.3)
+  rng, looks = np.random.default_rng(3), Looks()
+  looks.squares['a'].append(rng.normal(size=20000))
+  looks.squares['b'] += [rng.normal(1, 1, size=20000), rng.normal(1, 1, size=20000)]
+  limit = looks.map_limit(1e-3)
+  share = np.mean([(np.concatenate(own) > limit).mean() for own in looks.squares.values()])
+  assert share == pytest.approx(1e-3, rel=0.3)
+
+
+def test_one_score_of_each_patient_and_phantoms_apart():
+  looks = Looks()
+  looks.slices = [('a', 1.0), ('a', 2.0), ('b', 3.0), ('phantom', 4.0)]
+  slices, series = looks.untouched(0, ['phantom'])
+  assert slices.patients.tolist() in ([1.0, 3.0], [2.0, 3.0])
+  assert slices.phantoms.tolist() == [4.0]
+  assert not len(series.patients)

@@ -119,13 +119,9 @@ def test_second_moments_know_white_noise_and_copies():
   rng = np.random.default_rng(0)
   hu = (-800 + 20 * rng.normal(size=(1, 3, 256, 256))).astype(np.float32)
   hu[:, 2] = hu[:, 1]
-  power, _, _, right, below, before, after = np.moveaxis(
-    np.asarray(forensic_net.second_moments(jnp.asarray(hu), jnp.array([[True] * 3])))[
-      0, 4:-4, 4:-4
-    ],
-    -1,
-    0,
-  )
+  found = forensic_net.second_moments(jnp.asarray(hu), jnp.array([[True] * 3]))
+  inner = np.moveaxis(np.asarray(found)[0, 4:-4, 4:-4], -1, 0)
+  power, _, _, right, below, before, after = inner
   kernel = np.outer([1, 2, 1], [1, 2, 1]) / 16
   fine = -kernel.copy()
   fine[1, 1] += 1

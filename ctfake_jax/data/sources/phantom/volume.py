@@ -98,7 +98,7 @@ def series(
   starts = range(0, slices, AT_ONCE)
   with concurrent.futures.ThreadPoolExecutor(processors.count()) as threads:
     done = threads.map(scan, starts)
-    for _ in progress_bar.bar('scanning', done, total=len(starts)):
+    for _ in progress_bar.bar('scanning', done, total=len(starts), patience=progress_bar.PATIENCE):
       pass
   spacing = field_of_view / size
   planes = tuple(centred((size, size), (spacing, spacing), -depth) for depth in depths.tolist())
