@@ -393,6 +393,16 @@ class ForensicsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ForensicsBenchConfig:
+  """The detector of edits on kinds and patients that it never saw."""
+
+  kind_folds: int = key(4, between(2, 20), 'groups of kinds, each left out in turn')
+  seeds: int = key(1, at_least(1), 'trainings for each group')
+  updates: int = key(1200, at_least(1), 'of each network')
+  slices_of_each: int = key(4, at_least(1), 'of each series and kind')
+
+
+@dataclasses.dataclass(frozen=True)
 class ExplainConfig:
   """Attribution maps."""
 
@@ -510,6 +520,7 @@ class Config:
   bench: BenchConfig = BenchConfig()
   tamper: TamperConfig = TamperConfig()
   forensics: ForensicsConfig = ForensicsConfig()
+  forensics_bench: ForensicsBenchConfig = ForensicsBenchConfig()
   explain: ExplainConfig = ExplainConfig()
   input: str = key('', TEXT, 'predict, detect, explain, recalibrate: image or folder')
   detector: str = key('', TEXT, 'detect, explain, recalibrate: workdir of a detector')

@@ -21,6 +21,7 @@ TASKS = (
   'phantom_series',
   'tamper',
   'forensics',
+  'forensics_bench',
 )
 FAMILIES = (
   'dcgan',

@@ -193,7 +193,7 @@ _REQUIRED_PATHS = {
 }
 _READ_NO_DATA = (
   *('generate', 'predict', 'export', 'benchmark', 'detect', 'recalibrate', 'explain'),
-  *('phantom_series', 'forensics'),
+  *('phantom_series', 'forensics', 'forensics_bench'),
 )
 
 
@@ -258,6 +258,10 @@ _READ: dict[str, tuple[str, ...]] = {
   'forensics': (
     *('phantom.', 'forensics.', 'data.path', 'data.max_pixels', 'data.synthetic_ok'),
     *(*_LOOP, 'detection.false_alarm_rate'),
+  ),
+  'forensics_bench': (
+    *('phantom.', 'forensics.', 'forensics_bench.', 'data.path', 'data.max_pixels'),
+    *(*_LOOP, 'data.synthetic_ok'),
   ),
   'detect': (*_JUDGING, 'detection.maps'),
   'recalibrate': (*_JUDGING, 'data.patient_folders', 'data.synthetic_ok', 'split.'),

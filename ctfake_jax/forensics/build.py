@@ -26,6 +26,7 @@ from ctfake_jax.forensics.examine import (
   examine,
   examine_triples,
   frames_of,
+  network_maps,
   texture,
 )
 from ctfake_jax.forensics.untouched import Looks
@@ -107,9 +108,10 @@ def calibrated(
 ) -> ForensicDetector:
   """Thresholds and domain from untouched series; figures are still to come."""
   model, looks = registry.forensic_net(config.forensics), Looks()
+  maps = network_maps(model, variables)
   rng = streams.generator(config.seed, 'squares')
   for volume in progress_bar.bar('judging untouched series', held_out):
-    looks.take(examine(model, variables, frames_of(volume)), rng)
+    looks.take(examine(maps, frames_of(volume)), rng)
   phantoms = [volume.patient for volume in held_out if volume.phantom]
   slices, series = looks.untouched(config.seed, phantoms)
   textures = list(_textures(learnt, config.seed))
@@ -153,7 +155,7 @@ def tried(
   limit = detector.slices.level(detector.false_alarm_rate).value
 
   def judged(triples: Iterable[Triple]) -> list[Examined | Header]:
-    return list(examine_triples(detector.model, detector.variables, triples))
+    return list(examine_triples(detector.maps, triples))
 
   def share(found: list[Examined | Header]) -> float:
     own = [e for e in found if isinstance(e, Examined)]

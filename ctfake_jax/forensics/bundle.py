@@ -20,6 +20,7 @@ from ctfake_jax.config.keys import ForensicsConfig
 from ctfake_jax.detector.bundle import FORENSIC_NETWORK
 from ctfake_jax.detector.calibration import Scaling
 from ctfake_jax.forensics.calibration import Domain, Untouched
+from ctfake_jax.forensics.examine import Maps, network_maps
 from ctfake_jax.models import registry
 from ctfake_jax.runtime import mesh as mesh_lib
 from ctfake_jax.types import UserError
@@ -56,6 +57,11 @@ class ForensicDetector:
   false_alarm_rate: float
   facts: dict
   name: str = ''
+
+  @property
+  def maps(self) -> Maps:
+    """What it makes of slices."""
+    return network_maps(self.model, self.variables)
 
 
 def save(detector: ForensicDetector, folder: Path) -> None:

@@ -6,7 +6,7 @@ Nothing but pixels enters a score: positions in space only say which slices are 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import flax.linen as nn
 import jax
@@ -28,6 +28,12 @@ TOO_SMALL = 'is smaller than 128 x 128 pixels'
 LEAST_SIDE = 128
 
 
+Slabs = Float32[np.ndarray, 'n 3 h w']
+Present = Bool[np.ndarray, 'n 3']
+Squares = Float[np.ndarray, 'n p q']
+# From slices with their neighbours to maps in squares of `STRIDE` pixels, one more at the end where
+# a side is no multiple.
+Maps = Callable[[Slabs, Present], Squares]
 # A slice between the one below and the one above it, None where there is none.
 Triple = tuple[Frame | None, Frame, Frame | None]
 
@@ -48,7 +54,7 @@ class Examined:
 
   header: Header
   hu: Float32[np.ndarray, 'h w'] = dataclasses.field(repr=False)
-  logits: Float32[np.ndarray, 'p q']
+  logits: Float[np.ndarray, 'p q']
   lung: Bool[np.ndarray, 'p q']
   score: float
   peak: tuple[int, int]
@@ -70,25 +76,36 @@ def frames_of(volume: Volume) -> Iterator[Frame]:
     yield Frame(header, hu.astype(np.float32))
 
 
-def examine(
-  model: nn.Module, variables: dict, frames: Iterable[Frame]
-) -> Iterator[Examined | Header]:
+def network_maps(model: nn.Module, variables: dict) -> Maps:
+  """Those of a network, smoothed."""
+
+  def maps(hu: Slabs, present: Present) -> Squares:
+    pads = [(0, -side % MULTIPLE) for side in hu.shape[2:]]
+    padded = np.pad(hu, [(0, 0), (0, 0), *pads], mode='edge')
+
+    def judge(constants, _, *batch):
+      return smooth_map(model, constants, *batch)
+
+    return batching.map_batches(judge, variables, padded, present, batch_size=BATCH)
+
+  return maps
+
+
+def examine(maps: Maps, frames: Iterable[Frame]) -> Iterator[Examined | Header]:
   """Every frame in order; those of a series follow each other from the lowest slice up.
 
   Of what cannot be judged there is its header, with the reason. Memory does not grow with their
   number.
   """
-  return examine_triples(model, variables, _with_neighbours(frames))
+  return examine_triples(maps, _with_neighbours(frames))
 
 
-def examine_triples(
-  model: nn.Module, variables: dict, triples: Iterable[Triple]
-) -> Iterator[Examined | Header]:
+def examine_triples(maps: Maps, triples: Iterable[Triple]) -> Iterator[Examined | Header]:
   """The same of frames that bring their neighbours, where they have any."""
   waiting: list[_Slab | Header] = []
 
   def flush() -> Iterator[Examined | Header]:
-    done = _judge(model, variables, [each for each in waiting if isinstance(each, _Slab)])
+    done = _judge(maps, [each for each in waiting if isinstance(each, _Slab)])
     for each in waiting:
       yield next(done) if isinstance(each, _Slab) else each
     waiting.clear()
@@ -157,16 +174,11 @@ def _prepared(triple: Triple) -> _Slab | Header:
   )
 
 
-def _judge(model: nn.Module, variables: dict, slabs: list[_Slab]) -> Iterator[Examined]:
+def _judge(maps: Maps, slabs: list[_Slab]) -> Iterator[Examined]:
   if not slabs:
     return
   hu, present = np.stack([slab.hu for slab in slabs]), np.stack([slab.present for slab in slabs])
-  pads = [(0, -side % MULTIPLE) for side in hu.shape[2:]]
-  padded = np.pad(hu, [(0, 0), (0, 0), *pads], mode='edge')
-  maps = batching.map_batches(
-    lambda v, _, *batch: smooth_map(model, v, *batch), variables, padded, present, batch_size=BATCH
-  )
-  for slab, logits in zip(slabs, maps):
+  for slab, logits in zip(slabs, maps(hu, present)):
     own = logits[: slab.lung.shape[0], : slab.lung.shape[1]]
     score, peak = highest(own, slab.lung)
     middle = slab.hu[NEIGHBOURS // 2]

@@ -185,7 +185,7 @@ def _judged(
   ordered = native.in_order(headers)
   shown = progress_bar.bar('judging', native.frames(path, ordered, limits), total=len(ordered))
   of_series: list[Verdict] = []
-  examined = examine(detector.model, detector.variables, iter(shown))
+  examined = examine(detector.maps, iter(shown))
   for item in series.gather(examined, detector.map_limit):
     if isinstance(item, Evidence):
       yield ruler.series_verdict(item, of_series)

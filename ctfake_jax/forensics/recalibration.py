@@ -74,7 +74,7 @@ def look(config: Config, detector: ForensicDetector) -> Looks:
   frames = progress_bar.bar('reading', native.frames(root, kept, limits), total=len(kept))
   named = (Frame(_named(frame.header), frame.hu) for frame in frames)
   rng = streams.generator(config.seed, 'squares')
-  looks.take(examine(detector.model, detector.variables, named), rng)
+  looks.take(examine(detector.maps, named), rng)
   if not looks.slices:
     reasons = '; '.join(f'{h.path}: {h.reason}' for h in looks.left_out[:3])
     raise UserError(f'config.input = {root}: no slice can be taken; {reasons}')

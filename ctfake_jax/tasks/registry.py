@@ -31,6 +31,7 @@ MODULES: dict[str, str] = {
   'phantom_series': 'tasks.phantom_series',
   'tamper': 'tampering.run',
   'forensics': 'forensics.build',
+  'forensics_bench': 'forensics.bench',
 }
 
 

@@ -46,7 +46,7 @@ def test_what_cannot_be_judged_is_named_in_its_place(network):
     frame(np.full((64, 64), -1000, np.float32), 2),
     frame(np.full((128, 128), 30, np.float32), 4),
   ]
-  found = list(examine.examine(*network, frames))
+  found = list(examine.examine(examine.network_maps(*network), frames))
   assert isinstance(found[0], Examined)
   assert [each.reason for each in found[1:]] == ['no', TOO_SMALL, NO_LUNG]
 
@@ -55,19 +55,19 @@ def test_neighbours_are_of_one_series_and_near(network, monkeypatch):
   seen = []
   judge = examine._judge
 
-  def spying(model, variables, slabs):
+  def spying(maps, slabs):
     seen.extend(slab.present.all() for slab in slabs)
-    yield from judge(model, variables, slabs)
+    yield from judge(maps, slabs)
 
   monkeypatch.setattr(examine, '_judge', spying)
   heights = [0, 5, 10, 30, 35, 40]
   frames = [frame(chest(seed=int(h)), h) for h in heights] + [frame(chest(), 45, 'b')]
-  assert len(list(examine.examine(*network, frames))) == 7
+  assert len(list(examine.examine(examine.network_maps(*network), frames))) == 7
   assert seen == [False, True, False, False, True, False, False]
 
 
 def test_the_peak_is_a_pixel_of_the_lung(network):
-  (found,) = examine.examine(*network, [frame(chest(), 0)])
+  (found,) = examine.examine(examine.network_maps(*network), [frame(chest(), 0)])
   row, column = found.peak
   assert found.lung[row // STRIDE, column // STRIDE]
   assert found.score == found.logits[row // STRIDE, column // STRIDE]
@@ -75,13 +75,13 @@ def test_the_peak_is_a_pixel_of_the_lung(network):
 
 
 def test_sides_that_are_no_multiple_of_eight_are_judged(network):
-  (found,) = examine.examine(*network, [frame(chest(size=132)[:, :130], 0)])
+  (found,) = examine.examine(examine.network_maps(*network), [frame(chest(size=132)[:, :130], 0)])
   assert found.logits.shape == (33, 33)
 
 
 def test_nothing_of_headers_enters_a_score(network):
   plain, other = (
-    next(iter(examine.examine(*network, [f])))
+    next(iter(examine.examine(examine.network_maps(*network), [f])))
     for f in (frame(chest(), 0), frame(chest(), 70.0, 'other', (3.0, 3.0)))
   )
   np.testing.assert_array_equal(plain.logits, other.logits)
