@@ -17,7 +17,16 @@ from ctfake_jax.config.keys import Config
 from ctfake_jax.data.sources.native import Header
 from ctfake_jax.detector import calibration as detector_calibration
 from ctfake_jax.detector.calibration import UNSCALED, Scaling
-from ctfake_jax.forensics import benign, bundle, calibration, card, training, trial, volumes
+from ctfake_jax.forensics import (
+  benign,
+  bundle,
+  calibration,
+  card,
+  mini_set,
+  training,
+  trial,
+  volumes,
+)
 from ctfake_jax.forensics.bundle import ForensicDetector
 from ctfake_jax.forensics.edits import KINDS
 from ctfake_jax.forensics.examine import (
@@ -55,6 +64,7 @@ def run(config: Config, workdir: Path) -> dict:
   detector = tried(config, detector, held_out)
   facts = {
     **detector.facts,
+    'mini_set': mini_set.figures(detector),
     'learnt': [_source(volume) for volume in learnt],
     'calibrated': [_source(volume) for volume in held_out],
   }
