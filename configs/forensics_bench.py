@@ -11,7 +11,8 @@ def get_config():
   config = config_lib.defaults()
   config.task = 'forensics_bench'
   config.data.source = 'dicom'
-  config.phantom.patients = 20
-  config.phantom.slices_per_patient = 8
+  config.phantom.patients = 24
+  config.phantom.slices_per_patient = 12
   config.phantom.size = 512
+  config.forensics.phantoms_to_learn = 12
   return config

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from ctfake_jax.data.sources import walker
 from ctfake_jax.detector.calibration import FAKE, REAL, UNSURE
 from ctfake_jax.workdir import files as workdir_lib
 
@@ -26,6 +27,7 @@ COLUMNS = (
   *('series', 'frame', 'peak_row', 'peak_column', 'area_mm2'),
 )
 OBJECT_COLUMNS = ('path', 'kind', 'judged', 'reason')
+NO_IMAGE = 'holds no image'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +43,6 @@ class Verdict:
     domain: deviations from the images that the detector was calibrated on.
     outside: whether they are too many.
     synthetic: whether the file itself says that it is.
-    kind: of the file, 'dicom' or 'picture', '' where that is not known.
     pixels: uint8[h, w], what the network saw, of a picture's detector.
     patch_map: log odds of each patch to be synthetic, or edited.
     series: a pseudonym of the Series Instance UID of CT in HU.
@@ -57,7 +58,6 @@ class Verdict:
   domain: float = float('nan')
   outside: bool = False
   synthetic: bool = False
-  kind: str = ''
   pixels: UInt8[np.ndarray, 'h w'] | None = None
   patch_map: Float[np.ndarray, 'p q'] | None = None
   series: str = ''
@@ -91,33 +91,34 @@ class Tables:
   def __init__(self, verdicts: Any, ruling: Ruling):
     self._verdicts, self._ruling = csv.writer(verdicts), ruling
     self._verdicts.writerow(COLUMNS)
-    self._objects: dict[str, tuple[str, bool, str]] = {}
+    self._reasons: dict[str, str] = {}  # of files; '' of what was judged
 
   def add(self, found: Verdict) -> None:
     """The row of an image."""
     self._verdicts.writerow(_row(found, self._ruling))
     judged = found.verdict != NOT_JUDGED
-    kind, before, reason = self._objects.get(found.file, (found.kind, False, ''))
-    reason = '' if judged or before else reason or '; '.join(found.reasons)
-    self._objects[found.file] = kind or found.kind, judged or before, reason
+    before = self._reasons.get(found.file, '; '.join(found.reasons))
+    self._reasons[found.file] = '' if judged else before
 
-  def objects(self) -> Iterator[Sequence[str]]:
-    """Rows of the files so far."""
-    for path, (kind, judged, reason) in self._objects.items():
-      yield (
-        workdir_lib.csv_safe(path), kind, 'YES' if judged else 'NO', workdir_lib.csv_safe(reason)
-      )  # fmt: skip
+  def objects(self, root: Path) -> Iterator[Sequence[str]]:
+    """A row for each file below `root` that is not hidden."""
+    for entry in walker.walk(root):
+      if entry.kind not in ('folder', walker.HIDDEN):
+        path = walker.shown(entry.path) or '.'
+        reason = self._reasons.get(path, NO_IMAGE)
+        judged = 'NO' if reason else 'YES'
+        yield workdir_lib.csv_safe(path), entry.kind, judged, workdir_lib.csv_safe(reason)
 
 
 @contextlib.contextmanager
-def opened(workdir: Path, ruling: Ruling) -> Iterator[Tables]:
-  """Both tables, whole or not at all."""
+def opened(workdir: Path, ruling: Ruling, root: Path) -> Iterator[Tables]:
+  """Both tables, whole or not at all; `root` is the input."""
   unfinished = workdir / '.verdicts.csv.tmp'
   try:
     with open(unfinished, 'w', newline='', encoding='utf-8') as handle:
       tables = Tables(handle, ruling)
       yield tables
-    write_table(workdir / 'objects.csv', OBJECT_COLUMNS, tables.objects())
+    write_table(workdir / 'objects.csv', OBJECT_COLUMNS, tables.objects(root))
     unfinished.replace(workdir / 'verdicts.csv')
   finally:
     unfinished.unlink(missing_ok=True)

@@ -18,10 +18,21 @@ from ctfake_jax.config.keys import Config
 from ctfake_jax.data.sources.native import Header
 from ctfake_jax.forensics import benign, handmade, training, trial, volumes
 from ctfake_jax.forensics.build import parts
+from ctfake_jax.forensics.calibration import MAP_RATE
 from ctfake_jax.forensics.edits import KINDS
-from ctfake_jax.forensics.examine import Examined, Maps, Triple, examine_triples, network_maps
+from ctfake_jax.forensics.examine import (
+  Examined,
+  Maps,
+  Triple,
+  examine,
+  examine_triples,
+  frames_of,
+  network_maps,
+)
 from ctfake_jax.forensics.pairs import WHOLE
+from ctfake_jax.forensics.series import Evidence, gather
 from ctfake_jax.forensics.trial import Edited
+from ctfake_jax.forensics.untouched import Looks
 from ctfake_jax.forensics.volumes import Volume
 from ctfake_jax.models import registry
 from ctfake_jax.runtime import progress_bar, streams
@@ -35,6 +46,7 @@ CONFIDENCE = 0.95
 NODULES_MM = 5.0, 40.0  # dense round things of untouched slices
 MOST_NODULES = 6  # of a series
 UNTOUCHED = 'untouched'
+FEWEST_SLICES = 5  # of a series that is tried as one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +59,7 @@ class Slices:
     untouched: as they are.
     harmless: after each harmless change.
     nodules: untouched, each with the place of something dense and round.
+    series: untouched, of several slices.
   """
 
   edited: dict[str, list[Edited]]
@@ -54,6 +67,7 @@ class Slices:
   untouched: list[Triple]
   harmless: dict[str, list[Triple]]
   nodules: list[tuple[Triple, tuple[float, float]]]
+  series: list[Volume]
 
 
 def run(config: Config, workdir: Path) -> dict:
@@ -64,12 +78,12 @@ def run(config: Config, workdir: Path) -> dict:
   learnt, held_out = parts(found, config)
   workdir_lib.record_config(workdir, config, {'series': {v.name: v.digest for v in found}})
   real = [volume for volume in held_out if not volume.phantom] or held_out
-  slices = drawn(config, real)
+  slices = drawn(config, real, [v for v in held_out if len(v.rows) >= FEWEST_SLICES])
   seeds = range(config.forensics_bench.seeds)
   rows: dict[str, dict] = {}
   for name, statistic in handmade.STATISTICS.items():
     progress_bar.stage(name)
-    rows[name] = measured(handmade.maps_of(statistic), slices)
+    rows[name] = measured(handmade.maps_of(statistic), slices, config.seed)
   ours = [_trained_and_tried(config, learnt, slices, workdir, seed) for seed in seeds]
   rows[OURS] = joined(ours)
   results = {
@@ -90,7 +104,7 @@ def folds(config: Config) -> list[list[str]]:
   return [list(kinds[i::count]) for i in range(min(count, len(kinds)))]
 
 
-def drawn(config: Config, real: Sequence[Volume]) -> Slices:
+def drawn(config: Config, real: Sequence[Volume], series: Sequence[Volume]) -> Slices:
   """By the seed, for every method."""
   count = config.forensics_bench.slices_of_each
 
@@ -109,6 +123,7 @@ def drawn(config: Config, real: Sequence[Volume]) -> Slices:
       for name, change in benign.CHANGES.items()
     },
     nodules=list(_nodules(real)),
+    series=list(series),
   )
 
 
@@ -146,12 +161,12 @@ def _trained_and_tried(
       edited={kind: slices.edited[kind] for kind in left_out if kind in slices.edited},
       whole=slices.whole if WHOLE in left_out else [],
     )
-    for key, values in measured(maps, part).items():
+    for key, values in measured(maps, part, config.seed).items():
       row[key] += values
   return dict(row)
 
 
-def measured(maps: Maps, slices: Slices) -> dict[str, list]:
+def measured(maps: Maps, slices: Slices, seed: int) -> dict[str, list]:
   """Figures of every slice, each with its patient and kind, by what they are of."""
   untouched = _scores(maps, slices.untouched)
   thresholds = {rate: _quantile(untouched, 1 - rate) for rate in RATES}
@@ -177,7 +192,33 @@ def measured(maps: Maps, slices: Slices) -> dict[str, list]:
     if isinstance(found, Examined):
       place = trial.location(found, centre)
       row['nodules'].append({'patient': found.header.patient, 'kind': 'nodule', **place})
+  row['series'] = list(_series(maps, slices, seed))
   return row
+
+
+def _series(maps: Maps, slices: Slices, seed: int) -> Iterator[dict]:
+  """Every series with an edit of every kind: whether it is found at 1 %, and how much of it."""
+  looks, rng = Looks(), streams.generator(seed, 'bench', 'squares')
+  for volume in progress_bar.bar('untouched series', slices.series):
+    looks.take(examine(maps, frames_of(volume)), rng)
+  if not looks.series:
+    return
+  threshold = _quantile(looks.series, 1 - RATES[0])
+  limit = looks.map_limit(MAP_RATE)
+  for kind in progress_bar.bar('edited series', slices.edited):
+    for volume in slices.series:
+      made = trial.edited_volume(
+        volume, KINDS[kind], streams.generator(seed, 'bench', 'series', kind, volume.name)
+      )
+      if made is None:
+        continue
+      items = list(gather(examine(maps, frames_of(made[0]))))
+      judged = [item for item in items if isinstance(item, Examined)]
+      scores = [item.score for item in items if isinstance(item, Evidence) and item.judged]
+      if scores:
+        found = float(max(scores) > threshold)
+        overlap = trial.overlap(judged, made[1], limit)
+        yield {'patient': volume.patient, 'kind': kind, 'found': found, **overlap}
 
 
 def _place(
@@ -252,6 +293,7 @@ def summary(row: dict[str, list]) -> dict:
     'untouched': interval(row[UNTOUCHED], first),
     'harmless': {name: interval(_of(row['harmless'], name), first)['value'] for name in changes},
     'nodules': interval(row['nodules'], 'auroc'),
+    'series': {name: interval(row['series'], name) for name in ('found', 'f1', 'iou')},
   }
 
 
@@ -289,15 +331,17 @@ def table(results: dict) -> str:
 
   lines = [
     '| method | location AUROC | lowest kind | pointed | slice AUROC | found at 1 % | at 5 % '
-    '| whole slices at 1 % | nodules | mirrored |',
-    '|---' * 10 + '|',
+    '| whole slices at 1 % | nodules | mirrored | series at 1 % | F1 | IoU |',
+    '|---' * 13 + '|',
   ]
   for name, row in results['rows'].items():
     whole, lowest = row['all'], min(kind['auroc'] for kind in row['kinds'].values())
     lines.append(
       f'| {name} | {shown(whole["auroc"])} | {lowest:.2f} | {shown(whole["pointed"])} '
       f'| {shown(whole["slice_auroc"])} | {shown(whole["at_0.01"])} | {shown(whole["at_0.05"])} '
-      f'| {row["whole"]["value"]:.2f} | {shown(row["nodules"])} | {shown(whole["mirrored"])} |'
+      f'| {shown(row["whole"])} | {shown(row["nodules"])} | {shown(whole["mirrored"])} '
+      + ''.join(f'| {shown(row["series"][key])} ' for key in ('found', 'f1', 'iou'))
+      + '|'
     )
   ours = results['rows'][OURS]
   lines += ['', '| kind left out | location AUROC | pointed | slice AUROC | found at 1 % |']

@@ -169,7 +169,7 @@ def _prepared(triple: Triple) -> _Slab | Header:
     frame.header,
     np.stack(around if whole else [frame.hu] * NEIGHBOURS),
     np.array([whole, True, whole]),
-    _squares(lung),
+    squares(lung),
     texture(frame.hu, lung, spacing),
   )
 
@@ -210,7 +210,7 @@ def smooth_map(
   return jnp.stack(shifted).mean(0)
 
 
-def _squares(mask: Bool[np.ndarray, 'h w']) -> Bool[np.ndarray, 'p q']:
+def squares(mask: Bool[np.ndarray, 'h w']) -> Bool[np.ndarray, 'p q']:
   """Squares of `STRIDE` pixels that hold any of the mask."""
   padded = np.pad(mask, [(0, -n % STRIDE) for n in mask.shape])
   rows, columns = padded.shape[0] // STRIDE, padded.shape[1] // STRIDE

@@ -120,7 +120,6 @@ class Judge:
       domain=distance,
       outside=outside,
       synthetic=header.synthetic,
-      kind='dicom',
       patch_map=each.logits,
       series=header.series,
       peak=each.peak,
@@ -201,8 +200,7 @@ def _judged(
 
 
 def _not_judged(header: Header) -> Verdict:
-  kind = 'other' if header.reason == native.NO_DICOM else 'dicom'
-  return Verdict(header.path, NOT_JUDGED, (header.reason,), kind=kind)
+  return Verdict(header.path, NOT_JUDGED, (header.reason,))
 
 
 def run(config: Config, workdir: Path) -> dict:
@@ -227,7 +225,7 @@ def run(config: Config, workdir: Path) -> dict:
   counts: collections.Counter = collections.Counter()
   outside, rows = 0, []
   ruling = Ruling(ruler.slices.value, ruler.slices.holds, name)
-  with opened(workdir, ruling) as tables:
+  with opened(workdir, ruling, Path(config.input)) as tables:
     for item in found:
       if isinstance(item, SeriesVerdict):
         rows.append(item)

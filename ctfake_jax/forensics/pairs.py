@@ -33,7 +33,6 @@ WHOLE = 'whole'  # the kind whose slices are fakes all over
 WHOLE_FACTORS = 3.0, 12.0
 AHEAD = 4  # batches
 BACKGROUND = 0.15  # share of crops at any pixel of the slice, not in the lung
-DENSE_HU = -300.0
 
 
 @dataclasses.dataclass(frozen=True)

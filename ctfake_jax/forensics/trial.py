@@ -13,9 +13,10 @@ from jaxtyping import Bool, Float32
 from scipy import ndimage
 
 from ctfake_jax.data.sources.native import Frame, Header
-from ctfake_jax.forensics.examine import Examined, Triple
+from ctfake_jax.forensics.examine import Examined, Triple, squares
 from ctfake_jax.forensics.pairs import changed_shares, whole
-from ctfake_jax.forensics.volumes import Volume
+from ctfake_jax.forensics.series import above
+from ctfake_jax.forensics.volumes import REAL_HU, Volume
 from ctfake_jax.models.forensic_net import STRIDE
 from ctfake_jax.tampering import sites
 from ctfake_jax.tampering.methods import Method, Place
@@ -79,6 +80,52 @@ def _one(volume: Volume, name: str, method: Method, rng: np.random.Generator) ->
     if changed.sum() * volume.spacing_mm[1] * volume.spacing_mm[2] >= LEAST_CHANGED_MM2:
       return Edited(triple_of(volume, edited), name, volume.patient, (y, x), changed)
   return None
+
+
+def edited_volume(
+  volume: Volume, method: Method, rng: np.random.Generator
+) -> tuple[Volume, Bool[np.ndarray, 'n h w']] | None:
+  """A series with one edit through several slices, and what was changed; None of no place."""
+  hu = volume.hu.astype(np.float32)
+  for _ in range(TRIES):
+    row = int(rng.choice(volume.rows))
+    places = volume.in_lung[row]
+    y, x = (float(v) for v in places[rng.integers(len(places))])
+    site = sites.Site((float(row), y, x), float(np.exp(rng.uniform(*np.log(DIAMETERS_MM)))))
+    place = Place.of(hu, volume.lung, volume.spacing_mm, site)
+    try:
+      made = np.where(place.reach, method(place, rng), place.own)
+    except UserError:  # no place for this kind
+      continue
+    edited = hu.copy()
+    edited[place.box] = np.rint(made)
+    changed = np.zeros(hu.shape, bool)
+    for z in range(*place.box[0].indices(len(hu))):
+      changed[z] = changed_shares(hu[z], edited[z]) > 0
+    if changed[row].sum() * volume.spacing_mm[1] * volume.spacing_mm[2] >= LEAST_CHANGED_MM2:
+      values = np.clip(edited, *REAL_HU).astype(np.int16)
+      return dataclasses.replace(volume, hu=values), changed
+  return None
+
+
+def overlap(
+  examined: Sequence[Examined], changed: Bool[np.ndarray, 'n h w'], map_limit: float
+) -> dict[str, float]:
+  """Of squares above a limit in the lung with those that were changed, over the slices judged.
+
+  Returns:
+    f1 and iou; that of nothing with nothing is 1.
+  """
+  hit = wrong = missed = 0
+  for each in examined:
+    found, true = above(each, map_limit), squares(changed[each.header.number])
+    hit += int((found & true).sum())
+    wrong += int((found & ~true).sum())
+    missed += int((~found & true).sum())
+  total = hit + wrong + missed
+  if not total:
+    return {'f1': 1.0, 'iou': 1.0}
+  return {'f1': 2 * hit / (2 * hit + wrong + missed), 'iou': hit / total}
 
 
 def whole_slices(

@@ -103,7 +103,7 @@ def _judge_pictures(config: Config, workdir: Path) -> dict:
   begun = time.perf_counter()
   threshold = detector.threshold
   ruling = Ruling(threshold.value, threshold.false_alarm_rate, name)
-  with opened(workdir, ruling) as tables:
+  with opened(workdir, ruling, Path(config.input)) as tables:
     for found in progress_bar.bar('judging', verdicts):
       counts[found.verdict] += 1
       outside += found.outside
@@ -192,7 +192,6 @@ def _judge(waiting: list[Decoded], detector: Detector, prior: float) -> Iterator
       domain=float(judged['domain']),
       outside=bool(judged['outside']),
       synthetic=decoded.synthetic,
-      kind='dicom' if decoded.unit == 'HU' else 'picture',
       pixels=decoded.pixels,
       patch_map=judged['patches'],
     )

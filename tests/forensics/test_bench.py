@@ -12,7 +12,7 @@ from ctfake_jax.forensics import bench, examine, handmade, trial
 def bench_config():
   config = config_lib.defaults()
   config.task, config.data.source = 'forensics_bench', 'dicom'
-  config.phantom.patients, config.phantom.slices_per_patient, config.phantom.size = 5, 3, 192
+  config.phantom.patients, config.phantom.slices_per_patient, config.phantom.size = 5, 5, 192
   config.forensics.phantoms_to_learn = 2
   config.forensics.width, config.forensics.pairs = 4, 8
   config.forensics.kinds = ('smoothed', 'lesion', 'whole', 'noised')
@@ -43,6 +43,8 @@ def test_every_method_is_tried_on_every_kind(results):
       assert figure['low'] <= figure['value'] <= figure['high']
     assert 0 <= row['whole']['value'] <= 1
     assert row['untouched']['value'] <= 0.02
+    assert set(row['series']) == {'found', 'f1', 'iou'}
+    assert 0 <= row['series']['iou']['value'] <= row['series']['f1']['value'] <= 1
 
 
 def test_the_table_has_a_row_for_every_method_and_kind(results):
@@ -106,8 +108,22 @@ def test_a_map_that_knows_the_place_gets_full_marks():
     found[:, 15, 7] = 9.0
     return found
 
-  slices = bench.Slices({'x': [edited]}, [], [(None, frames[0], None)], {}, [])
-  (place,) = bench.measured(oracle, slices)['places']
+  slices = bench.Slices({'x': [edited]}, [], [(None, frames[0], None)], {}, [], [])
+  (place,) = bench.measured(oracle, slices, 0)['places']
   assert (place['auroc'], place['pointed']) == (1.0, 1.0)
   assert place['mirrored'] < 0.6
   assert isinstance(next(examine.examine(oracle, frames)), examine.Examined)
+
+
+def test_overlap_is_f1_and_iou_of_squares():
+  """Three squares found, two of them right, of three changed: F1 2/3, IoU 1/2."""
+  changed = np.zeros((1, 128, 128), bool)
+  changed[0, 40:44, 40:52] = True
+  logits = np.full((32, 32), -1.0)
+  logits[10, 11:14] = 1.0
+  lung = np.ones((32, 32), bool)
+  each = examine.Examined(
+    Header('x'), np.zeros((128, 128), np.float32), logits, lung, 1.0, (42, 46), np.zeros(5)
+  )
+  assert trial.overlap([each], changed, 0.0) == {'f1': pytest.approx(2 / 3), 'iou': 0.5}
+  assert trial.overlap([each], np.zeros_like(changed), 5.0) == {'f1': 1.0, 'iou': 1.0}

@@ -117,6 +117,8 @@ def test_every_slice_has_a_row_and_every_file_one_object(made, verdicts):
   assert sorted(row['path'] for row in objects) == sorted(found)
   by_path = {row['path']: row for row in objects}
   assert by_path['series/a.dcm']['judged'] == 'YES'
+  kinds = {row['path']: row['kind'] for row in objects}
+  assert (kinds['series/a.dcm'], kinds['picture.png']) == ('dicom', 'picture')
   assert by_path['picture.png']['judged'] == 'NO'
   assert 'detector_folders' in by_path['picture.png']['reason']
   assert by_path['junk.dcm']['reason']
