@@ -26,7 +26,7 @@ NETWORK = 'forensic'  # its name within a State
 FEW_SQUARES = 12.0  # edits of fewer weigh less
 STRONGEST_WEIGHT = 0.1  # of a crop's loss by its strongest squares
 STRONGEST = 12  # squares
-CHECK_PAIRS = 64  # that the log's figures are of
+CHECK_PAIRS = 24  # that the log's figures are of
 
 
 def init_state(model: nn.Module, tx: Elementwise, seed: int) -> State:

@@ -34,6 +34,7 @@ def test_every_kind_is_left_out_once():
   assert found == [['smoothed', 'whole'], ['lesion', 'noised']]
 
 
+@pytest.mark.slow
 def test_every_method_is_tried_on_every_kind(results):
   rows = results[0]['rows']
   assert set(rows) == {*handmade.STATISTICS, bench.OURS}
@@ -47,6 +48,7 @@ def test_every_method_is_tried_on_every_kind(results):
     assert 0 <= row['series']['iou']['value'] <= row['series']['f1']['value'] <= 1
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_for_every_method_and_kind(results):
   text = (results[1] / 'table.md').read_text()
   assert all(f'| {name} |' in text for name in (*handmade.STATISTICS, bench.OURS, 'lesion'))

@@ -23,6 +23,7 @@ from ctfake_jax.forensics.examine import Examined
 from ctfake_jax.tasks import detect, explain, recalibrate
 from ctfake_jax.types import UserError
 
+pytestmark = pytest.mark.slow
 SLICES = 4
 LIMITS = Limits.from_config(config_lib.Config())
 
