@@ -18,7 +18,6 @@ from ctfake_jax.data import image_grids
 from ctfake_jax.data.sources import native, walker
 from ctfake_jax.data.sources.native import Header
 from ctfake_jax.data.sources.sandboxed import Limits
-from ctfake_jax.detector import calibration
 from ctfake_jax.detector.bundle import decide
 from ctfake_jax.detector.calibration import FAKE, REAL, UNSURE
 from ctfake_jax.detector.verdict import (
@@ -93,27 +92,23 @@ class Judge:
     header, detector = each.header, self.detector
     distance = detector.domain.distance(each.texture)
     outside = distance > detector.domain.limit
-    score = np.array([each.score])
-    judged, _ = calibration.verdicts(
-      score, np.empty((1, 0)), detector.scaling, self.slices.value, self.prior
-    )
+    p_fake = float(detector.scaling.p_fake(np.array([each.score]), self.prior)[0])
+    alarm = each.score > self.slices.value
     obstacles = []
+    if alarm and p_fake < 0.5:
+      obstacles.append(f'p_fake is {p_fake:.2f}')
     if outside:
       obstacles.append(
         f'its texture is unlike that of the slices that the detector knows ({distance:.1f} '
         f'deviations, up to {detector.domain.limit:.1f} are usual): recalibrate on series like it'
       )
-    p_fake = float(detector.scaling.p_fake(score, self.prior)[0])
-    alarm = each.score > self.slices.value
     said = [f'score {"above" if alarm else "not above"} the threshold']
-    if alarm != (p_fake >= 0.5):
-      said.append(f'yet p_fake is {p_fake:.2f}')
     if header.synthetic:
       said.insert(0, 'says itself that it is synthetic or edited')
     body = series.region(each, detector.map_limit)
     return Verdict(
       header.path,
-      decide(judged[0], obstacles, header.synthetic),
+      decide(FAKE if alarm else REAL, obstacles, header.synthetic),
       (*obstacles, *said),
       p_fake=p_fake,
       score=each.score,
