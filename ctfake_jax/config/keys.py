@@ -523,7 +523,9 @@ class Config:
   forensics_bench: ForensicsBenchConfig = ForensicsBenchConfig()
   explain: ExplainConfig = ExplainConfig()
   input: str = key('', TEXT, 'predict, detect, explain, recalibrate: image or folder')
-  detector: str = key('', TEXT, 'detect, explain, recalibrate: workdir of a detector')
+  detector: str = key(
+    '', TEXT, "workdir of a detector; '' in detect and recalibrate: the package's own, of CT"
+  )
   fake_prevalence: float = key(
     0.5, between(1e-6, 1 - 1e-6), 'detector, detect: share of fakes that p_fake assumes'
   )

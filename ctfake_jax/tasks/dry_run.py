@@ -6,8 +6,10 @@ few real steps on empty images.
 
 import collections
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -18,11 +20,15 @@ from ctfake_jax import config as config_lib
 from ctfake_jax.config.keys import Config
 from ctfake_jax.data import dataset
 from ctfake_jax.data.sources import walker
+from ctfake_jax.data.sources.dicom.source import DicomSource
 from ctfake_jax.detector import dataset as detector_dataset
 from ctfake_jax.detector import training
 from ctfake_jax.detector_bench import methods
 from ctfake_jax.detector_bench import run as bench
+from ctfake_jax.forensics import training as forensic_training
+from ctfake_jax.forensics.pairs import CROP
 from ctfake_jax.models import registry
+from ctfake_jax.models.forensic_net import NEIGHBOURS, STRIDE
 from ctfake_jax.runtime import mesh as mesh_lib
 from ctfake_jax.train import classifier, loop
 from ctfake_jax.train.generator import FAMILIES
@@ -30,29 +36,37 @@ from ctfake_jax.train.generator import FAMILIES
 TIMED_STEPS = 3
 MEBIBYTE = 2**20
 _DETECTING = ('detector', 'detector_bench')
+_FORENSICS = ('forensics', 'forensics_bench')
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """One network to be trained: how to make its state, its step, and how many steps there are."""
+  """One network to be trained: how to make its state, its step, and how many steps there are.
+
+  `batch(batch_size, side)` is an empty batch as its step takes it.
+  """
 
   name: str
   init: Callable[[], Any]
   step: Callable[[Any, dict, jax.Array], tuple[Any, dict]]
   batch_size: int
   steps: int
-  channels: int = 1
+  batch: Callable[[int, int], dict[str, np.ndarray]]
 
-  def batch(self, side: int) -> dict[str, np.ndarray]:
-    """Empty images and labels as its step takes them."""
-    return {
-      'image': np.zeros((self.batch_size, side, side, self.channels), np.float32),
-      'label': np.zeros(self.batch_size, np.int32),
-    }
+
+def empty_images(batch_size: int, side: int, channels: int = 1) -> dict[str, np.ndarray]:
+  """Empty images and labels as most steps take them."""
+  return {
+    'image': np.zeros((batch_size, side, side, channels), np.float32),
+    'label': np.zeros(batch_size, np.int32),
+  }
 
 
 def describe(config: Config) -> Iterator[str]:
   """Lines of text as they are known: the data, each network with memory and time, the sum."""
+  if config.task in _FORENSICS:
+    yield from _describe_forensics(config)
+    return
   if config.task not in ('classifier', 'study', *FAMILIES, *_DETECTING):
     yield f'{config.task}: no training; nothing to estimate'
     return
@@ -67,8 +81,23 @@ def describe(config: Config) -> Iterator[str]:
   parts = collections.Counter(record.split for record in source.records if record.split)
   if parts:
     yield 'parts as the source gives them: ' + ', '.join(f'{k} {n}' for k, n in parts.items())
+  yield from _costs(config, jobs(config, len(source.class_names), len(source)))
+
+
+def _describe_forensics(config: Config) -> Iterator[str]:
+  c = config.phantom
+  if config.data.path:
+    path, limit = Path(config.data.path), config.data.max_pixels
+    headers = DicomSource(path, labels_csv=None, max_pixels=limit, unlabelled_ok=True)
+    patients = len({record.patient_id for record in headers.records})
+    yield f'data: {len(headers)} slices of {patients} patients, {len(headers.unreadable)} left out'
+  yield f'phantoms: {c.patients} of {c.slices_per_patient} slices, to be scanned'
+  yield from _costs(config, [_forensic_job(config)])
+
+
+def _costs(config: Config, found: Iterable[Job]) -> Iterator[str]:
   total = 0.0
-  for job in jobs(config, len(source.class_names), len(source)):
+  for job in found:
     line, seconds = _cost(job, config.data.image_size)
     yield line
     total += seconds
@@ -128,8 +157,33 @@ def _detector_job(config: Config, name: str, model: nn.Module, times: int) -> Jo
     step=training.make_train_step(model, tx, config),
     batch_size=c.batch_size // 2,
     steps=times * c.updates,
-    channels=3,
+    batch=functools.partial(empty_images, channels=3),
   )
+
+
+def _forensic_job(config: Config) -> Job:
+  c, bench_c = config.forensics, config.forensics_bench
+  model, tx = registry.forensic_net(c), forensic_training.make_optimizer(c)
+  trainings = bench_c.seeds * min(bench_c.kind_folds, len(c.kinds))
+  alone = config.task == 'forensics'
+  return Job(
+    name=forensic_training.NETWORK,
+    init=lambda: forensic_training.init_state(model, tx, config.seed),
+    step=forensic_training.make_train_step(model, tx, c.ema_decay),
+    batch_size=c.pairs,
+    steps=c.updates if alone else trainings * bench_c.updates,
+    batch=_empty_pairs,
+  )
+
+
+def _empty_pairs(pairs: int, side: int) -> dict[str, np.ndarray]:
+  del side  # crops have their own
+  squares = CROP // STRIDE
+  return {
+    'hu': np.zeros((2 * pairs, NEIGHBOURS, CROP, CROP), np.float32),
+    'present': np.ones((2 * pairs, NEIGHBOURS), bool),
+    'shares': np.zeros((2 * pairs, squares, squares), np.float32),
+  }
 
 
 def _classifier_job(config: Config, classes: int, train_images: int, folds: int) -> Job:
@@ -141,6 +195,7 @@ def _classifier_job(config: Config, classes: int, train_images: int, folds: int)
     step=classifier.make_train_step(model, tx, config, np.ones(classes, np.float32)),
     batch_size=config.train.batch_size,
     steps=folds * config.train.epochs * per_epoch,
+    batch=empty_images,
   )
 
 
@@ -153,6 +208,7 @@ def _generator_job(config: Config, classes: int) -> Job:
     step=family.make_train_step(networks, config),
     batch_size=section.batch_size,
     steps=section.updates,
+    batch=empty_images,
   )
 
 
@@ -160,7 +216,7 @@ def _cost(job: Job, size: int) -> tuple[str, float]:
   """A line of text and the seconds of all steps, compilation left out."""
   state = mesh_lib.put_everywhere(job.init())
   state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-  batch = job.batch(size)
+  batch = job.batch(job.batch_size, size)
   step = jax.jit(job.step, donate_argnums=0)
   key = jax.random.key(0)
   state, _ = jax.block_until_ready(step(state, batch, key))

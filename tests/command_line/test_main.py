@@ -284,6 +284,19 @@ def test_a_dry_run_refuses_what_training_would(changes, message):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(('task', 'steps'), [('forensics', 5), ('forensics_bench', 2 * 3 * 7)])
+def test_a_dry_run_of_forensics_counts_trainings(task, steps):
+  config = config_lib.defaults()
+  config.task, config.data.source = task, 'dicom'
+  config.forensics.width, config.forensics.pairs, config.forensics.updates = 4, 1, 5
+  config.forensics_bench.kind_folds, config.forensics_bench.seeds = 3, 2
+  config.forensics_bench.updates = 7
+  lines = list(dry_run.describe(resolve(config)))
+  assert 'phantoms: 400 of 4 slices' in lines[0]
+  assert f'{steps} steps' in lines[1]
+  assert 'minutes' in lines[2]
+
+
 def test_a_dry_run_counts_and_stops(tmp_path):
   done = launch('cnn', f'--workdir={tmp_path / "w"}', '--config.dry_run=True')
   assert done.returncode == 0, done.stderr[-2000:]
