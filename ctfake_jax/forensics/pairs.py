@@ -178,9 +178,9 @@ def _harmless(
   for name in names:
     seed = int(rng.integers(2**31))
     change = benign.CHANGES[str(name)]
-    stack = np.stack([change(member, np.random.default_rng(seed)) for member in stack])
+    stack = np.stack([change(member, streams.generator(seed, str(name))) for member in stack])
     if name == 'resampled':
-      moved = benign.resampled(changed, np.random.default_rng(seed))
+      moved = benign.resampled(changed, streams.generator(seed, str(name)))
       changed = np.clip(moved, 0, 1)
   return stack, changed
 
