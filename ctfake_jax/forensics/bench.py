@@ -106,7 +106,13 @@ def folds(config: Config) -> list[list[str]]:
 
 def drawn(config: Config, real: Sequence[Volume], series: Sequence[Volume]) -> Slices:
   """By the seed, for every method."""
-  count = config.forensics_bench.slices_of_each
+  of_each = config.forensics_bench.slices_of_each
+
+  def count(_: Volume) -> int:
+    return of_each
+
+  def four_times(_: Volume) -> int:
+    return 4 * of_each
 
   def rng(name: str) -> np.random.Generator:
     return streams.generator(config.seed, 'bench', name)
@@ -117,7 +123,7 @@ def drawn(config: Config, real: Sequence[Volume], series: Sequence[Volume]) -> S
       for kind in progress_bar.bar('edits', [k for k in config.forensics.kinds if k != WHOLE])
     },
     whole=list(trial.whole_slices(real, count, rng(WHOLE))),
-    untouched=list(trial.changed_slices(real, lambda s, _: s, 4 * count, rng(UNTOUCHED))),
+    untouched=list(trial.changed_slices(real, lambda s, _: s, four_times, rng(UNTOUCHED))),
     harmless={
       name: list(trial.changed_slices(real, change, count, rng(name)))
       for name, change in benign.CHANGES.items()

@@ -46,7 +46,7 @@ from ctfake_jax.types import UnreadableImageError, UserError
 from ctfake_jax.workdir import files as workdir_lib
 
 TEXTURES_OF_EACH = 16  # slices of a volume that the domain is fitted to
-TRIED = 8, 40  # slices of each calibration volume and kind; of all volumes at most
+TRIED_ALONE, TRIED = 2, 12  # edits of each kind in a slice without neighbours, and in a series
 
 
 def run(config: Config, workdir: Path) -> dict:
@@ -136,7 +136,7 @@ def calibrated(
     series=series,
     scaling=UNSCALED,
     map_limit=looks.map_limit(calibration.MAP_RATE),
-    domain=calibration.limited(domain, looks.distances(domain, config.seed)),
+    domain=calibration.limited(domain, looks.distances(domain, config.seed, phantoms)),
     false_alarm_rate=detector_calibration.asked_rate(config),
     facts={'version': __version__, 'kinds': config.forensics.kinds, 'seed': config.seed},
   )
@@ -156,13 +156,15 @@ def tried(
 ) -> ForensicDetector:
   """With a scaling and figures from edits of the series that it was calibrated on."""
   real = [volume for volume in held_out if not volume.phantom] or list(held_out)
-  of_each = int(np.clip(TRIED[1] // len(real), 1, TRIED[0]))
   rng = streams.generator(config.seed, 'trial')
-  figures: dict = {'kinds': {}, 'harmless': {}, 'slices_of_each': of_each}
+  figures: dict = {'kinds': {}, 'harmless': {}, 'of_each': {'alone': TRIED_ALONE, 'series': TRIED}}
   scores: list[float] = []
   fake: list[bool] = []
 
   limit = detector.slices.level(detector.false_alarm_rate).value
+
+  def of_each(volume: Volume) -> int:
+    return TRIED if len(volume.rows) > 1 else TRIED_ALONE
 
   def judged(triples: Iterable[Triple]) -> list[Examined | Header]:
     return list(examine_triples(detector.maps, triples))
@@ -171,7 +173,7 @@ def tried(
     own = [e for e in found if isinstance(e, Examined)]
     return trial.mean_by_patient([e.score > limit for e in own], [e.header.patient for e in own])
 
-  untouched = judged(trial.changed_slices(real, lambda slab, _: slab, 2 * of_each, rng))
+  untouched = judged(trial.changed_slices(real, lambda slab, _: slab, of_each, rng))
   for name in progress_bar.bar('edits', [k for k in config.forensics.kinds if k in KINDS]):
     edited = list(trial.edited_slices(real, {name: KINDS[name]}, of_each, rng))
     found = judged(each.triple for each in edited)

@@ -2,7 +2,8 @@
 
 Thresholds are those of split conformal prediction (`detector.calibration`), of real patients and of
 simulated ones apart, and the higher one is taken. A level below 1 / (n + 1) of the n real patients
-cannot be promised: the level that holds is answered instead.
+cannot be promised: the level that holds is answered instead, of phantoms, too. Where patients are
+fewer than `FEW_PATIENTS` they say little, and phantoms keep the level that was asked for.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from ctfake_jax.detector import calibration
 from ctfake_jax.detector.calibration import Threshold
 from ctfake_jax.types import UserError
 
+FEW_PATIENTS = 10
 OUTSIDE_RATE = 0.03  # of slices like those of the calibration that are called unlike them
 SHRINKAGE = 0.1  # of the textures' covariance towards its diagonal
 MAP_RATE = 5e-4  # of untouched squares that a map shows
@@ -57,11 +59,13 @@ class Untouched:
     Raises:
       UserError: there is neither patient nor phantom.
     """
-    found: list[Threshold] = []
-    for scores in (self.patients, self.phantoms):
-      if len(scores):
-        rate = max(asked, 1 / (len(scores) + 1))
-        found.append(calibration.conformal_threshold(scores, rate))
+    promised = max(asked, 1 / (len(self.patients) + 1))
+    many = len(self.patients) >= FEW_PATIENTS
+    found = [
+      _threshold(scores, rate)
+      for scores, rate in ((self.patients, asked), (self.phantoms, promised if many else asked))
+      if len(scores)
+    ]
     if not found:
       raise UserError('forensics: no untouched series is left to calibrate on; add patients')
     first = found[0]  # of people, where there are any
@@ -78,6 +82,11 @@ class Untouched:
     """Share of all of them, the new one among them, whose score is as high."""
     known = np.concatenate([self.patients, self.phantoms])
     return float((1 + (known >= score).sum()) / (len(known) + 1))
+
+
+def _threshold(scores: Float[np.ndarray, ' n'], asked: float) -> Threshold:
+  """For the rate asked for, or the least that so many can promise."""
+  return calibration.conformal_threshold(scores, max(asked, 1 / (len(scores) + 1)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +119,6 @@ def fit_domain(textures: Float[np.ndarray, 'n t'], patients: Shaped[np.ndarray, 
   return Domain(centre, np.linalg.inv(spread + 1e-6 * np.eye(len(spread))), np.inf)
 
 
-def limited(domain: Domain, distances: Float[np.ndarray, ' p']) -> Domain:
+def limited(domain: Domain, distances: Untouched) -> Domain:
   """With a limit by the distances of other patients' slices, one of each."""
-  rate = max(OUTSIDE_RATE, 1 / (len(distances) + 1))
-  limit = calibration.conformal_threshold(distances, rate).value
-  return dataclasses.replace(domain, limit=limit)
+  return dataclasses.replace(domain, limit=distances.level(OUTSIDE_RATE).value)

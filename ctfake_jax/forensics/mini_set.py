@@ -31,7 +31,9 @@ def slices() -> Iterator[Edited]:
     whole = series_lib.of_simulated(scanned, f'mini-{patient}')
     kinds = {name: KINDS[name] for name in EDITS}
     rng = streams.generator(SEED, 'mini set', patient)
-    yield from trial.edited_slices([volumes.of_series(whole, phantom=True)], kinds, 1, rng)
+    yield from trial.edited_slices(
+      [volumes.of_series(whole, phantom=True)], kinds, lambda _: 1, rng
+    )
 
 
 def figures(detector: ForensicDetector) -> list[dict]:

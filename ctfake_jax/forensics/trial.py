@@ -28,6 +28,9 @@ TRIES = 20
 LEAST_CHANGED_MM2 = 20.0  # of the middle slice
 
 
+Count = Callable[[Volume], int]  # of slices that are taken from a series
+
+
 @dataclasses.dataclass(frozen=True)
 class Edited:
   """A slice with one edit.
@@ -50,13 +53,13 @@ class Edited:
 def edited_slices(
   volumes: Sequence[Volume],
   kinds: dict[str, Method],
-  of_each: int,
+  of_each: Count,
   rng: np.random.Generator,
 ) -> Iterator[Edited]:
-  """Of every volume `of_each` slices by every kind; fewer where there is no place for one."""
+  """Of every volume `of_each` slices by every kind; fewer where there is no place."""
   for volume in volumes:
     for name, method in kinds.items():
-      for _ in range(of_each):
+      for _ in range(of_each(volume)):
         if found := _one(volume, name, method, rng):
           yield found
 
@@ -129,11 +132,11 @@ def overlap(
 
 
 def whole_slices(
-  volumes: Sequence[Volume], of_each: int, rng: np.random.Generator
+  volumes: Sequence[Volume], of_each: Count, rng: np.random.Generator
 ) -> Iterator[Triple]:
   """Slices made up as a whole."""
   for volume in volumes:
-    for _ in range(of_each):
+    for _ in range(of_each(volume)):
       slab = volume.slab(int(rng.choice(volume.rows)))
       yield triple_of(volume, np.rint(whole(slab, rng)))
 
@@ -141,12 +144,12 @@ def whole_slices(
 def changed_slices(
   volumes: Sequence[Volume],
   change: Callable[[np.ndarray, np.random.Generator], np.ndarray],
-  of_each: int,
+  of_each: Count,
   rng: np.random.Generator,
 ) -> Iterator[Triple]:
   """Untouched slices after a harmless change."""
   for volume in volumes:
-    for _ in range(of_each):
+    for _ in range(of_each(volume)):
       slab = volume.slab(int(rng.choice(volume.rows)))
       yield triple_of(volume, np.rint(change(slab, rng)))
 

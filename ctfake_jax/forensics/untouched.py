@@ -66,10 +66,10 @@ class Looks:
     one, two = (_one_each(scores, seed) for scores in (self.slices, self.series))
     return _apart(one, phantoms), _apart(two, phantoms)
 
-  def distances(self, domain: Domain, seed: int) -> Float[np.ndarray, ' p']:
+  def distances(self, domain: Domain, seed: int, phantoms: Sequence[str] = ()) -> Untouched:
     """Of one slice of each patient."""
-    found = np.array([domain.distance(texture) for texture in self.textures])
-    return detector_calibration.one_per_group(found, np.array(self.patients), seed)
+    found = [domain.distance(texture) for texture in self.textures]
+    return _apart(_one_each(list(zip(self.patients, found)), seed), phantoms)
 
 
 def _one_each(scores: Sequence[tuple[str, float]], seed: int) -> dict[str, float]:

@@ -32,6 +32,16 @@ def test_a_level_that_patients_cannot_promise_is_not_promised():
   assert (level.patients, level.phantoms) == (13, 200)
 
 
+def test_phantoms_follow_many_patients_and_stand_in_for_few():
+  phantoms = np.arange(99.0)
+  many = Untouched(np.full(19, -1.0), phantoms).level(0.01)
+  assert many.holds == pytest.approx(0.05)
+  assert many.value == 94.0  # the 95th of 99: 5 % of phantoms
+  few = Untouched(np.full(3, -1.0), phantoms).level(0.01)
+  assert few.holds == pytest.approx(0.25)
+  assert few.value == 98.0  # 1 % of phantoms
+
+
 def test_the_higher_threshold_of_patients_and_phantoms_is_taken():
   assert Untouched(np.zeros(99), np.full(99, 3.0)).level(0.01).value == 3.0
   assert Untouched(NONE, np.arange(99.0)).level(0.01).value == 98.0
@@ -52,7 +62,8 @@ def test_the_domain_holds_what_is_alike_and_not_what_is_apart():
   rng = np.random.default_rng(2)
   learnt, held = rng.normal(size=(300, 4)), rng.normal(size=(200, 4))
   domain = calibration.fit_domain(learnt, np.arange(300) // 3)
-  domain = calibration.limited(domain, np.array([domain.distance(t) for t in held]))
+  distances = np.sort([domain.distance(t) for t in held])
+  domain = calibration.limited(domain, Untouched(distances, NONE))
   inside = [domain.distance(t) <= domain.limit for t in rng.normal(size=(1000, 4))]
   assert np.mean(inside) > 0.92
   assert not any(domain.distance(t + 6) <= domain.limit for t in rng.normal(size=(100, 4)))
