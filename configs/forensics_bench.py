@@ -2,6 +2,8 @@
 
 python launch.py --config=configs/forensics_bench.py --workdir=runs/forensics_bench \
   --config.data.path=FOLDER
+
+Not yet measured.
 """
 
 from ctfake_jax import config as config_lib

@@ -3,6 +3,8 @@
 Nothing but pixels enters a score: positions in space only say which slices are neighbours.
 """
 
+import collections
+import concurrent.futures
 import dataclasses
 import functools
 import itertools
@@ -26,13 +28,15 @@ USUAL_SPACING_MM = 0.7  # of what says nothing
 NO_LUNG = 'shows no lung'
 TOO_SMALL = 'is smaller than 128 x 128 pixels'
 LEAST_SIDE = 128
+MARGIN, STEP = 16, 128  # pixels round the lung that are looked at; sides are multiples of a step
+UNSEEN = -20.0  # log odds where nothing was looked at
 
 
 Slabs = Float32[np.ndarray, 'n 3 h w']
 Present = Bool[np.ndarray, 'n 3']
 Squares = Float[np.ndarray, 'n p q']
-# From slices with their neighbours to maps in squares of `STRIDE` pixels, one more at the end where
-# a side is no multiple.
+# From parts of slices with their neighbours, sides multiples of `MULTIPLE`, to maps in squares of
+# `STRIDE` pixels.
 Maps = Callable[[Slabs, Present], Squares]
 # A slice between the one below and the one above it, None where there is none.
 Triple = tuple[Frame | None, Frame, Frame | None]
@@ -45,7 +49,8 @@ class Examined:
   Attributes:
     header: which slice.
     hu: rows and columns as stored.
-    logits: log odds of squares of `STRIDE` pixels to be edited, means of three by three.
+    logits: log odds of squares of `STRIDE` pixels to be edited, means of three by three; `UNSEEN`
+      far from the lung.
     lung: squares that touch the lung.
     score: the highest of these in the lung.
     peak: row and column of that, in the file's pixels.
@@ -80,13 +85,10 @@ def network_maps(model: nn.Module, variables: dict) -> Maps:
   """Those of a network, smoothed."""
 
   def maps(hu: Slabs, present: Present) -> Squares:
-    pads = [(0, -side % MULTIPLE) for side in hu.shape[2:]]
-    padded = np.pad(hu, [(0, 0), (0, 0), *pads], mode='edge')
-
     def judge(constants, _, *batch):
       return smooth_map(model, constants, *batch)
 
-    return batching.map_batches(judge, variables, padded, present, batch_size=BATCH)
+    return batching.map_batches(judge, variables, hu, present, batch_size=BATCH)
 
   return maps
 
@@ -110,7 +112,7 @@ def examine_triples(maps: Maps, triples: Iterable[Triple]) -> Iterator[Examined 
       yield next(done) if isinstance(each, _Slab) else each
     waiting.clear()
 
-  for each in map(_prepared, triples):
+  for each in _prepared_ahead(triples):
     slabs = [other for other in waiting if isinstance(other, _Slab)]
     other_shape = isinstance(each, _Slab) and slabs and slabs[0].hu.shape != each.hu.shape
     if len(slabs) == 2 * BATCH or other_shape:
@@ -119,11 +121,25 @@ def examine_triples(maps: Maps, triples: Iterable[Triple]) -> Iterator[Examined 
   yield from flush()
 
 
+def _prepared_ahead(triples: Iterable[Triple]) -> Iterator['_Slab | Header']:
+  """In a thread of its own, while the network is at work on those before."""
+  with concurrent.futures.ThreadPoolExecutor(1) as thread:
+    pending: collections.deque = collections.deque()
+    for triple in triples:
+      pending.append(thread.submit(_prepared, triple))
+      if len(pending) > 2 * BATCH:
+        yield pending.popleft().result()
+    while pending:
+      yield pending.popleft().result()
+
+
 @dataclasses.dataclass(frozen=True)
 class _Slab:
-  """What the network is given of a slice, and what is found without it."""
+  """The part of a slice that holds the lung, between its neighbours, and what is found of it."""
 
   header: Header
+  middle: Float32[np.ndarray, 'rows columns']
+  box: tuple[slice, slice]
   hu: Float32[np.ndarray, '3 h w']
   present: Bool[np.ndarray, ' 3']
   lung: Bool[np.ndarray, 'p q']
@@ -165,9 +181,14 @@ def _prepared(triple: Triple) -> _Slab | Header:
     return dataclasses.replace(frame.header, reason=NO_LUNG)
   around = [each.hu for each in triple if each is not None and each.hu is not None]
   whole = len(around) == NEIGHBOURS
+  pads = [(0, -side % MULTIPLE) for side in frame.hu.shape]
+  box = _box(np.pad(lung, pads))
+  slab = [np.pad(hu, pads, mode='edge')[box] for hu in (around if whole else [frame.hu])]
   return _Slab(
     frame.header,
-    np.stack(around if whole else [frame.hu] * NEIGHBOURS),
+    frame.hu,
+    box,
+    np.stack(slab if whole else slab * NEIGHBOURS),
     np.array([whole, True, whole]),
     squares(lung),
     texture(frame.hu, lung, spacing),
@@ -179,10 +200,24 @@ def _judge(maps: Maps, slabs: list[_Slab]) -> Iterator[Examined]:
     return
   hu, present = np.stack([slab.hu for slab in slabs]), np.stack([slab.present for slab in slabs])
   for slab, logits in zip(slabs, maps(hu, present)):
-    own = logits[: slab.lung.shape[0], : slab.lung.shape[1]]
+    own = np.full(slab.lung.shape, UNSEEN, logits.dtype)
+    part = own[tuple(slice(s.start // STRIDE, s.stop // STRIDE) for s in slab.box)]
+    part[:] = logits[: part.shape[0], : part.shape[1]]
     score, peak = highest(own, slab.lung)
-    middle = slab.hu[NEIGHBOURS // 2]
-    yield Examined(slab.header, middle, own, slab.lung, score, peak, slab.texture)
+    yield Examined(slab.header, slab.middle, own, slab.lung, score, peak, slab.texture)
+
+
+def _box(lung: Bool[np.ndarray, 'h w']) -> tuple[slice, slice]:
+  """Rows and columns about the lung; few sizes, since a program is compiled for each."""
+
+  def along(any_lung: Bool[np.ndarray, ' n']) -> slice:
+    places, total = np.flatnonzero(any_lung), len(any_lung)
+    first = max(0, int(places[0]) - MARGIN) // MULTIPLE * MULTIPLE
+    size = min(total, -(-(int(places[-1]) + MARGIN + 1 - first) // STEP) * STEP)
+    first = min(first, total - size)
+    return slice(first, first + size)
+
+  return along(np.asarray(lung.any(1))), along(np.asarray(lung.any(0)))
 
 
 def highest(
