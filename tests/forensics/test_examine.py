@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ctfake_jax.config.keys import ForensicsConfig
 from ctfake_jax.data.sources.native import Frame, Header
@@ -77,6 +79,31 @@ def test_the_peak_is_a_pixel_of_the_lung(network):
 def test_sides_that_are_no_multiple_of_eight_are_judged(network):
   (found,) = examine.examine(examine.network_maps(*network), [frame(chest(size=132)[:, :130], 0)])
   assert found.logits.shape == (33, 33)
+
+
+@given(
+  st.integers(16, 70), st.integers(16, 70), st.integers(0, 500), st.integers(0, 500),
+  st.integers(1, 300), st.integers(1, 300),
+)  # fmt: skip
+def test_the_box_holds_the_lung_and_fits_the_slice(rows, columns, top, left, height, width):
+  lung = np.zeros((8 * rows, 8 * columns), bool)
+  top, left = min(top, 8 * rows - 1), min(left, 8 * columns - 1)
+  lung[top : top + height, left : left + width] = True
+  box = examine._box(lung)
+  assert lung[box].sum() == lung.sum()
+  for part, total in zip(box, lung.shape):
+    assert 0 <= part.start < part.stop <= total
+    assert part.start % 8 == part.stop % 8 == 0
+    assert (part.stop - part.start) % examine.STEP == 0 or part.stop - part.start == total
+
+
+def test_far_from_the_lung_nothing_is_looked_at(network):
+  hu = np.full((512, 128), -1000, np.float32)
+  hu[:128] = chest()
+  (found,) = examine.examine(examine.network_maps(*network), [frame(hu, 0)])
+  assert found.logits.shape == (128, 32)
+  assert (found.logits[40:] == examine.UNSEEN).all()
+  assert (found.logits[found.lung] > examine.UNSEEN).all()
 
 
 def test_nothing_of_headers_enters_a_score(network):
