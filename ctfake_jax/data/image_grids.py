@@ -30,14 +30,15 @@ def save_maps(
   maps: dict[str, Float[np.ndarray, 'h w']],
   title: str,
   mask: Bool[np.ndarray, 'h w'] | None = None,
+  inches: float = 2.2,
 ) -> None:
-  """One PNG: the image, then under each map, named; warm is high.
+  """One PNG: the image, then under each map, named; warm is high. Each is so many inches wide.
 
   A `mask` that is set in places only, not everywhere, is outlined.
   """
   from matplotlib.figure import Figure  # a second to import, and training needs grids alone
 
-  figure = Figure((2.2 * (1 + len(maps)), 2.6), layout='constrained')
+  figure = Figure((inches * (1 + len(maps)), inches + 0.4), layout='constrained')
   for axes, (name, shown) in zip(
     figure.subplots(1, 1 + len(maps)), {title: None, **maps}.items(), strict=True
   ):
@@ -49,4 +50,4 @@ def save_maps(
     axes.set_title(name[:LONGEST_TITLE], fontsize=9, parse_math=False)
     axes.set_axis_off()
   path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=110)
+  figure.savefig(path, dpi=110, bbox_inches='tight')

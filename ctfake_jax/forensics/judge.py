@@ -39,7 +39,7 @@ from ctfake_jax.runtime import progress_bar
 from ctfake_jax.types import UserError
 from ctfake_jax.workdir import files as workdir_lib
 
-WINDOW_HU = -1350.0, 150.0  # of overlays
+WINDOW_HU, LEAST_SHOWN, INCHES = (-1350.0, 150.0), -6.0, 4.5  # of overlays
 SERIES_COLUMNS = (
   *('series', 'verdict', 'score', 'p', 'threshold', 'false_alarm_rate', 'slices'),
   *('slices_called_fake', 'peak_path', 'peak_row', 'peak_column', 'volume_mm3', 'reasons'),
@@ -296,7 +296,8 @@ def _save_map(folder: Path, each: Examined, found: Verdict, map_limit: float) ->
   image_grids.save_maps(
     path.with_suffix('.png'),
     np.clip(image, -1, 1).astype(np.float32)[..., None],
-    {'log odds of an edit': large},
+    {'log odds of an edit': np.maximum(large, LEAST_SHOWN)},
     f'{found.verdict}, score {found.score:.1f}',
     mask=body[: image.shape[0], : image.shape[1]],
+    inches=INCHES,
   )
