@@ -380,6 +380,7 @@ class ForensicsConfig:
   leave_out: tuple[str, ...] = key(
     (), TEXTS, 'files and folders below data.path that are not to be read'
   )
+  data_terms: str = key('', TEXT, 'licence of the series, for the model card')
   phantoms_to_learn: int = key(16, at_least(1), 'of phantom.patients; the rest calibrate')
   width: int = key(32, between(4, 512), 'channels at half the resolution')
   pairs: int = key(12, at_least(1), 'edited and untouched crops of a step')

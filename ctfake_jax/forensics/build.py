@@ -64,6 +64,7 @@ def run(config: Config, workdir: Path) -> dict:
   detector = tried(config, detector, held_out)
   facts = {
     **detector.facts,
+    'data_terms': config.forensics.data_terms,
     'mini_set': mini_set.figures(detector),
     'learnt': [_source(volume) for volume in learnt],
     'calibrated': [_source(volume) for volume in held_out],

@@ -29,6 +29,7 @@ def test_it_learnt_from_sets_whose_terms_allow_it():
   for part in ('learnt', 'calibrated'):
     assert facts[part]
     assert all(source['name'].startswith(allowed) for source in facts[part])
+  assert 'CC BY' in facts['data_terms']
   of = [{s['sha256'] for s in facts[part]} for part in ('learnt', 'calibrated')]
   assert not of[0] & of[1]
 
