@@ -43,7 +43,7 @@ _FORENSICS = ('forensics', 'forensics_bench')
 class Job:
   """One network to be trained: how to make its state, its step, and how many steps there are.
 
-  `batch(batch_size, side)` is an empty batch as its step takes it.
+  `empty(batch_size, side)` is a batch as its step takes it.
   """
 
   name: str
@@ -51,7 +51,11 @@ class Job:
   step: Callable[[Any, dict, jax.Array], tuple[Any, dict]]
   batch_size: int
   steps: int
-  batch: Callable[[int, int], dict[str, np.ndarray]]
+  empty: Callable[[int, int], dict[str, np.ndarray]]
+
+  def batch(self, side: int) -> dict[str, np.ndarray]:
+    """What the step takes, of images of this side, all empty."""
+    return self.empty(self.batch_size, side)
 
 
 def empty_images(batch_size: int, side: int, channels: int = 1) -> dict[str, np.ndarray]:
@@ -92,7 +96,7 @@ def _describe_forensics(config: Config) -> Iterator[str]:
     patients = len({record.patient_id for record in headers.records})
     yield f'data: {len(headers)} slices of {patients} patients, {len(headers.unreadable)} left out'
   yield f'phantoms: {c.patients} of {c.slices_per_patient} slices, to be scanned'
-  yield from _costs(config, [_forensic_job(config)])
+  yield from _costs(config, jobs(config, classes=0, images=0))
 
 
 def _costs(config: Config, found: Iterable[Job]) -> Iterator[str]:
@@ -132,6 +136,8 @@ def jobs(config: Config, classes: int, images: int) -> Iterator[Job]:
     yield _detector_job(config, 'detector', registry.patch_net(config.detection), 1)
   if config.task == 'detector_bench':
     yield from _bench_jobs(config, classes, images)
+  if config.task in _FORENSICS:
+    yield _forensic_job(config)
 
 
 def _bench_jobs(config: Config, classes: int, images: int) -> Iterator[Job]:
@@ -157,7 +163,7 @@ def _detector_job(config: Config, name: str, model: nn.Module, times: int) -> Jo
     step=training.make_train_step(model, tx, config),
     batch_size=c.batch_size // 2,
     steps=times * c.updates,
-    batch=functools.partial(empty_images, channels=3),
+    empty=functools.partial(empty_images, channels=3),
   )
 
 
@@ -172,7 +178,7 @@ def _forensic_job(config: Config) -> Job:
     step=forensic_training.make_train_step(model, tx, c.ema_decay),
     batch_size=c.pairs,
     steps=c.updates if alone else trainings * bench_c.updates,
-    batch=_empty_pairs,
+    empty=_empty_pairs,
   )
 
 
@@ -195,7 +201,7 @@ def _classifier_job(config: Config, classes: int, train_images: int, folds: int)
     step=classifier.make_train_step(model, tx, config, np.ones(classes, np.float32)),
     batch_size=config.train.batch_size,
     steps=folds * config.train.epochs * per_epoch,
-    batch=empty_images,
+    empty=empty_images,
   )
 
 
@@ -208,7 +214,7 @@ def _generator_job(config: Config, classes: int) -> Job:
     step=family.make_train_step(networks, config),
     batch_size=section.batch_size,
     steps=section.updates,
-    batch=empty_images,
+    empty=empty_images,
   )
 
 
@@ -216,7 +222,7 @@ def _cost(job: Job, size: int) -> tuple[str, float]:
   """A line of text and the seconds of all steps, compilation left out."""
   state = mesh_lib.put_everywhere(job.init())
   state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-  batch = job.batch(job.batch_size, size)
+  batch = job.batch(size)
   step = jax.jit(job.step, donate_argnums=0)
   key = jax.random.key(0)
   state, _ = jax.block_until_ready(step(state, batch, key))

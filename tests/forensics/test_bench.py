@@ -12,12 +12,12 @@ from ctfake_jax.forensics import bench, examine, handmade, trial
 def bench_config():
   config = config_lib.defaults()
   config.task, config.data.source = 'forensics_bench', 'dicom'
-  config.phantom.patients, config.phantom.slices_per_patient, config.phantom.size = 5, 5, 192
+  config.phantom.patients, config.phantom.slices_per_patient, config.phantom.size = 4, 5, 192
   config.forensics.phantoms_to_learn = 2
   config.forensics.width, config.forensics.pairs = 4, 8
   config.forensics.kinds = ('smoothed', 'lesion', 'whole', 'noised')
   config.forensics_bench.kind_folds, config.forensics_bench.updates = 2, 1
-  config.forensics_bench.slices_of_each = 2
+  config.forensics_bench.slices_of_each = 1
   return config
 
 
@@ -35,6 +35,7 @@ def test_every_kind_is_left_out_once():
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group('forensics bench')
 def test_every_method_is_tried_on_every_kind(results):
   rows = results[0]['rows']
   assert set(rows) == {*handmade.STATISTICS, bench.OURS}
@@ -49,6 +50,7 @@ def test_every_method_is_tried_on_every_kind(results):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group('forensics bench')
 def test_the_table_has_a_row_for_every_method_and_kind(results):
   text = (results[1] / 'table.md').read_text()
   assert all(f'| {name} |' in text for name in (*handmade.STATISTICS, bench.OURS, 'lesion'))
