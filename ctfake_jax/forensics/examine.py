@@ -225,7 +225,7 @@ def highest(
 ) -> tuple[float, tuple[int, int]]:
   """The highest log odds in the lung, and the pixel in the middle of their square."""
   inside = np.where(lung, logits, -np.inf)
-  row, column = np.unravel_index(int(inside.argmax()), inside.shape)
+  row, column = np.unravel_index(int(np.argmax(inside)), inside.shape)
   place = int(row) * STRIDE + STRIDE // 2, int(column) * STRIDE + STRIDE // 2
   return float(inside[row, column]), place
 
