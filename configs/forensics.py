@@ -4,8 +4,8 @@ python launch.py --config=configs/forensics.py --workdir=runs/forensics --config
 
 Without a folder it learns from the phantom alone.
 
-Measured: 49 minutes on 2 CPU cores (AMD EPYC), 2026-11-28: 34 patients and 116 phantoms, of which 4
-minutes to scan these, 37 to train, 6 to calibrate and to try it.
+Measured: in two parts on 2 CPU cores (AMD EPYC), 2026-11-28, with 28 patients and 116 phantoms:
+training 38 minutes, beside other work; reading, scanning, calibrating and trying 10 minutes.
 """
 
 from ctfake_jax import config as config_lib

@@ -30,7 +30,7 @@ from ctfake_jax.runtime import batching, streams
 from ctfake_jax.runtime import mesh as mesh_lib
 from ctfake_jax.train import loop
 from ctfake_jax.train.classifier import NETWORK, init_state, updated
-from ctfake_jax.train.optimizer_step import Elementwise, adamw
+from ctfake_jax.train.optimizer_step import Elementwise, adamw, warmed_cosine
 from ctfake_jax.train.state import State, in_training
 from ctfake_jax.types import Images
 
@@ -64,7 +64,7 @@ def make_train_step(
     pairs = moved(mirrored(batch['image'], key_turn), key_move)
     pairs = domain_randomized(pairs, key_looks)
     synthetic = shares(pairs[..., 1] > 0)
-    images = _alternating(
+    images = mesh_lib.alternating(
       degradations.degrade(pairs[..., :1], key_degrade),
       degradations.degrade(pairs[..., 2:], key_degrade),
     )
@@ -74,7 +74,7 @@ def make_train_step(
       old['batch_stats'],
       images,
       fake.astype(jnp.float32),
-      _alternating(synthetic, jnp.zeros_like(synthetic)),
+      mesh_lib.alternating(synthetic, jnp.zeros_like(synthetic)),
       key_drop,
     )
     state = updated(state, tx, grads, batch_stats, loss=loss, ema_decay=config.detection.ema_decay)
@@ -88,13 +88,7 @@ def make_optimizer(c: DetectionConfig) -> Elementwise:
 
   Kernels alone decay.
   """
-  rate = optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, c.updates // 20, c.updates)
-  return adamw(rate, c.weight_decay)
-
-
-def _alternating(a: jax.Array, b: jax.Array) -> jax.Array:
-  """a[0], b[0], a[1], b[1] …: what is sharded along the first axis stays where it is."""
-  return jnp.stack([a, b], 1).reshape(-1, *a.shape[1:])
+  return adamw(warmed_cosine(c.learning_rate, c.updates), c.weight_decay)
 
 
 def mirrored(images: Float[Array, 'b h w c'], key: Key[Array, '']) -> Float[Array, 'b h w c']:

@@ -268,11 +268,7 @@ def joined(rows: Sequence[dict[str, list]]) -> dict[str, list]:
 
 def interval(rows: Sequence[dict], figure: str, least: float = 0.0) -> dict[str, float]:
   """Mean over patients of a figure from `least` to 1, and its interval by Student's t over them."""
-  by: dict[str, list[float]] = collections.defaultdict(list)
-  for row in rows:
-    if np.isfinite(row[figure]):
-      by[row['patient']].append(row[figure])
-  means = np.array([np.mean(own) for own in by.values()])
+  means = np.array(list(_means(rows, figure).values()))
   if not len(means):
     return {'value': float('nan'), 'low': float('nan'), 'high': float('nan')}
   half = float('inf')
@@ -311,7 +307,7 @@ def paired(rows: dict[str, dict]) -> dict:
   """The network less the best statistic by hand, patient by patient: location AUROC."""
   hand = [name for name in rows if name != OURS]
   best = max(hand, key=lambda name: interval(rows[name]['places'], 'auroc')['value'])
-  own, other = (_by_patient(rows[name]['places']) for name in (OURS, best))
+  own, other = (_means(rows[name]['places'], 'auroc') for name in (OURS, best))
   differences = [
     {'patient': patient, 'difference': own[patient] - other[patient]}
     for patient in own.keys() & other.keys()
@@ -319,12 +315,9 @@ def paired(rows: dict[str, dict]) -> dict:
   return {'best_by_hand': best, **interval(differences, 'difference', -1.0)}
 
 
-def _by_patient(places: Sequence[dict]) -> dict[str, float]:
-  by: dict[str, list[float]] = collections.defaultdict(list)
-  for place in places:
-    if np.isfinite(place['auroc']):
-      by[place['patient']].append(place['auroc'])
-  return {patient: float(np.mean(values)) for patient, values in by.items()}
+def _means(rows: Sequence[dict], figure: str) -> dict[str, float]:
+  """Of each patient."""
+  return trial.means_by_patient([r[figure] for r in rows], [r['patient'] for r in rows])
 
 
 def table(results: dict) -> str:

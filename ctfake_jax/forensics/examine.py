@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32
+from jaxtyping import Array, Bool, Float, Float32, Shaped
 from scipy import ndimage
 
 from ctfake_jax.data import lungs
@@ -66,19 +66,23 @@ class Examined:
   texture: Float[np.ndarray, ' t']
 
 
+def frame_of(volume: Volume, row: int, hu: Shaped[np.ndarray, 'h w']) -> Frame:
+  """A slice of a volume in memory, or what was made of it."""
+  step, row_mm, column_mm = volume.spacing_mm
+  header = Header(
+    path=f'{volume.name}#{row + 1}',
+    number=row,
+    series=volume.name,
+    patient=volume.patient,
+    height_mm=row * step,
+    spacing_mm=(row_mm, column_mm),
+  )
+  return Frame(header, hu.astype(np.float32))
+
+
 def frames_of(volume: Volume) -> Iterator[Frame]:
-  """The slices of a volume in memory."""
-  step, *spacing = volume.spacing_mm
-  for row, hu in enumerate(volume.hu):
-    header = Header(
-      path=f'{volume.name}#{row + 1}',
-      number=row,
-      series=volume.name,
-      patient=volume.patient,
-      height_mm=row * step,
-      spacing_mm=(spacing[0], spacing[1]),
-    )
-    yield Frame(header, hu.astype(np.float32))
+  """All slices of a volume."""
+  return (frame_of(volume, row, hu) for row, hu in enumerate(volume.hu))
 
 
 def network_maps(model: nn.Module, variables: dict) -> Maps:
@@ -162,10 +166,15 @@ def _with_neighbours(frames: Iterable[Frame]) -> Iterator[Triple]:
 def _adjacent(low: Frame, high: Frame) -> bool:
   if low.hu is None or high.hu is None or low.hu.shape != high.hu.shape:
     return False
-  heights = low.header.height_mm, high.header.height_mm
-  if low.header.series != high.header.series or heights[0] is None or heights[1] is None:
-    return False
-  return 0 < heights[1] - heights[0] <= MOST_GAP_MM
+  return gap_mm(low.header, high.header) > 0
+
+
+def gap_mm(low: Header, high: Header) -> float:
+  """Between two slices of a series that are neighbours; 0 where they are none."""
+  if low.series != high.series or low.height_mm is None or high.height_mm is None:
+    return 0.0
+  gap = high.height_mm - low.height_mm
+  return gap if 0 < gap <= MOST_GAP_MM else 0.0
 
 
 def _prepared(triple: Triple) -> _Slab | Header:
@@ -231,6 +240,17 @@ def highest(
 
 
 @functools.partial(jax.jit, static_argnums=0)
+def forward(
+  model: nn.Module,
+  variables: dict,
+  hu: Float[Array, 'b 3 h w'],
+  present: Bool[Array, 'b 3'],
+) -> Float32[Array, 'b p q']:
+  """Maps of log odds of having been edited."""
+  return jnp.asarray(model.apply(variables, hu, present, train=False))
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def smooth_map(
   model: nn.Module,
   variables: dict,
@@ -238,7 +258,7 @@ def smooth_map(
   present: Bool[Array, 'b 3'],
 ) -> Float32[Array, 'b p q']:
   """The network's log odds, each the mean of its own square and the eight round it."""
-  logits = jnp.asarray(model.apply(variables, hu, present, train=False))
+  logits = forward(model, variables, hu, present)
   wide = jnp.pad(logits, ((0, 0), (1, 1), (1, 1)), mode='edge')
   height, width = logits.shape[1:]
   shifted = [wide[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]

@@ -141,12 +141,9 @@ class Judge:
 
 def judge(
   path: Path,
-  detector: ForensicDetector,
+  ruler: Judge,
   limits: Limits,
-  prior: float,
   skipped: collections.Counter | None = None,
-  *,
-  rate: float = 0.0,
   maps: Path | None = None,
 ) -> Iterator[Verdict | SeriesVerdict]:
   """Every image below `path`: what cannot be judged first, then series by series, each with a last
@@ -154,11 +151,9 @@ def judge(
 
   Args:
     path: a file or a folder.
-    detector: that judges.
+    ruler: a detector at a rate.
     limits: of the processes that decode.
-    prior: share of fakes among such slices that `p_fake` assumes.
     skipped: gets the number of hidden files, by kind.
-    rate: of false alarms; 0 for the detector's own.
     maps: folder that maps are left in.
 
   Raises:
@@ -166,7 +161,7 @@ def judge(
   """
   counted = collections.Counter() if skipped is None else skipped
   headers = native.headers(path, limits, counted)
-  return _judged(path, headers, Judge.of(detector, prior, rate), limits, maps)
+  return _judged(path, headers, ruler, limits, maps)
 
 
 def _judged(
@@ -206,17 +201,11 @@ def run(config: Config, workdir: Path) -> dict:
   print(f'detector of edits in CT: {whose} ({name})', flush=True)
   ruler = Judge.of(detector, config.fake_prevalence, config.detection.false_alarm_rate)
   _say_level('slices', ruler.slices)
+  _say_level('series', ruler.series)
   skipped: collections.Counter = collections.Counter()
   begun = time.perf_counter()
-  found = judge(
-    Path(config.input),
-    detector,
-    Limits.from_config(config),
-    config.fake_prevalence,
-    skipped,
-    rate=config.detection.false_alarm_rate,
-    maps=workdir / 'maps' if config.detection.maps else None,
-  )
+  maps = workdir / 'maps' if config.detection.maps else None
+  found = judge(Path(config.input), ruler, Limits.from_config(config), skipped, maps)
   counts: collections.Counter = collections.Counter()
   outside, rows = 0, []
   ruling = Ruling(ruler.slices.value, ruler.slices.holds, name)
@@ -257,7 +246,7 @@ def run(config: Config, workdir: Path) -> dict:
 def _say_level(what: str, level: Level) -> None:
   if level.holds > level.asked:
     print(
-      f'careful: {level.patients} patients promise {level.holds:.1%} false alarms of {what}, not '
+      f'careful: {level.patients} patient(s) promise {level.holds:.1%} false alarms of {what}, not '
       f'the {level.asked:.1%} asked for; recalibrate on more',
       flush=True,
     )

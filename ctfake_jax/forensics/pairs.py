@@ -235,12 +235,7 @@ class PairFeed:
     edited, untouched, present, shares = indices
     shares = shares.astype(jnp.float32) / 255
     return {
-      'hu': alternating(edited, untouched).astype(jnp.float32),
-      'present': alternating(present, present),
-      'shares': alternating(shares, jnp.zeros_like(shares)),
+      'hu': mesh_lib.alternating(edited, untouched).astype(jnp.float32),
+      'present': mesh_lib.alternating(present, present),
+      'shares': mesh_lib.alternating(shares, jnp.zeros_like(shares)),
     }
-
-
-def alternating(a: jax.Array, b: jax.Array) -> jax.Array:
-  """a[0], b[0], a[1], b[1] …: what is sharded along the first axis stays where it is."""
-  return jnp.stack([a, b], 1).reshape(-1, *a.shape[1:])

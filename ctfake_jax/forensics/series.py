@@ -8,8 +8,7 @@ from jaxtyping import Bool
 from scipy import ndimage
 
 from ctfake_jax.data.sources.native import Header
-from ctfake_jax.forensics.examine import Examined, highest
-from ctfake_jax.forensics.volumes import MOST_GAP_MM
+from ctfake_jax.forensics.examine import Examined, gap_mm, highest
 from ctfake_jax.models.forensic_net import STRIDE
 
 WEIGHTS = (0.25, 0.5, 0.25)  # of a slice and its neighbours
@@ -73,12 +72,7 @@ def gather(
 
 
 def _gap_mm(low: Examined, high: Examined) -> float:
-  """Between two slices that are neighbours; 0 where they are none."""
-  heights = low.header.height_mm, high.header.height_mm
-  if heights[0] is None or heights[1] is None:
-    return 0.0
-  gap = heights[1] - heights[0]
-  return gap if low.hu.shape == high.hu.shape and 0 < gap <= MOST_GAP_MM else 0.0
+  return gap_mm(low.header, high.header) if low.hu.shape == high.hu.shape else 0.0
 
 
 def above(each: Examined, map_limit: float) -> Bool[np.ndarray, 'p q']:

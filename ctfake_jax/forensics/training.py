@@ -1,6 +1,5 @@
 """Training the forensic network on aligned pairs of edited and untouched crops."""
 
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Float32
+from jaxtyping import Array, Float, Float32
 
 from ctfake_jax.config.keys import Config, ForensicsConfig
+from ctfake_jax.forensics.examine import forward
 from ctfake_jax.forensics.pairs import CROP, PairFeed
 from ctfake_jax.forensics.volumes import Volume
 from ctfake_jax.models import initializers, registry
@@ -19,7 +19,7 @@ from ctfake_jax.models.forensic_net import NEIGHBOURS
 from ctfake_jax.runtime import mesh as mesh_lib
 from ctfake_jax.runtime import streams
 from ctfake_jax.train import loop
-from ctfake_jax.train.optimizer_step import Elementwise, adamw, apply_gradients
+from ctfake_jax.train.optimizer_step import Elementwise, adamw, apply_gradients, warmed_cosine
 from ctfake_jax.train.state import State, advanced, in_training, initial
 
 NETWORK = 'forensic'  # its name within a State
@@ -41,9 +41,8 @@ def init_state(model: nn.Module, tx: Elementwise, seed: int) -> State:
 
 
 def make_optimizer(c: ForensicsConfig) -> Elementwise:
-  """AdamW; the rate rises for a twentieth of the updates, then falls to 0 by half a cosine."""
-  rate = optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, c.updates // 20, c.updates)
-  return adamw(rate, c.weight_decay)
+  """AdamW by `config.forensics`, with `warmed_cosine`."""
+  return adamw(warmed_cosine(c.learning_rate, c.updates), c.weight_decay)
 
 
 def make_train_step(
@@ -56,6 +55,7 @@ def make_train_step(
     return loss(logits, batch['shares']), (logits, batch_stats)
 
   def train_step(state, batch, key):
+    """One update: gradient, optimiser, moving average; pairs bring their randomness."""
     del key
     old = state.networks[NETWORK]
     (value, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
@@ -126,14 +126,3 @@ def train(config: Config, volumes: Sequence[Volume], workdir: Path, name: str) -
     evaluate=evaluate,
   )
   return mesh_lib.to_host(state.ema)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def forward(
-  model: nn.Module,
-  variables: dict,
-  hu: Float[Array, 'b 3 h w'],
-  present: Bool[Array, 'b 3'],
-) -> Float32[Array, 'b p q']:
-  """Maps of log odds of having been edited."""
-  return jnp.asarray(model.apply(variables, hu, present, train=False))

@@ -5,6 +5,7 @@ edited place is compared with the others of the lung of the same slice, so that 
 differs from another has no say.
 """
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -12,8 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 from scipy import ndimage
 
-from ctfake_jax.data.sources.native import Frame, Header
-from ctfake_jax.forensics.examine import Examined, Triple, squares
+from ctfake_jax.forensics.examine import Examined, Triple, frame_of, squares
 from ctfake_jax.forensics.pairs import changed_shares, whole
 from ctfake_jax.forensics.series import above
 from ctfake_jax.forensics.volumes import REAL_HU, Volume
@@ -67,21 +67,12 @@ def edited_slices(
 def _one(volume: Volume, name: str, method: Method, rng: np.random.Generator) -> Edited | None:
   for _ in range(TRIES):
     row = int(rng.choice(volume.rows))
-    slab, lung = volume.slab(row), volume.lung[volume.around(row)]
-    places = volume.in_lung[row]
-    y, x = (float(v) for v in places[rng.integers(len(places))])
-    diameter = float(np.exp(rng.uniform(*np.log(DIAMETERS_MM))))
-    site = sites.Site((float(len(slab) // 2), y, x), diameter)
-    place = Place.of(slab, lung, volume.spacing_mm, site)
-    try:
-      made = np.where(place.reach, method(place, rng), place.own)
-    except UserError:  # no place for this kind
-      continue
-    edited = slab.copy()
-    edited[place.box] = np.rint(made)  # as a file would hold it
-    changed = changed_shares(slab[len(slab) // 2], edited[len(slab) // 2]) > 0
-    if changed.sum() * volume.spacing_mm[1] * volume.spacing_mm[2] >= LEAST_CHANGED_MM2:
-      return Edited(triple_of(volume, edited), name, volume.patient, (y, x), changed)
+    around = volume.around(row)
+    slab = volume.slab(row)
+    found = _edit(volume, slab, volume.lung[around], row, len(slab) // 2, method, rng)
+    if found:
+      edited, site, changed = found
+      return Edited(triple_of(volume, edited), name, volume.patient, site.centre[1:], changed)
   return None
 
 
@@ -92,23 +83,39 @@ def edited_volume(
   hu = volume.hu.astype(np.float32)
   for _ in range(TRIES):
     row = int(rng.choice(volume.rows))
-    places = volume.in_lung[row]
-    y, x = (float(v) for v in places[rng.integers(len(places))])
-    site = sites.Site((float(row), y, x), float(np.exp(rng.uniform(*np.log(DIAMETERS_MM)))))
-    place = Place.of(hu, volume.lung, volume.spacing_mm, site)
-    try:
-      made = np.where(place.reach, method(place, rng), place.own)
-    except UserError:  # no place for this kind
-      continue
-    edited = hu.copy()
-    edited[place.box] = np.rint(made)
-    changed = np.zeros(hu.shape, bool)
-    for z in range(*place.box[0].indices(len(hu))):
-      changed[z] = changed_shares(hu[z], edited[z]) > 0
-    if changed[row].sum() * volume.spacing_mm[1] * volume.spacing_mm[2] >= LEAST_CHANGED_MM2:
-      values = np.clip(edited, *REAL_HU).astype(np.int16)
+    if found := _edit(volume, hu, volume.lung, row, row, method, rng):
+      changed = np.stack([changed_shares(a, b) > 0 for a, b in zip(hu, found[0])])
+      values = np.clip(found[0], *REAL_HU).astype(np.int16)
       return dataclasses.replace(volume, hu=values), changed
   return None
+
+
+def _edit(
+  volume: Volume,
+  hu: Float32[np.ndarray, 'k h w'],
+  lung: Bool[np.ndarray, 'k h w'],
+  row: int,
+  middle: int,
+  method: Method,
+  rng: np.random.Generator,
+) -> tuple[Float32[np.ndarray, 'k h w'], sites.Site, Bool[np.ndarray, 'h w']] | None:
+  """Slices `hu` of a volume with an edit at a random place of its slice `row`, their `middle`.
+
+  With the place and what was changed in that slice; None where too little was.
+  """
+  places = volume.in_lung[row]
+  y, x = (float(v) for v in places[rng.integers(len(places))])
+  site = sites.Site((float(middle), y, x), float(np.exp(rng.uniform(*np.log(DIAMETERS_MM)))))
+  place = Place.of(hu, lung, volume.spacing_mm, site)
+  try:
+    made = np.where(place.reach, method(place, rng), place.own)
+  except UserError:  # no place for this kind
+    return None
+  edited = hu.copy()
+  edited[place.box] = np.rint(made)  # as a file would hold it
+  changed = changed_shares(hu[middle], edited[middle]) > 0
+  large = changed.sum() * volume.spacing_mm[1] * volume.spacing_mm[2] >= LEAST_CHANGED_MM2
+  return (edited, site, changed) if large else None
 
 
 def overlap(
@@ -156,20 +163,7 @@ def changed_slices(
 
 def triple_of(volume: Volume, slab: Float32[np.ndarray, 'k h w']) -> Triple:
   """As `examine` takes slices."""
-  step, *spacing = volume.spacing_mm
-  frames = [
-    Frame(
-      Header(
-        path=volume.name,
-        series=volume.name,
-        patient=volume.patient,
-        height_mm=number * step,
-        spacing_mm=(spacing[0], spacing[1]),
-      ),
-      hu.astype(np.float32),
-    )
-    for number, hu in enumerate(slab)
-  ]
+  frames = [frame_of(volume, row, hu) for row, hu in enumerate(slab)]
   return (frames[0], frames[1], frames[2]) if len(frames) == 3 else (None, frames[0], None)
 
 
@@ -202,10 +196,16 @@ def location(each: Examined, centre: tuple[float, float]) -> dict[str, float]:
   }
 
 
-def mean_by_patient(values: Iterable[float], patients: Iterable[str]) -> float:
-  """Every patient weighing alike."""
-  by: dict[str, list[float]] = {}
+def means_by_patient(values: Iterable[float], patients: Iterable[str]) -> dict[str, float]:
+  """Of each patient's finite values."""
+  by: dict[str, list[float]] = collections.defaultdict(list)
   for value, patient in zip(values, patients):
     if np.isfinite(value):
-      by.setdefault(patient, []).append(value)
-  return float(np.mean([np.mean(own) for own in by.values()])) if by else float('nan')
+      by[patient].append(value)
+  return {patient: float(np.mean(own)) for patient, own in by.items()}
+
+
+def mean_by_patient(values: Iterable[float], patients: Iterable[str]) -> float:
+  """Every patient weighing alike; NaN without any."""
+  means = means_by_patient(values, patients)
+  return float(np.mean(list(means.values()))) if means else float('nan')

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Shaped
+from jaxtyping import Array, Shaped
 
 from ctfake_jax.config.keys import Config
 from ctfake_jax.types import UserError
@@ -97,6 +97,11 @@ def shard_batch(mesh: Mesh, batch: Any) -> Any:
     return jax.tree.map(
       lambda value: jax.make_array_from_callback(value.shape, sharding, value.__getitem__), batch
     )
+
+
+def alternating(a: Shaped[Array, 'b ...'], b: Shaped[Array, 'b ...']) -> Shaped[Array, '2*b ...']:
+  """a[0], b[0], a[1], b[1] …: what is sharded along the first axis stays where it is."""
+  return jnp.stack([a, b], 1).reshape(-1, *a.shape[1:])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

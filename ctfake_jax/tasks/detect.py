@@ -58,7 +58,8 @@ def detect(
   loaded = _loaded(detector)
   limits = limits or Limits.from_config(config_lib.Config())
   if isinstance(loaded, ForensicDetector):
-    found = forensic_judge.judge(Path(path), loaded, limits, fake_prevalence, skipped)
+    ruler = forensic_judge.Judge.of(loaded, fake_prevalence)
+    found = forensic_judge.judge(Path(path), ruler, limits, skipped)
     return (item for item in found if isinstance(item, Verdict))
   images = decode_all(Path(path), loaded.view, limits, skipped=skipped)
   return _in_batches(images, loaded, fake_prevalence)

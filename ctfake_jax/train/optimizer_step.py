@@ -33,6 +33,11 @@ def adamw(rate: optax.ScalarOrSchedule, decay: float) -> Elementwise:
   return Elementwise(*optax.adamw(rate, weight_decay=decay, mask=kernels))
 
 
+def warmed_cosine(peak: float, updates: int) -> optax.Schedule:
+  """A rate that rises for a twentieth of the updates, then falls to 0 by half a cosine."""
+  return optax.warmup_cosine_decay_schedule(0.0, peak, updates // 20, updates)
+
+
 def adam(rate: optax.ScalarOrSchedule, b1: float = 0.9) -> Elementwise:
   """Kingma & Ba 2015 (arXiv:1412.6980)."""
   return Elementwise(*optax.adam(rate, b1=b1))
